@@ -1,0 +1,124 @@
+"""Rows of questions: the one shape in which every question or instruction set reaches training, the chat page and the audit.
+
+A row names its recordings, it does not hold them: arrays stay in an `EcgSource` (`source[record_id] -> Ecg`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+
+from data.ecg import EcgSource
+
+Part = dict[str, str]
+Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": str | list[Part]}
+
+
+class Row(TypedDict):
+    """One question about one or more recordings, or a dialogue of several.
+
+    `answer` is a set in canonical order (its order in a published file carries no meaning). `control` is empty for an
+    ordinary question; otherwise it names the group that is reported in a row of its own and kept out of every headline
+    number (for example `"voltage"`, which an encoder blind to gain cannot answer).
+    """
+
+    id: str
+    messages: list[Message]
+    ecgs: list[str]
+    patient_ids: list[str]
+    question_type: str
+    template_id: int
+    attribute: str
+    question: str
+    answer: list[str]
+    control: str
+
+
+@dataclass
+class QuestionSet:
+    """Questions of one corpus, split by patient, with the recordings they are about.
+
+    Attributes:
+        name: What the report and the model card call it.
+        source: Gives the recording of every id in the rows.
+        train: Single-turn rows whose recordings belong to training patients.
+        test: Single-turn rows of held-out patients.
+        reports: Rows that ask for the report of one training recording: the align stage.
+        patient_of: Patient of every record id, of both splits.
+        notes: What was dropped and why, in sentences for the model card.
+    """
+
+    name: str
+    source: EcgSource
+    train: list[Row]
+    test: list[Row]
+    reports: list[Row]
+    patient_of: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+def user(n_ecgs: int, text: str) -> Message:
+    """A user's turn: `n_ecgs` recordings, then the text. All parts have the same keys, as Arrow demands."""
+    ecgs: list[Part] = [{"type": "ecg", "text": ""}] * n_ecgs
+    return {"role": "user", "content": [*ecgs, {"type": "text", "text": text}]}
+
+
+def assistant(text: str) -> Message:
+    """An assistant's turn."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def answer_text(answer: Sequence[str]) -> str:
+    """The words a model is trained to say for a set of answers: sorted, so that a set has one text."""
+    return ", ".join(sorted(answer))
+
+
+def question_row(
+    *,
+    id: str,
+    ecgs: Sequence[str],
+    patient_ids: Sequence[str],
+    question_type: str,
+    question: str,
+    answer: Sequence[str],
+    template_id: int = 0,
+    attribute: str = "",
+    control: str = "",
+) -> Row:
+    """A single-turn row."""
+    return Row(
+        id=id,
+        messages=[user(len(ecgs), question), assistant(answer_text(answer))],
+        ecgs=list(ecgs),
+        patient_ids=list(patient_ids),
+        question_type=question_type,
+        template_id=template_id,
+        attribute=attribute,
+        question=question,
+        answer=sorted(answer),
+        control=control,
+    )
+
+
+def dialogues(rows: Sequence[Row], turns: int, seed: int = 0) -> list[Row]:
+    """Join single-turn rows about the same recordings into dialogues of at most `turns` questions, in shuffled order.
+
+    The recordings are shown once, at the start, so a dialogue trains `turns` questions for the price of one prefix.
+    """
+    rng = np.random.default_rng(seed)
+    by_ecgs: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for i in rng.permutation(len(rows)):
+        by_ecgs[tuple(rows[i]["ecgs"])].append(rows[i])
+    joined = []
+    for same in by_ecgs.values():
+        for start in range(0, len(same), turns):
+            group = same[start : start + turns]
+            messages = list(group[0]["messages"])
+            for row in group[1:]:
+                messages += [user(0, row["question"]), assistant(answer_text(row["answer"]))]
+            joined.append(Row(**{**group[0], "id": "+".join(row["id"] for row in group), "messages": messages}))
+    return [joined[i] for i in rng.permutation(len(joined))]

@@ -1,0 +1,227 @@
+"""Reports and ECG-QA-shaped questions about the simulated cohort.
+
+The answers to every question are balanced: for each question text, as many recordings are asked about for each of its
+answers. A question alone therefore tells nothing about its answer, and a model that does not read the ECG scores
+1 / (number of answers).
+
+Question types are those of ECG-QA (Oh et al., NeurIPS 2023): `single-verify`, `single-choose`, `single-query`, and
+`comparison_consecutive-*` (two recordings of a patient) and `comparison_irrelevant-*` (of two patients).
+
+Questions about voltage are a negative control (`control="voltage"`): voltage is a gain on the whole recording, which an
+encoder blind to gain cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.conversations.rows import QuestionSet, Row, assistant, question_row, user
+from data.synthetic import AXES, CONDUCTIONS, NOISES, RATES, ST_SITES, VOLTAGES, Array, SyntheticCohort, categories
+
+RHYTHMS = ("sinus rhythm", "atrial fibrillation")
+
+_VERIFY = ("Does this ECG show {0}?", "Is there {0} in this ECG?", "Is {0} present in this ECG?")
+_CHOOSE = ("Which does this ECG show, {0} or {1}?",)
+_NEW = (
+    "Does the second ECG show {0} that the first ECG does not show?",
+    "Is there new {0} in the second ECG compared to the first?",
+)
+_WHICH = ("Which of the two ECGs shows {0}?", "In which of these ECGs is there {0}?")
+
+_FINDINGS = (
+    "atrial fibrillation", "first degree AV block", "premature ventricular complexes",
+    *RATES[1:], *CONDUCTIONS[1:], *ST_SITES[1:], *AXES[1:], *NOISES[1:],
+)  # fmt: skip
+_PAIRS = (
+    ("atrial fibrillation", "left bundle branch block"), ("atrial fibrillation", "premature ventricular complexes"),
+    ("bradycardia", "tachycardia"), ("bradycardia", "right bundle branch block"), ("tachycardia", "left axis deviation"),
+    ("left bundle branch block", "right bundle branch block"), ("left axis deviation", "right axis deviation"),
+    ("anterior ST elevation", "inferior ST elevation"), ("anterior ST elevation", "atrial fibrillation"),
+    ("inferior ST elevation", "right axis deviation"), ("baseline drift", "muscle noise"),
+    ("premature ventricular complexes", "first degree AV block"), ("right bundle branch block", "muscle noise"),
+)  # fmt: skip
+_QUERIES = {
+    "rhythm": ("What is the rhythm of this ECG?", RHYTHMS),
+    "rate": ("Is the heart rate normal, slow or fast in this ECG?", RATES),
+    "conduction": ("How is the intraventricular conduction of this ECG?", CONDUCTIONS),
+    "st": ("Where does this ECG show ST elevation?", ST_SITES),
+    "axis": ("What is the direction of the electrical axis of this ECG?", AXES),
+    "noise": ("What kind of noise does this ECG show?", NOISES),
+    "voltage": ("How high is the QRS voltage of this ECG?", VOLTAGES),
+}
+_ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does this ECG show?")
+
+
+def report(cohort: SyntheticCohort, record_id: str, rng: np.random.Generator) -> str:
+    """A report in a cardiologist's words: all that is planted in the recording, each in one of several phrasings."""
+    i = cohort.index(record_id)
+    of = {name: int(index[0]) for name, index in categories(cohort.parameters.take([i])).items()}
+
+    def say(*phrasings: str) -> str:
+        return phrasings[rng.integers(len(phrasings))]
+
+    sentences = [
+        say("atrial fibrillation", "the rhythm is atrial fibrillation")
+        if of["rhythm"]
+        else say("sinus rhythm", "the rhythm is sinus rhythm"),
+        (say("normal rate", "normal heart rate"), say("bradycardia", "slow heart rate, bradycardia"),
+         say("tachycardia", "fast heart rate, tachycardia"))[of["rate"]],
+        (say("normal conduction", "no bundle branch block"), CONDUCTIONS[1], CONDUCTIONS[2])[of["conduction"]],
+        AXES[of["axis"]],
+        ("no ST elevation", say("anterior ST elevation", "anterior leads with anterior ST elevation"),
+         say("inferior ST elevation", "inferior leads with inferior ST elevation"))[of["st"]],
+        VOLTAGES[of["voltage"]],
+    ]  # fmt: skip
+    if cohort.present("first degree AV block")[i]:
+        sentences.append(say("first degree AV block", "long PR interval, first degree AV block"))
+    if cohort.present("premature ventricular complexes")[i]:
+        sentences.append(say("premature ventricular complexes", "there are premature ventricular complexes"))
+    if of["noise"]:
+        sentences.append(NOISES[of["noise"]])
+    if cohort.present("normal ECG")[i]:
+        sentences.append("normal ECG")
+    order = rng.permutation(len(sentences))
+    return ". ".join(sentences[k] for k in order) + "."
+
+
+class _Asker:
+    """Draws balanced questions about a part of the cohort."""
+
+    def __init__(self, cohort: SyntheticCohort, records: Array, per_question: int, rng: np.random.Generator) -> None:
+        self.cohort, self.records, self.per_question, self.rng = cohort, records, per_question, rng
+        visits = records.reshape(-1, cohort.records_per_patient)
+        if cohort.records_per_patient > 1:
+            both = np.concatenate([visits[:, :2], visits[:, 1::-1]])  # "new" must not mean "later" only
+        else:
+            both = np.zeros((0, 2), int)
+        others = np.stack([rng.permutation(records), rng.permutation(records)], axis=1)
+        patient = others // cohort.records_per_patient
+        self.pairs = {"consecutive": both, "irrelevant": others[patient[:, 0] != patient[:, 1]]}
+        self.rows: list[Row] = []
+
+    def ask(
+        self,
+        kind: str,
+        template: int,
+        attribute: str,
+        phrasings: Sequence[str],
+        about: Array,
+        answers: Iterable[tuple[Sequence[str], Array]],
+        control: str = "",
+        share: float = 1.0,
+    ) -> None:
+        """Rows that ask about equally many items of `about` `[items, ecgs]` for each (answer, bool `[items]`)."""
+        answers = [(answer, np.flatnonzero(where)) for answer, where in answers]
+        each = min(round(self.per_question * share), *(len(items) for _, items in answers))
+        for answer, items in answers:
+            for k, item in enumerate(self.rng.choice(items, each, replace=False)):
+                ids = [self.cohort.records[i] for i in about[item]]
+                self.rows.append(
+                    question_row(
+                        id=f"{template}/{attribute}/{'+'.join(ids)}/{k % len(phrasings)}",
+                        ecgs=ids,
+                        patient_ids=[self.cohort.patient_of[i] for i in ids],
+                        question_type=kind,
+                        # Phrasings rotate within each answer, so that each of them is balanced too.
+                        question=phrasings[k % len(phrasings)],
+                        answer=answer,
+                        template_id=template,
+                        attribute=attribute,
+                        control=control,
+                    )
+                )
+
+    def all(self) -> list[Row]:
+        """Every template about every finding."""
+        cohort, one = self.cohort, self.records[:, None]
+        for control, names in (("", _FINDINGS), ("voltage", VOLTAGES[1:])):
+            for name in names:
+                has, may = cohort.present(name)[self.records], cohort.askable(name)[self.records]
+                texts = [text.format(name) for text in _VERIFY]
+                self.ask("single-verify", 1, name, texts, one, [(["yes"], has), (["no"], ~has & may)], control)
+        normal = cohort.present("normal ECG")[self.records]
+        texts = ["Is this a normal ECG?"]
+        self.ask("single-verify", 2, "normal ECG", texts, one, [(["yes"], normal), (["no"], ~normal)])
+        for a, b in _PAIRS:
+            may = (cohort.askable(a) & cohort.askable(b))[self.records]
+            in_a, in_b = cohort.present(a)[self.records], cohort.present(b)[self.records]
+            answers = [([a], in_a & ~in_b), ([b], in_b & ~in_a), (["none"], ~in_a & ~in_b), ([a, b], in_a & in_b)]
+            answers = [(answer, where & may) for answer, where in answers if (where & may).any()]
+            texts = [text.format(a, b) for text in _CHOOSE]
+            self.ask("single-choose", 3, f"{a} / {b}", texts, one, answers, share=0.5)
+        values = categories(cohort.parameters)
+        for template, (name, (text, names)) in enumerate(_QUERIES.items(), start=4):
+            value = np.where(cohort.askable(ST_SITES[1]), values[name], -1) if name == "st" else values[name]
+            answers = [([label], value[self.records] == i) for i, label in enumerate(names)]
+            control = "voltage" if name == "voltage" else ""
+            self.ask("single-query", template, name, [text], one, answers, control)
+        for template, (relation, pairs) in zip((11, 12), self.pairs.items(), strict=True):
+            for name in _FINDINGS if len(pairs) else ():
+                first, second = cohort.present(name)[pairs].T
+                may = cohort.askable(name)[pairs].all(axis=1)
+                texts = [text.format(name) for text in _NEW]
+                answers = [(["yes"], second & ~first & may), (["no"], ~(second & ~first) & may)]
+                self.ask(f"comparison_{relation}-verify", template, name, texts, pairs, answers, share=0.5)
+                texts = [text.format(name) for text in _WHICH]
+                answers = [
+                    (["first ECG"], first & ~second & may), (["second ECG"], second & ~first & may),
+                    (["none"], ~first & ~second & may), (["first ECG", "second ECG"], first & second & may),
+                ]  # fmt: skip
+                self.ask(f"comparison_{relation}-query", template + 2, name, texts, pairs, answers, share=0.25)
+        return self.rows
+
+
+def load(
+    patients: int = 2000,
+    held_out: str = "test",
+    held_out_patients: int = 500,
+    questions: int = 1000,
+    held_out_questions: int = 40,
+    seed: int = 0,
+    cache: Path | str | None = None,
+) -> QuestionSet:
+    """The cohort's questions, split by patient.
+
+    Args:
+        patients: Training patients, two recordings each.
+        held_out: `"test"`, or `"validation"`: other patients, for choosing settings.
+        held_out_patients: Patients of each of the two held-out splits.
+        questions: How many recordings each question is asked about per answer, in training; fewer where a finding is
+            rarer. Choose and comparison questions get a half or a quarter of it.
+        held_out_questions: The same for the held-out split.
+        seed: Of the cohort and of the questions.
+        cache: Folder for the simulated recordings.
+    """
+    if held_out not in ("test", "validation"):
+        raise ValueError(f"held_out must be 'test' or 'validation', got {held_out!r}")
+    cohort = SyntheticCohort(patients + 2 * held_out_patients, seed=seed, cache=cache)
+    visits = np.arange(len(cohort)).reshape(-1, cohort.records_per_patient)
+    start = patients + (held_out_patients if held_out == "validation" else 0)
+    train, test = visits[:patients].ravel(), visits[start : start + held_out_patients].ravel()
+    rng = np.random.default_rng([seed, 3])
+    reports = []
+    for i in train:
+        record = cohort.records[i]
+        text = report(cohort, record, rng)
+        ask = _ASK_REPORT[rng.integers(len(_ASK_REPORT))]
+        row = question_row(
+            id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]],
+            question_type="report", question=ask, answer=[text],
+        )  # fmt: skip
+        row["messages"] = [user(1, ask), assistant(text)]
+        reports.append(row)
+    return QuestionSet(
+        name="simulated cohort",
+        source=cohort,
+        train=_Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all(),
+        test=_Asker(cohort, test, held_out_questions, np.random.default_rng([seed, 5, start])).all(),
+        reports=reports,
+        patient_of=cohort.patient_of,
+        notes=[
+            f"Simulated recordings with planted findings: {patients} training and {held_out_patients} {held_out} "
+            "patients, two recordings each. Numbers on them say nothing about real patients."
+        ],
+    )

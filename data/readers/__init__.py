@@ -1,0 +1,77 @@
+"""Reads one ECG from a file of any known format: one dispatcher, one file per format.
+
+To add a format, write its reader (`accepts`, `read`) and add an entry to `READERS`; `tests/data/test_readers.py` holds
+the contract that every reader must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.ecg import Ecg
+from data.readers.arrays import is_csv, is_npy, read_csv, read_npy
+from data.readers.common import Nan, first_bytes
+from data.readers.wfdb import WfdbFolder, is_wfdb, read_wfdb, write_wfdb
+
+__all__ = ["READERS", "Reader", "WfdbFolder", "read_ecg", "write_wfdb"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format.
+
+    Attributes:
+        name: What the user calls it.
+        accepts: From the path and the first bytes of the file (none when there is no such file), whether it is ours.
+        read: Path and the keywords of `read_ecg` to a recording.
+    """
+
+    name: str
+    accepts: Callable[[Path, bytes], bool]
+    read: Callable[..., Ecg]
+
+
+# In order of how surely the content tells: magic bytes, then a grammar, then a mere comma.
+READERS = (
+    Reader("NumPy array (.npy)", is_npy, read_npy),
+    Reader("WFDB record (.hea with .dat or .mat)", is_wfdb, read_wfdb),
+    Reader("table (.csv)", is_csv, read_csv),
+)
+
+
+def read_ecg(
+    path: Path | str,
+    *,
+    fs: float | None = None,
+    units: str | None = None,
+    leads: Sequence[str] | None = None,
+    nan: Nan = "raise",
+) -> Ecg:
+    """Read one recording, in millivolts.
+
+    Args:
+        path: The file; a WFDB record also by the name its files share.
+        fs: Sampling rate, Hz. Needed where the file does not say; must agree where it does. So are the next two.
+        units: Units of the samples: V, mV, uV, µV or nV, in any case.
+        leads: Names of the signals, in order.
+        nan: What to do about missing samples: `"raise"`, or `"interpolate"` between neighbours of the same lead
+            (`meta["repaired_samples"]` counts them).
+
+    Returns:
+        The recording; `meta["file"]` says where it was read, `meta["other_signals"]` names what was not a lead.
+
+    Raises:
+        ValueError: The file is missing, damaged, contradicts itself or the caller, or does not say what its numbers
+            mean. Names the file, the field and what to do.
+    """
+    path = Path(path)
+    head = first_bytes(path)
+    accepted = [reader for reader in READERS if reader.accepts(path, head)]
+    # Nothing but a WFDB record may be named without its suffix, so for the others the file itself must be there.
+    if not head and not (accepted and accepted[0].read is read_wfdb):
+        raise ValueError(f"{path}: {'empty' if path.is_file() else 'missing, or not a regular file'}")
+    if not accepted:
+        raise ValueError(f"{path}: not a known format: expected a {', '.join(reader.name for reader in READERS)}")
+    return accepted[0].read(path, fs=fs, units=units, leads=leads, nan=nan)

@@ -1,0 +1,75 @@
+"""`ElmConfig`: an encoder, a projector and a language model in one configuration."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+
+def pooled_mask(token_mask: torch.Tensor, pool: int) -> torch.Tensor:
+    """Which language-model tokens an ECG takes: bool `[B, T]` of encoder tokens to bool `[B, ceil(T / pool)]`.
+
+    A pooled token stands for `pool` encoder tokens in a row, and is kept when any of them carries signal. This is the
+    only place that knows how many tokens an ECG takes; processor, model, feature cache and server all ask it.
+    """
+    missing = -token_mask.shape[1] % pool
+    return torch.nn.functional.pad(token_mask.bool(), (0, missing)).unflatten(1, (-1, pool)).any(dim=-1)
+
+
+def tokens_per_ecg(token_mask: torch.Tensor | np.ndarray, pool: int) -> list[int]:
+    """Number of language-model tokens of each ECG of a batch."""
+    return [int(n) for n in pooled_mask(torch.as_tensor(token_mask), pool).sum(dim=1)]
+
+
+class ElmConfig(PreTrainedConfig):
+    """Configuration of `ElmForConditionalGeneration`.
+
+    Attributes:
+        text_config: The language model's configuration.
+        encoder_config: The ECG encoder's configuration (an `EcgEncoderConfig`).
+        ecg_token_id: Id of the placeholder token whose embeddings are replaced by an ECG's projected tokens.
+        projector_type: `"linear"` or `"mlp"` (linear, GELU, linear).
+        projector_pool: How many encoder tokens in a row become one language-model token.
+        projector_pool_mode: `"stack"` joins their features, `"mean"` averages them.
+    """
+
+    model_type = "elm"
+    # A plain dict, so that one code path serves transformers 5.16 to 5.19 (later ones know richer forms).
+    sub_configs = {"text_config": AutoConfig, "encoder_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    encoder_config: dict | PreTrainedConfig | None = None
+    ecg_token_id: int = 0
+    projector_type: str = "mlp"
+    projector_pool: int = 1
+    projector_pool_mode: str = "stack"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        """Builds the parts' configurations; the language model decides whether embeddings are tied."""
+        for name, default in (("text_config", "llama"), ("encoder_config", "ecg_melp")):
+            part = getattr(self, name)
+            if part is None:
+                part = CONFIG_MAPPING[default]()
+            elif isinstance(part, dict):
+                part = CONFIG_MAPPING[part.get("model_type", default)](**part)
+            setattr(self, name, part)
+        if self.projector_type not in ("linear", "mlp"):
+            raise ValueError(f"projector_type must be 'linear' or 'mlp', got {self.projector_type!r}")
+        if self.projector_pool_mode not in ("stack", "mean"):
+            raise ValueError(f"projector_pool_mode must be 'stack' or 'mean', got {self.projector_pool_mode!r}")
+        if self.projector_pool < 1:
+            raise ValueError(f"projector_pool must be at least 1, got {self.projector_pool}")
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        super().__post_init__(**kwargs)  # last: it hands the attention implementation on to the parts
+
+    def tokens_per_ecg(self, token_mask: torch.Tensor | np.ndarray) -> list[int]:
+        """Number of language-model tokens of each ECG, given its encoder's bool `[B, T]` token mask."""
+        return tokens_per_ecg(token_mask, self.projector_pool)
+
+    @property
+    def max_tokens_per_ecg(self) -> int:
+        """The most language-model tokens one ECG takes."""
+        return -(-self.encoder_config.max_tokens // self.projector_pool)

@@ -1,0 +1,112 @@
+"""A model as one folder: `load` and `save`.
+
+The folder holds config.json, model.safetensors (LoRA merged), the tokenizer with its chat template, the processor with the
+encoder's feature extractor, training.json (what it was trained on and how) and README.md (its model card). Beside them:
+`adapter/` (the LoRA weights and the trained projector), `checkpoints/`, `examples/`, `ablation/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoFeatureExtractor
+
+from data.files import written_whole
+from elm.card import write_card
+from elm.configuration import ElmConfig
+from elm.features import weights_hash
+from elm.modeling import ElmForConditionalGeneration
+from elm.processing import ElmProcessor
+
+BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
+
+
+def load(
+    folder: Path | str, *, adapter: Path | str | None = None, dtype: torch.dtype | str = "auto"
+) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
+    """A saved model and its processor, ready to answer.
+
+    Args:
+        folder: A folder written by `save`, or a hub id of one.
+        adapter: LoRA weights to put on it, from an `adapter/` folder; they must have been trained on this model.
+        dtype: Of the weights; `"auto"` keeps the saved one.
+
+    Raises:
+        FileNotFoundError: The folder is no saved model.
+        ValueError: A weight is missing, misshapen or not finite, or the adapter belongs to another base.
+    """
+    if Path(folder).is_dir() and not (Path(folder) / "config.json").exists():
+        raise FileNotFoundError(f"{folder} is no saved model: it has no config.json (was its training interrupted?)")
+    model, info = ElmForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    faults = [f"{name} is missing" for name in info["missing_keys"]]
+    faults += [f"{name} is unexpected" for name in info["unexpected_keys"]]
+    faults += [f"{name} is {tuple(got)} instead of {tuple(want)}" for name, got, want in info["mismatched_keys"]]
+    faults += [f"{n} holds NaN or infinity" for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"the weights of {folder} do not fit its config.json: {'; '.join(faults[:5])}{more}")
+    processor = ElmProcessor.from_pretrained(folder)
+    if adapter is not None:
+        belongs = json.loads((Path(adapter) / BASE_FILE).read_text())["weights"]
+        if weights_hash(model) != belongs:
+            raise ValueError(
+                f"the adapter in {adapter} was trained on other weights ({belongs}) than those of {folder} "
+                f"({weights_hash(model)}): load it on the base it was trained on"
+            )
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return model.eval(), processor
+
+
+def save(
+    model: ElmForConditionalGeneration,
+    processor: ElmProcessor,
+    folder: Path | str,
+    *,
+    training: dict[str, Any],
+    beside: Path | None = None,
+) -> Path:
+    """Write a model so that every file of the folder is whole: all are written aside first, then moved in.
+
+    Args:
+        model: Without adapters, or merged.
+        processor: Its processor.
+        folder: Where to; other files and folders in it stay.
+        training: What goes into training.json: the dataset and its settings, hyper-parameters, versions.
+        beside: A folder whose contents (`adapter/`, `examples/`) are moved in with the rest.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        model.save_pretrained(aside)
+        processor.save_pretrained(aside)
+        training = {**training, "parameters": sum(p.numel() for p in model.parameters())}
+        (aside / "training.json").write_text(json.dumps(training, indent=2))
+        for item in beside.iterdir() if beside is not None else ():
+            os.replace(item, aside / item.name)
+        write_card(aside)
+        # config.json last: a folder without it is no saved model.
+        for item in sorted(aside.iterdir(), key=lambda item: item.name == "config.json"):
+            target = folder / item.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(item, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def save_adapter(model: PeftModel, folder: Path, base_weights: str) -> None:
+    """The adapter alone, with the hash of the weights it belongs to."""
+    model.save_pretrained(folder)
+    with written_whole(folder / BASE_FILE, "w") as file:
+        json.dump({"weights": base_weights}, file)

@@ -1,0 +1,250 @@
+"""The ECG-language model: encoder, projector, language model; an ECG's projected tokens replace its placeholders.
+
+`ElmForConditionalGeneration{model: ElmModel{encoder, projector, language_model}, lm_head}` is the layout in which
+PEFT, TRL, `generate` and vLLM find what they look for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from elm.configuration import ElmConfig, pooled_mask
+from elm.projectors import Projector
+
+Inputs = dict[str, Any]
+
+
+class ElmPreTrainedModel(PreTrainedModel):
+    """What both classes share."""
+
+    config_class = ElmConfig
+    base_model_prefix = "model"  # TRL's fused head asks it for last_hidden_state
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+
+class ElmModel(ElmPreTrainedModel):
+    """Embeds text, puts projected ECG tokens in place of the `<ecg>` tokens, and runs the language model."""
+
+    def __init__(self, config: ElmConfig) -> None:
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config)
+        self.projector = Projector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @property
+    def ecg_inputs(self) -> tuple[str, ...]:
+        """Every name under which `forward` takes something of an ECG."""
+        return (*self.encoder.ecg_inputs, "token_mask", "ecg_features", "ecg_mask")
+
+    def ecg_embeddings(
+        self, ecg_features: torch.Tensor | None = None, ecg_mask: torch.Tensor | None = None, **features: torch.Tensor
+    ) -> torch.Tensor:
+        """Projected tokens of all ECGs, one after the other: `[tokens, H]`.
+
+        Takes either the feature extractor's tensors, or what the encoder made of them before: `ecg_features`
+        `[B, T, D]` with `ecg_mask` `[B, T]`.
+        """
+        if ecg_features is None:
+            encoded = self.encoder(**features)
+            ecg_features, ecg_mask = encoded.last_hidden_state, encoded.mask
+        elif ecg_mask is None:
+            ecg_mask = torch.ones(ecg_features.shape[:2], dtype=torch.bool, device=ecg_features.device)
+        projected, kept = self.projector(ecg_features, ecg_mask)
+        return projected[kept]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of the language model.
+
+        Args:
+            input_ids: `[B, S]`, with as many `ecg_token_id` per row as its ECGs have projected tokens.
+            attention_mask: `[B, S]`.
+            position_ids: `[B, S]`.
+            past_key_values: Key-value cache; the ECG's tensors are then given with the prompt only.
+            inputs_embeds: `[B, S, H]` in place of `input_ids`, for text alone.
+            **kwargs: The tensors of all ECGs of the batch, in order of appearance (`ecg_inputs`), and whatever the
+                language model takes.
+
+        Raises:
+            ValueError: Placeholders and projected tokens differ in number, or ECGs come without `input_ids`.
+        """
+        ecg = {name: kwargs.pop(name) for name in self.ecg_inputs if name in kwargs}
+        ecg = {name: value for name, value in ecg.items() if value is not None}
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if ecg:
+            if input_ids is None:
+                raise ValueError("ECGs need input_ids: the <ecg> tokens in them say where each belongs")
+            embeddings = self.ecg_embeddings(**ecg).to(inputs_embeds.device, inputs_embeds.dtype)
+            here = input_ids == self.config.ecg_token_id  # [B, S]
+            if int(here.sum()) != len(embeddings):
+                raise ValueError(
+                    f"the text has {int(here.sum())} <ecg> tokens but the ECGs give {len(embeddings)}: "
+                    "let ElmProcessor build both"
+                )
+            inputs_embeds = inputs_embeds.masked_scatter(here[..., None], embeddings)
+        elif input_ids is not None and past_key_values is None and bool((input_ids == self.config.ecg_token_id).any()):
+            raise ValueError(f"the text has {int((input_ids == self.config.ecg_token_id).sum())} <ecg> tokens but no ECG")
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+
+@dataclass
+class ElmOutput(CausalLMOutputWithPast):
+    """Loss, logits `[B, S, V]`, and the language model's cache and hidden states."""
+
+
+class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
+    """Answers questions about ECGs. Load with `elm.load`, or `from_pretrained` after `import elm`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: ElmConfig) -> None:
+        super().__init__(config)
+        self.model = ElmModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, config: ElmConfig, encoder: PreTrainedModel, language: PreTrainedModel
+    ) -> ElmForConditionalGeneration:
+        """A model around a pretrained encoder and a pretrained causal language model; the projector is new.
+
+        The parts become the model's own, each in its precision; nothing is copied.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        model.model.encoder = encoder
+        model.model.projector = Projector(config)  # float32: it is trained in full
+        model.model.language_model = language.base_model
+        model.lm_head = language.get_output_embeddings()
+        model.generation_config = language.generation_config
+        return model
+
+    @property
+    def ecg_inputs(self) -> tuple[str, ...]:
+        """Every name under which `forward` takes something of an ECG."""
+        return self.model.ecg_inputs
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, where TRL's fused loss and PEFT look for it."""
+        return self.lm_head
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> ElmOutput:
+        """Logits `[B, S, V]` and, given `labels` `[B, S]` (-100 where nothing is learned), the loss.
+
+        The other arguments are those of `ElmModel.forward`.
+        """
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        hidden = out.last_hidden_state if isinstance(keep, int) else out.last_hidden_state[:, keep]
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            rest = {k: v for k, v in kwargs.items() if k not in self.ecg_inputs}
+            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **rest)
+        return ElmOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+    # --- generation -----------------------------------------------------------------------------------------------
+
+    def _validate_model_kwargs(self, model_kwargs: Inputs) -> None:
+        # The stock check knows only the names in forward's signature; an ECG's are its encoder's affair.
+        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in self.ecg_inputs})
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, is_first_iteration: bool = False, **kwargs: Any
+    ) -> Inputs:
+        """The ECG goes in with the prompt only: afterwards it lives in the cache."""
+        ecg = {name: kwargs.pop(name) for name in self.ecg_inputs if name in kwargs}
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs.update(ecg)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor | None, Inputs]:
+        """Beams and returned sequences: rows are repeated one by one, ECGs conversation by conversation.
+
+        The stock method would turn the ECGs [a, b] of one conversation into [a, a, b, b], and rows would silently
+        answer about the wrong ECGs.
+        """
+        ecg = {name: model_kwargs.pop(name) for name in self.ecg_inputs if model_kwargs.get(name) is not None}
+        if expand_size > 1 and ecg and input_ids is not None:
+            order = self._ecgs_of_expanded_rows(input_ids, ecg, expand_size)
+            ecg = {name: value[order.to(value.device)] for name, value in ecg.items()}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **ecg}
+
+    def _ecgs_of_expanded_rows(self, input_ids: torch.LongTensor, ecg: Inputs, expand_size: int) -> torch.LongTensor:
+        """Index of the ECG for each place in the expanded batch. A row owns the ECGs that fill its placeholders."""
+        mask = ecg.get("ecg_mask", ecg.get("token_mask"))
+        if mask is None:
+            raise ValueError("beams and several returned sequences need token_mask (or ecg_mask) beside the ECGs")
+        ends = pooled_mask(mask, self.config.projector_pool).sum(dim=1).cumsum(0).tolist()
+        row_ends = (input_ids == self.config.ecg_token_id).sum(dim=1).cumsum(0).tolist()
+        owner = [sum(end > row_end for row_end in row_ends) for end in ends]
+        if ends and (ends[-1] != row_ends[-1] or any(e not in [0, *ends] for e in row_ends)):
+            raise ValueError(f"the rows have {row_ends[-1]} <ecg> tokens but the ECGs give {ends[-1]}, or an ECG is split")
+        order = []
+        for row in range(len(row_ends)):
+            order += [i for i, o in enumerate(owner) if o == row] * expand_size
+        return torch.tensor(order, dtype=torch.long)

@@ -1,0 +1,181 @@
+"""`ElmProcessor`: recordings and messages to the model's inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from data.conversations.rows import Message
+from data.ecg import Ecg
+from elm.configuration import tokens_per_ecg
+
+Span = tuple[int, int]
+
+
+class ElmProcessor(ProcessorMixin):
+    """A tokenizer, an encoder's feature extractor, and how many tokens an ECG takes.
+
+    An ECG is one `{"type": "ecg"}` part of a message. It becomes one placeholder token per projected token, so its
+    length is right before the model sees it. Text typed by people is text: a special token's string in it is split.
+
+    Args:
+        feature_extractor: The encoder's `EcgFeatureExtractor`.
+        tokenizer: The language model's fast tokenizer, with a chat template.
+        chat_template: Saved beside the tokenizer; the tokenizer's own when not given.
+        ecg_token: The placeholder token.
+        pool: The projector's `projector_pool`.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        ecg_token: str = "<ecg>",
+        pool: int = 1,
+    ) -> None:
+        self.ecg_token, self.pool = ecg_token, pool
+        self.ecg_token_id = tokenizer.convert_tokens_to_ids(ecg_token)
+        if self.ecg_token_id is None or self.ecg_token_id == tokenizer.unk_token_id:
+            raise ValueError(f"the tokenizer has no token {ecg_token!r}: add it, or name one of its reserved tokens")
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        special = sorted({*added, *tokenizer.all_special_tokens, ecg_token}, key=len, reverse=True)
+        self._special = re.compile("|".join(re.escape(token) for token in special if len(token) > 1))
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of all tensors it can return."""
+        return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
+
+    def as_text(self, text: str) -> str:
+        """User text in which no substring is a special token: a space parts each one after its first character."""
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    def render(
+        self, messages: Sequence[Message], counts: Sequence[int], add_generation_prompt: bool = False
+    ) -> tuple[str, list[Span]]:
+        """The conversation as text, and the spans of characters the assistant says, end token included.
+
+        Args:
+            messages: The conversation.
+            counts: Tokens of each of its ECGs, in order.
+            add_generation_prompt: End with the header of an assistant's turn.
+
+        Raises:
+            ValueError: The number of ECGs differs from the number of ECG parts, or the chat template rewrites earlier
+                turns, so that no span can be told.
+        """
+        parts = sum(part["type"] == "ecg" for m in messages if not isinstance(m["content"], str) for part in m["content"])
+        if parts != len(counts):
+            raise ValueError(f"the conversation has {parts} ECG placeholders but {len(counts)} ECGs are given")
+        left = iter(counts)
+        flat = [{"role": m["role"], "content": self._content(m["content"], left)} for m in messages]
+        template = self.chat_template
+        whole = self.tokenizer.apply_chat_template(
+            flat, tokenize=False, add_generation_prompt=add_generation_prompt, chat_template=template
+        )
+        spans = []
+        for i, message in enumerate(flat):
+            if message["role"] != "assistant":
+                continue
+            before, upto = (
+                self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=prompt, chat_template=template
+                )
+                for turns, prompt in ((flat[:i], True), (flat[: i + 1], False))
+            )
+            if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
+                raise ValueError("the chat template rewrites earlier turns: the assistant's words cannot be located")
+            spans.append((len(before), len(upto.rstrip())))
+        return whole, spans
+
+    def _content(self, content: str | Sequence[dict[str, str]], counts: Any) -> str:
+        if isinstance(content, str):
+            return self.as_text(content)
+        return "".join(
+            self.ecg_token * next(counts) + "\n" if part["type"] == "ecg" else self.as_text(part["text"]) for part in content
+        )
+
+    def __call__(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        ecgs: Sequence[Ecg] | Sequence[Sequence[Ecg]] | None = None,
+        *,
+        ecg_mask: torch.Tensor | None = None,
+        add_generation_prompt: bool = False,
+        return_labels: bool = False,
+        padding_side: str = "right",
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """The model's inputs for one conversation or a batch of them.
+
+        Args:
+            messages: One conversation, or a list of conversations.
+            ecgs: The recordings of the conversation in order of appearance, or a list of such lists.
+            ecg_mask: In place of `ecgs` when the encoder's output is cached: bool `[ECGs, T]` over the whole batch.
+            add_generation_prompt: Ask for an answer.
+            return_labels: Add `labels`: the assistant's words and end tokens, -100 elsewhere.
+            padding_side: `"right"` for training, `"left"` for generation.
+            return_tensors: Only `"pt"`.
+
+        Returns:
+            `input_ids` and `attention_mask` `[B, S]`, with `ecgs` the extractor's tensors for all ECGs of the batch
+            one after the other, and `labels` `[B, S]` on demand.
+
+        Raises:
+            ValueError: ECGs and ECG parts differ in number; the message names both and the conversation.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
+        if messages and isinstance(messages[0], dict):
+            messages, ecgs = [messages], None if ecgs is None else [ecgs]
+        batch = BatchFeature()
+        if ecg_mask is not None:
+            counts = tokens_per_ecg(ecg_mask, self.pool)
+        else:
+            flat = [ecg for group in ecgs or () for ecg in group]
+            if flat:
+                batch.update(self.feature_extractor(flat, return_tensors="pt"))
+            counts = tokens_per_ecg(batch["token_mask"], self.pool) if flat else []
+        rows, position = [], 0
+        for i, conversation in enumerate(messages):
+            parts = sum(p["type"] == "ecg" for m in conversation if not isinstance(m["content"], str) for p in m["content"])
+            given = parts if ecg_mask is not None else len(ecgs[i]) if ecgs is not None else 0
+            if given != parts:
+                raise ValueError(f"conversation {i} has {parts} ECG placeholders but {given} ECGs are given")
+            text, spans = self.render(conversation, counts[position : position + given], add_generation_prompt)
+            rows.append(self._encode(text, spans))
+            position += given
+        if position != len(counts):
+            raise ValueError(f"the conversations have {position} ECG placeholders but {len(counts)} ECGs are given")
+        batch.update(self._pad(rows, padding_side, return_labels))
+        return batch
+
+    def _encode(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = np.array(encoding["input_ids"]), np.array(encoding["offset_mapping"]).reshape(-1, 2)
+        said = np.zeros(len(ids), bool)
+        for start, end in spans:
+            said |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+        return ids, np.where(said, ids, -100)
+
+    def _pad(self, rows: list[tuple[np.ndarray, np.ndarray]], side: str, labels: bool) -> dict[str, torch.Tensor]:
+        width = max(len(ids) for ids, _ in rows)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        out = {
+            "input_ids": np.full((len(rows), width), pad),
+            "attention_mask": np.zeros((len(rows), width), int),
+            "labels": np.full((len(rows), width), -100),
+        }
+        for r, (ids, label) in enumerate(rows):
+            here = slice(0, len(ids)) if side == "right" else slice(width - len(ids), width)
+            out["input_ids"][r, here], out["attention_mask"][r, here], out["labels"][r, here] = ids, 1, label
+        if not labels:
+            del out["labels"]
+        return {name: torch.from_numpy(value) for name, value in out.items()}

@@ -1,0 +1,210 @@
+"""A tiny language model and a tiny ECG encoder, made on the spot: the default job needs no download.
+
+The language model is a Llama trained on text alone: reports and questions with their answers, of the training patients. It
+learns the words and how a question is answered, and, answers being balanced, not which answer is right. It has seen no ECG.
+
+The encoder has MELP's architecture at 100 Hz and learns to predict which words and word pairs a training patient's report
+holds from that patient's ECG. It never sees a question or an answer.
+
+Both are written to a cache folder under the hash of what made them, and are then loaded like any other model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from data.conversations.rows import QuestionSet, Row, answer_text
+from encoders.hub import save_encoder
+from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
+
+logger = logging.getLogger(__name__)
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<ecg>", "<user>", "<assistant>"]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<assistant>{{ message['content'] }}{{ eos_token }}"
+    "{% else %}<user>{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+# Raising these raises the quality and the time of the default job.
+LANGUAGE_STEPS, LANGUAGE_BATCH = 300, 48
+ENCODER_EPOCHS, ENCODER_BATCH = 8, 64
+
+
+def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = LANGUAGE_STEPS) -> Path:
+    """A folder with a tiny Llama and its tokenizer, trained on the text of the training split."""
+    return _cached(cache, "tiny-llama", questions, (seed, steps), lambda folder: _train_llama(questions, folder, seed, steps))
+
+
+def encoder(questions: QuestionSet, cache: Path, seed: int = 0, epochs: int = ENCODER_EPOCHS) -> Path:
+    """A folder with a tiny encoder of MELP's architecture, trained on the reports of the training split."""
+    return _cached(cache, "tiny-melp", questions, (seed, epochs), lambda folder: _train_melp(questions, folder, seed, epochs))
+
+
+def report_of(row: Row) -> str:
+    """The report in a row of the align stage."""
+    return str(row["messages"][-1]["content"][0]["text"])
+
+
+def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: Callable[[Path], None]) -> Path:
+    """`cache/name-hash`, built once. A build that is cut short leaves nothing under that name."""
+    made_from = [questions.name, key, [[row["ecgs"], report_of(row)] for row in questions.reports], len(questions.train)]
+    source = Path(__file__).read_bytes()  # another recipe for the tiny models makes other models
+    folder = cache / f"{name}-{hashlib.sha256(json.dumps(made_from).encode() + source).hexdigest()[:12]}"
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        build(partial)
+        partial.rename(folder)
+    return folder
+
+
+# --- language model ---------------------------------------------------------------------------------------------------
+
+
+def _texts(questions: QuestionSet, rng: np.random.Generator) -> Iterator[str]:
+    """Conversations without an ECG, without end: reports, and questions with an answer that was given to them."""
+    while True:
+        rows = questions.reports if rng.random() < 0.2 else questions.train
+        row = rows[rng.integers(len(rows))]
+        said = report_of(row) if rows is questions.reports else answer_text(row["answer"])
+        yield f"<bos><user>{row['question']}<assistant>{said}<eos>"
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int = 768) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with a chat template and an `<ecg>` token."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        additional_special_tokens=["<ecg>", "<user>", "<assistant>"], chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
+
+
+def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Sizes of the tiny Llama."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def _train_llama(questions: QuestionSet, folder: Path, seed: int, steps: int) -> None:
+    rng = np.random.default_rng([seed, 1])
+    texts = _texts(questions, rng)
+    tokenizer = train_tokenizer([next(texts) for _ in range(3000)])
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(llama_config(tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
+    pool: list[list[int]] = []
+    with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step") as progress:
+        for step in progress:
+            if not pool:  # batches of like length waste no time on padding
+                ids = tokenizer([next(texts) for _ in range(LANGUAGE_BATCH * 16)], add_special_tokens=False)["input_ids"]
+                ids.sort(key=len)
+                batches = [ids[i : i + LANGUAGE_BATCH] for i in range(0, len(ids), LANGUAGE_BATCH)]
+                pool = [batches[i] for i in rng.permutation(len(batches))]
+            batch = tokenizer.pad({"input_ids": pool.pop()}, return_tensors="pt")
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            loss = model(**batch, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                progress.set_postfix(loss=f"{loss:.3f}")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# --- encoder ----------------------------------------------------------------------------------------------------------
+
+
+def melp_config() -> MelpConfig:
+    """Sizes of the tiny encoder: 10 s at 100 Hz become 62 frames of 160 ms and 16 caption tokens."""
+    return MelpConfig(
+        sampling_rate=100, conv_dim=[32] * 4, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=192, conv_pos_kernel=15, conv_pos_groups=4, shared_dim=64, caption_dim=96, pooler_heads=4,
+        n_queries_contrast=8, n_queries_caption=16, dropout=0.0, dropout_input=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+
+
+def word_targets(reports: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
+    """Which words and pairs of neighbouring words each report holds: float `[reports, words]`, and the words.
+
+    Those that nearly all or nearly no reports hold are left out.
+    """
+    held = []
+    for text in reports:
+        grams: set[str] = set()
+        for sentence in text.lower().replace(",", " ").split("."):
+            words = sentence.split()
+            grams.update(words, (" ".join(pair) for pair in zip(words, words[1:], strict=False)))
+        held.append(grams)
+    counts = Counter(gram for grams in held for gram in grams)
+    words = sorted(g for g, n in counts.items() if 0.01 * len(reports) < n < 0.99 * len(reports))
+    return torch.tensor([[word in grams for word in words] for grams in held], dtype=torch.float32), words
+
+
+def _train_melp(questions: QuestionSet, folder: Path, seed: int, epochs: int) -> None:
+    torch.manual_seed(seed)
+    config = melp_config()
+    config.pretrained_on = f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
+    model, extractor = MelpModel(config), MelpFeatureExtractor.from_config(config)
+    records = [row["ecgs"][0] for row in questions.reports]
+    targets, words = word_targets([report_of(row) for row in questions.reports])
+    if not words:
+        raise ValueError(f"{questions.name}: its reports share no words, so there is nothing for an encoder to learn")
+    chunks = [records[i : i + 256] for i in range(0, len(records), 256)]
+    values = torch.cat(
+        [
+            extractor([questions.source[r] for r in chunk], return_tensors="pt")["ecg_values"]
+            for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch")
+        ]
+    )
+    # Words are read off the mean caption token and off the rhythm vector, so that both poolers and the frames learn.
+    heads = nn.ModuleList([nn.Linear(config.caption_dim, len(words)), nn.Linear(config.shared_dim, len(words))])
+    parameters = [*model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    steps = epochs * -(-len(records) // ENCODER_BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
+    bce = nn.functional.binary_cross_entropy_with_logits
+    with tqdm(total=steps, desc="Tiny encoder learns from reports", unit="step") as progress:
+        for _ in range(epochs):
+            for batch in torch.randperm(len(records)).split(ENCODER_BATCH):
+                out = model(values[batch])
+                loss = bce(heads[0](out.tokens.mean(dim=1)), targets[batch]) + 0.3 * bce(heads[1](out.rhythm), targets[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+                progress.update()
+            progress.set_postfix(loss=f"{loss:.3f}")
+    save_encoder(model.eval(), extractor, folder)

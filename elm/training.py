@@ -1,0 +1,348 @@
+"""All that recipes share: arguments, building a model from parts, training stages that resume, and the saved folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from peft import LoraConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_kbit_device_map, get_quantization_config
+
+from data.conditions import apply, derangement
+from data.conversations import load_questions
+from data.conversations.rows import QuestionSet, Row, dialogues
+from data.readers.wfdb import write_wfdb
+from elm import tiny
+from elm.collator import EcgCollator
+from elm.configuration import ElmConfig
+from elm.features import FeatureStore, weights_hash
+from elm.folder import save, save_adapter
+from elm.modeling import ElmForConditionalGeneration
+from elm.processing import ElmProcessor
+from encoders import load_encoder
+
+logger = logging.getLogger(__name__)
+
+TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
+LANGUAGE_PARTS = ("model.encoder", "model.projector", "lm_head")  # never quantised
+
+
+@dataclass
+class ElmArguments:
+    """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`."""
+
+    dataset: str = field(default="synthetic", metadata={"help": "Question set: synthetic or ecg_qa."})
+    dataset_args: dict | str | None = field(
+        default=None, metadata={"help": "Settings of the question set, as JSON (a mapping in YAML)."}
+    )
+    encoder: str = field(
+        default="tiny",
+        metadata={"help": "ECG encoder: a folder, a hub id, or 'tiny' to train a small one from the reports first."},
+    )
+    encoder_args: dict | str | None = field(
+        default=None, metadata={"help": "Settings of the encoder to change, as JSON, e.g. {\"output\": \"features\"}."}
+    )
+    train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
+    projector_type: str = field(default="mlp", metadata={"help": "linear or mlp."})
+    projector_pool: int = field(default=1, metadata={"help": "Encoder tokens that become one language-model token."})
+    projector_pool_mode: str = field(default="stack", metadata={"help": "stack or mean."})
+    align_steps: int = field(default=0, metadata={"help": "Steps of the align stage: projector only, report text."})
+    align_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
+    train_condition: str = field(
+        default="real", metadata={"help": "ECGs given in training: real, zero, none or shuffled (another patient's)."}
+    )
+    turns: int = field(default=1, metadata={"help": "Questions about the same ECGs joined into one dialogue."})
+    cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
+    resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
+    ablation: bool = field(default=True, metadata={"help": "Ask the held-out questions at the end, with and without ECG."})
+
+    def __post_init__(self) -> None:
+        for name in ("dataset_args", "encoder_args"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                value = json.loads(value)
+            setattr(self, name, dict(value or {}))
+        if self.train_condition not in TRAIN_CONDITIONS:
+            raise ValueError(f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {self.train_condition!r}")
+
+
+def check_launch() -> None:
+    """Refuse a launch that silently runs one process where several were asked for.
+
+    `accelerate launch --cpu --num_processes 2` sets the address of a process group and then starts a single process
+    outside of any group.
+    """
+    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise RuntimeError(
+            "several processes were asked for but only one was started: on CPUs use "
+            "`torchrun --nproc_per_node 2` or `accelerate launch --config_file recipes/accelerate/two_cpus.yaml`"
+        )
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def questions_for(arguments: ElmArguments) -> QuestionSet:
+    """The question set of a run. Simulated recordings are cached with everything else."""
+    settings = dict(arguments.dataset_args)
+    if arguments.dataset == "synthetic":
+        settings.setdefault("cache", arguments.cache_dir)
+    return load_questions(arguments.dataset, **settings)
+
+
+def questions_of(folder: Path | str) -> QuestionSet:
+    """The question set a saved model was trained on, as its training.json records it."""
+    record = Path(folder) / "training.json"
+    if not record.exists():
+        raise FileNotFoundError(f"{folder} has no training.json: it does not say on which questions to ask this model")
+    arguments = json.loads(record.read_text())["arguments"]
+    return questions_for(ElmArguments(**arguments))
+
+
+def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str, seed: int) -> list[Row]:
+    """Training rows with the ECGs of a training condition (zeroing is done to the model's inputs, not to rows)."""
+    if condition == "none":
+        return apply("none", rows)
+    if condition == "shuffled":
+        patients = {e: questions.patient_of[e] for row in rows for e in row["ecgs"]}
+        other = derangement(patients, seed=seed)
+        return apply("swap", rows, [[other[e] for e in row["ecgs"]] for row in rows])
+    return list(rows)
+
+
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    """Rows as the trainer wants them."""
+    return Dataset.from_list([{"messages": row["messages"], "ecgs": row["ecgs"]} for row in rows])
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def ecg_token_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The placeholder token: `<ecg>`, or a reserved one of the tokenizer, or `<ecg>` added to it.
+
+    A reserved token needs no new embedding row; the row itself is never read, an ECG's tokens stand in its place.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in ("<ecg>", "<|reserved_special_token_0|>"):
+        if token in vocabulary:
+            return token
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<ecg>"]}, replace_additional_special_tokens=False)
+    return "<ecg>"
+
+
+def build(
+    arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
+) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
+    """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
+    cache = Path(arguments.cache_dir)
+    text_path, encoder_path = model_args.model_name_or_path, arguments.encoder
+    if text_path == "tiny":
+        text_path = str(tiny.language_model(questions, cache, seed))
+    if encoder_path == "tiny":
+        encoder_path = str(tiny.encoder(questions, cache, seed))
+    encoder, extractor = load_encoder(encoder_path, **arguments.encoder_args)
+    revision = model_args.model_revision if text_path == model_args.model_name_or_path else "main"
+    tokenizer = AutoTokenizer.from_pretrained(text_path, revision=revision)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"{text_path} has no chat template: use an instruction-tuned language model")
+    token = ecg_token_of(tokenizer)
+    dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else model_args.dtype or "auto"
+    quantization = get_quantization_config(model_args)
+    if quantization is not None:
+        quantization.llm_int8_skip_modules = list(LANGUAGE_PARTS)
+    language = AutoModelForCausalLM.from_pretrained(
+        text_path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization, device_map=get_kbit_device_map() if quantization is not None else None,
+    )  # fmt: skip
+    if len(tokenizer) > language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(len(tokenizer))
+    config = ElmConfig(
+        text_config=AutoConfig.from_pretrained(text_path, revision=revision).to_dict()
+        | {"vocab_size": language.get_input_embeddings().num_embeddings},
+        encoder_config=encoder.config,
+        ecg_token_id=tokenizer.convert_tokens_to_ids(token),
+        projector_type=arguments.projector_type,
+        projector_pool=arguments.projector_pool,
+        projector_pool_mode=arguments.projector_pool_mode,
+    )
+    torch.manual_seed(seed)  # the projector's weights
+    model = ElmForConditionalGeneration.from_parts(config, encoder, language)
+    processor = ElmProcessor(extractor, tokenizer, ecg_token=token, pool=arguments.projector_pool)
+    return model, processor
+
+
+def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_encoder: bool) -> LoraConfig:
+    """LoRA on every linear layer of the language model; projector, and encoder if asked, trained in full."""
+    linear = (nn.Linear,) if not model_args.load_in_4bit and not model_args.load_in_8bit else _linear_classes()
+    names = {n.rpartition(".")[2] for n, m in model.model.language_model.named_modules() if isinstance(m, linear)}
+    wanted = model_args.lora_target_modules or sorted(names)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        use_rslora=model_args.use_rslora,
+        # The path keeps layers of the encoder that have the same names out of it.
+        target_modules=rf"model\.language_model\..*\.({'|'.join(wanted)})",
+        modules_to_save=["projector", *(["encoder"] if train_encoder else [])],
+    )
+
+
+def _linear_classes() -> tuple[type, ...]:
+    import bitsandbytes  # the `quant` extra
+
+    return (nn.Linear, bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+
+
+def build_collator(
+    arguments: ElmArguments, model: ElmForConditionalGeneration, processor: ElmProcessor, questions: QuestionSet
+) -> EcgCollator:
+    """A collator over the recordings, or over the frozen encoder's cached output."""
+    zero = arguments.train_condition == "zero"
+    if arguments.train_encoder:
+        return EcgCollator(processor, questions.source, zero_inputs=model.model.encoder.ecg_inputs if zero else ())
+    return EcgCollator(processor, questions.source, feature_store(arguments, model, processor, questions, zero=zero))
+
+
+def feature_store(
+    arguments: ElmArguments,
+    model: ElmForConditionalGeneration,
+    processor: ElmProcessor,
+    questions: QuestionSet,
+    zero: bool = False,
+) -> FeatureStore:
+    """The encoder's output for the recordings of a question set."""
+    name = json.dumps([arguments.dataset, arguments.dataset_args], sort_keys=True)
+    return FeatureStore(
+        model.model.encoder, processor.feature_extractor, questions.source, name, arguments.cache_dir, zero=zero
+    )
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+class _StageName(TrainerCallback):
+    """Names the stage in the trainer's progress bar."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logger.info("stage %s: %d steps", self.name, state.max_steps)
+
+
+def stage_args(training_args: SFTConfig, name: str, **changes: Any) -> SFTConfig:
+    """The trainer's settings for one stage: its own checkpoints, and what an ECG collator needs of TRL.
+
+    Without `skip_prepare_dataset` and a batch's columns left alone, TRL would tokenize the messages itself and train on
+    placeholders without any ECG, and say nothing.
+    """
+    out = str(Path(training_args.output_dir) / "checkpoints" / name)
+    fixed = {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    return dataclasses.replace(training_args, output_dir=out, **fixed, **changes)
+
+
+def newest_whole_checkpoint(folder: Path | str) -> str | None:
+    """The newest checkpoint that was written to its end: its `trainer_state.json`, written last, can be read."""
+    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            logger.warning("%s was not written to its end: left aside", checkpoint)
+            continue
+        return str(checkpoint)
+    return None
+
+
+def train_stage(
+    model: Any,
+    processor: ElmProcessor,
+    rows: Sequence[Row],
+    collator: EcgCollator,
+    args: SFTConfig,
+    *,
+    resume: bool,
+    peft_config: LoraConfig | None = None,
+) -> SFTTrainer:
+    """Train one stage with TRL's `SFTTrainer`, from its newest whole checkpoint if there is one."""
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=as_dataset(rows),
+        processing_class=processor,
+        data_collator=collator,
+        peft_config=peft_config,
+        callbacks=[_StageName(Path(args.output_dir).name)],
+    )
+    checkpoint = newest_whole_checkpoint(args.output_dir) if resume else None
+    if checkpoint:
+        logger.warning("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    # TRL patched the instance's forward for its fused head; the class's own is what everyone else should meet.
+    base = trainer.accelerator.unwrap_model(trainer.model)
+    base = base.get_base_model() if peft_config is not None else base
+    base.__dict__.pop("forward", None)
+    return trainer
+
+
+# --- the saved folder -------------------------------------------------------------------------------------------------
+
+
+def save_run(
+    trainer: SFTTrainer,
+    processor: ElmProcessor,
+    questions: QuestionSet,
+    arguments: ElmArguments,
+    model_args: ModelConfig,
+    training_args: SFTConfig,
+    base_weights: str,
+) -> Path:
+    """Merge the adapter and write the model's folder: weights, processor, adapter, examples, records and card."""
+    tuned = trainer.accelerator.unwrap_model(trainer.model)
+
+    training = {
+        "dataset_name": questions.name,
+        "notes": questions.notes,
+        "language_model": model_args.model_name_or_path,
+        "train_condition": arguments.train_condition,
+        "arguments": dataclasses.asdict(arguments),
+        "lora": {"r": model_args.lora_r, "alpha": model_args.lora_alpha},
+        "trainer": {k: v for k, v in training_args.to_dict().items() if isinstance(v, (int, float, str, bool))},
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "trl": trl.__version__,
+                     "transformers": transformers.__version__},
+    }  # fmt: skip
+    # The adapter is written before the merge takes it into the weights.
+    folder = Path(training_args.output_dir)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        save_adapter(tuned, Path(aside) / "adapter", base_weights)
+        for record in _examples(questions):
+            write_wfdb(questions.source[record], Path(aside) / "examples")
+        merged = tuned.merge_and_unload()
+        merged.to(merged.lm_head.weight.dtype)
+        return save(merged, processor, folder, training=training, beside=Path(aside))
+
+
+def _examples(questions: QuestionSet, count: int = 3) -> list[str]:
+    """One recording of each of the first held-out patients."""
+    by_patient: dict[str, str] = {}
+    for row in questions.test:
+        for record in row["ecgs"]:
+            by_patient.setdefault(questions.patient_of[record], record)
+    return [by_patient[patient] for patient in sorted(by_patient)[:count]]

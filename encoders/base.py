@@ -1,0 +1,160 @@
+"""What every ECG encoder of the house keeps to: its configuration, its output, its feature extractor.
+
+An encoder is one folder: a configuration, a model, a feature extractor. The three are saved together, and what the
+weights depend on (sampling rate, duration, lead order, scaling) lives in the extractor, never in the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from data.ecg import Ecg
+
+
+@dataclass
+class EcgEncoderOutput(ModelOutput):
+    """Tokens of a batch of ECGs.
+
+    Attributes:
+        last_hidden_state: `[B, T, D]`, what the projector reads.
+        mask: bool `[B, T]`, true where a token carries signal.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+
+
+class EcgEncoderConfig(PreTrainedConfig):
+    """Settings of an encoder.
+
+    Attributes:
+        pretrained_on: What the weights have seen (corpora, splits, reports or labels), in words; empty for none.
+    """
+
+    pretrained_on: str = ""
+
+    @property
+    def output_dim(self) -> int:
+        """D of `last_hidden_state`."""
+        raise NotImplementedError(f"{type(self).__name__} must state output_dim")
+
+    @property
+    def max_tokens(self) -> int:
+        """Largest T of `last_hidden_state` for the input length the feature extractor gives."""
+        raise NotImplementedError(f"{type(self).__name__} must state max_tokens")
+
+
+class EcgEncoder(PreTrainedModel):
+    """Base of the encoders: `forward(**features) -> EcgEncoderOutput` for the features its extractor makes.
+
+    Attributes:
+        ecg_inputs: Names of the tensors of `forward`, as its feature extractor names them, without `token_mask`.
+    """
+
+    ecg_inputs: ClassVar[tuple[str, ...]] = ("ecg_values",)
+    main_input_name = "ecg_values"
+    # Our encoders call torch's SDPA themselves, whatever is asked for. Without these three flags a language model
+    # around an encoder could not choose its own implementation: transformers asks every sub-model for permission.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+
+def output_mask(tokens: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """The mask of an encoder's output: the extractor's `token_mask`, or all true without one.
+
+    Args:
+        tokens: `[B, T, D]`.
+        token_mask: bool `[B, T]` or `None`.
+
+    Returns:
+        bool `[B, T]`.
+
+    Raises:
+        ValueError: `token_mask` is for another number of tokens.
+    """
+    if token_mask is None:
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    if token_mask.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"token_mask is {tuple(token_mask.shape)} but the encoder gives {tuple(tokens.shape[:2])} tokens: "
+            "was the feature extractor made for another `output` or duration?"
+        )
+    return token_mask.bool()
+
+
+class EcgFeatureExtractor(FeatureExtractionMixin):
+    """Turns recordings into the tensors of an encoder's `forward`, and owns all that its weights depend on.
+
+    Sampling rate, duration, lead order by name, filter and normalisation belong here, so that preprocessing travels
+    with the weights. A subclass says in `features` what one recording becomes; every record of a batch is treated on
+    its own and has the same shapes, so its features do not depend on its neighbours.
+
+    Attributes:
+        own_settings: Names of the settings that do not follow from the encoder's configuration (`from_config`).
+    """
+
+    own_settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **kwargs: Any) -> None:
+        # transformers writes these two into preprocessor_config.json; any other name it would keep as an attribute that
+        # nothing reads, so a misspelt setting would go unnoticed.
+        unknown = kwargs.keys() - {"feature_extractor_type", "processor_class"}
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
+        super().__init__()
+
+    @classmethod
+    def from_config(cls, config: EcgEncoderConfig, **own: Any) -> Self:
+        """The extractor that fits an encoder: what follows from `config`, and any of `own_settings`."""
+        raise NotImplementedError(f"{cls.__name__} must say how it follows from a configuration")
+
+    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+        """The encoder's inputs and `token_mask` of one recording, each without the batch dimension."""
+        raise NotImplementedError(f"{type(self).__name__} must turn a recording into features")
+
+    def __call__(self, ecgs: Ecg | list[Ecg], return_tensors: str | None = "pt") -> BatchFeature:
+        """The encoder's inputs (`ecg_inputs`) and `token_mask`, bool `[B, T]`.
+
+        Args:
+            ecgs: One recording or several.
+            return_tensors: `"pt"`, `"np"`, or `None` (numpy as well).
+
+        Raises:
+            TypeError: Something else than an `Ecg` was given.
+            ValueError: No recording, or one that cannot be read (its record id is named).
+        """
+        batch = [ecgs] if isinstance(ecgs, Ecg) else list(ecgs)
+        for ecg in batch:
+            if not isinstance(ecg, Ecg):
+                raise TypeError(f"expected data.ecg.Ecg (signal, rate, lead names), got {type(ecg).__name__}")
+        if not batch:
+            raise ValueError("no recording to extract features from")
+        rows = [self.features(ecg) for ecg in batch]
+        return BatchFeature(
+            {name: np.stack([row[name] for row in rows]) for name in rows[0]}, tensor_type=return_tensors
+        )
+
+
+def first_seconds(ecg: Ecg, leads: tuple[str, ...], sampling_rate: float, seconds: float) -> NDArray[np.float64]:
+    """The named leads at `sampling_rate`, at most the first `seconds`: float64 `[leads, samples]` in millivolts.
+
+    Raises:
+        ValueError: A lead is missing, or a sample is not finite; the record is named.
+    """
+    ecg = ecg.select(leads)
+    bad = [lead for lead, row in zip(ecg.leads, ecg.signal) if not np.isfinite(row).all()]
+    if bad:
+        raise ValueError(
+            f"record {ecg.record_id!r} has samples that are not finite (NaN or infinite) in {', '.join(bad)}"
+        )
+    signal = ecg.resample(sampling_rate).signal[:, : round(seconds * sampling_rate)]
+    # Files hold decimal millivolts, `Ecg` holds float32: the nearest nanovolt is the number the file had.
+    return np.round(signal.astype(np.float64), 6)

@@ -1,0 +1,147 @@
+"""Encoders as folders: `load_encoder` and `save_encoder`.
+
+A folder holds config.json, model.safetensors and preprocessor_config.json: preprocessing travels with the weights.
+Loading is strict: a tensor that is missing, unexpected, misshapen or not finite is an error that names it. (The stock
+`from_pretrained` only warns and leaves such a weight random.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING, FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
+
+from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
+from encoders.melp import MelpConfig
+from encoders.melp.convert import read_published
+
+
+def load_encoder(
+    name_or_path: str | Path, *, revision: str | None = None, **overrides: Any
+) -> tuple[EcgEncoder, EcgFeatureExtractor]:
+    """An encoder in eval mode, float32, and the feature extractor its weights were trained with.
+
+    Args:
+        name_or_path: A folder of ours, a published MELP checkpoint (file or folder), or a hub id of either.
+        revision: Branch, tag or commit of a hub id.
+        **overrides: Settings to change: any field of the encoder's configuration, in which case the extractor follows
+            (`output="features"`), or one that is the extractor's own (`missing_leads="constant"`).
+
+    Returns:
+        Encoder and feature extractor.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file, or one of the folder's three files is missing.
+        ValueError: An unknown override, settings of encoder and extractor that contradict each other, or a tensor that
+            is missing, unexpected, misshapen or not finite.
+    """
+    path = Path(name_or_path)
+    if not path.exists():
+        if str(name_or_path).count("/") != 1 or path.is_absolute():
+            raise FileNotFoundError(f"no encoder at {name_or_path}: not a folder, a file or a hub id (owner/name)")
+        # Only what is read: from the hub no pickle and no code is taken.
+        found = snapshot_download(str(name_or_path), revision=revision, allow_patterns=["*.json", "*.safetensors"])
+        path = Path(found)
+
+    config_class = _config_class(path)
+    if config_class is None:
+        settings, own = _split(overrides, MelpConfig)
+        config, weights, _ = read_published(path, **settings)
+    else:
+        settings, own = _split(overrides, config_class)
+        saved = _read_json(path / "config.json")
+        own = _saved_own_settings(path, config_class.from_dict(dict(saved))) | own
+        config = config_class.from_dict(saved | settings)
+        weights = load_file(_existing(path / "model.safetensors"))
+    config.name_or_path = str(name_or_path)
+    extractor = FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config, **own)
+    encoder = AutoModel.from_config(config, dtype=torch.float32)
+    load_weights(encoder, weights, source=str(name_or_path))
+    return encoder.eval(), extractor
+
+
+def save_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor, folder: str | Path) -> None:
+    """Write an encoder and its extractor to a folder that `load_encoder` and the Auto classes read."""
+    encoder.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+
+
+def load_weights(encoder: EcgEncoder, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Give an encoder exactly these weights.
+
+    Args:
+        encoder: Built from the configuration that belongs to the weights.
+        weights: Its whole state by name.
+        source: What error messages call the weights.
+
+    Raises:
+        ValueError: A tensor is missing, unexpected, misshapen or not finite.
+    """
+    wanted = encoder.state_dict()
+    faults = [f"{name} is missing" for name in wanted if name not in weights]
+    faults += [f"{name} is unexpected" for name in weights if name not in wanted]
+    for name in wanted.keys() & weights.keys():
+        if weights[name].shape != wanted[name].shape:
+            faults.append(f"{name} is {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}")
+        elif not torch.isfinite(weights[name]).all():
+            faults.append(f"{name} holds NaN or infinity")
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(
+            f"weights of {source} do not fit {type(encoder).__name__}: {'; '.join(sorted(faults)[:5])}{more}"
+        )
+    encoder.load_state_dict(weights)
+
+
+def _config_class(path: Path) -> type[EcgEncoderConfig] | None:
+    """The configuration class of a folder of ours; `None` for anything else."""
+    if not (path / "config.json").is_file():
+        return None
+    model_type = _read_json(path / "config.json").get("model_type")
+    if model_type in CONFIG_MAPPING and issubclass(CONFIG_MAPPING[model_type], EcgEncoderConfig):
+        return CONFIG_MAPPING[model_type]
+    return None
+
+
+def _split(overrides: dict[str, Any], config_class: type[EcgEncoderConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Overrides for the configuration, and those for the extractor alone."""
+    of_config = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+    of_extractor = set(FEATURE_EXTRACTOR_MAPPING[config_class].own_settings)
+    unknown = overrides.keys() - of_config - of_extractor
+    if unknown:
+        raise ValueError(
+            f"unknown setting {', '.join(sorted(unknown))}: {config_class.model_type} has "
+            f"{', '.join(sorted(of_config | of_extractor))}"
+        )
+    return (
+        {name: value for name, value in overrides.items() if name in of_config},
+        {name: value for name, value in overrides.items() if name in of_extractor},
+    )
+
+
+def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> dict[str, Any]:
+    """The extractor's own settings of a folder, once the rest of them is found to agree with its configuration."""
+    extractor_class = FEATURE_EXTRACTOR_MAPPING[type(config)]
+    saved = extractor_class.from_dict(_read_json(path / "preprocessor_config.json")).to_dict()
+    own = {name: saved[name] for name in extractor_class.own_settings}
+    implied = extractor_class.from_config(config, **own).to_dict()
+    differ = [f"{name} {saved[name]!r} but {implied[name]!r}" for name in implied if saved[name] != implied[name]]
+    if differ:
+        raise ValueError(f"{path}: preprocessor_config.json says {', '.join(differ)} follows from config.json")
+    return own
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(_existing(file).read_text(encoding="utf-8"))
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(f"an encoder's folder holds {file.name}: there is none at {file}")
+    return file

@@ -1,0 +1,7 @@
+"""Encoder-free: patches of the signal through one linear layer."""
+
+from encoders.patch.configuration import PatchConfig
+from encoders.patch.feature_extraction import PatchFeatureExtractor
+from encoders.patch.modeling import PatchEncoder
+
+__all__ = ["PatchConfig", "PatchEncoder", "PatchFeatureExtractor"]

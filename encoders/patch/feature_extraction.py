@@ -1,0 +1,85 @@
+"""What a recording becomes before `PatchEncoder` sees it: a fixed number of samples, on a scale that keeps voltage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.ecg import LEADS, Ecg, canonical_lead
+from encoders.base import EcgFeatureExtractor, first_seconds
+from encoders.patch.configuration import PatchConfig
+
+Normalize = Literal["millivolts", "zscore"]
+
+
+class PatchFeatureExtractor(EcgFeatureExtractor):
+    """Recordings to `ecg_values` float32 `[B, leads, samples]` and `token_mask` bool `[B, T]`.
+
+    A longer recording is cut to its first `seconds`, a shorter one padded with zeros whose patches are masked; a patch
+    that holds any signal counts. A missing lead is an error.
+
+    Args:
+        sampling_rate: Hz.
+        seconds: Duration of the input, a whole number of patches.
+        patch_size: Samples per patch.
+        leads: Lead names in the order of the rows.
+        normalize: `"millivolts"` divides by `scale` and keeps amplitude; `"zscore"` takes each lead's mean and standard
+            deviation away, and with them all that voltage says.
+        scale: Millivolts that become 1.
+    """
+
+    model_input_names = ["ecg_values", "token_mask"]
+    own_settings = ("leads", "normalize", "scale")
+
+    def __init__(
+        self,
+        sampling_rate: int = 100,
+        seconds: float = 10.0,
+        patch_size: int = 20,
+        leads: Sequence[str] = LEADS,
+        normalize: Normalize = "millivolts",
+        scale: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if normalize not in get_args(Normalize):
+            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+        if not scale > 0:
+            raise ValueError(f"scale must be a positive number of millivolts, got {scale}")
+        self.sampling_rate, self.seconds, self.patch_size = sampling_rate, seconds, patch_size
+        self.leads = [canonical_lead(name) for name in leads]
+        self.normalize, self.scale = normalize, scale
+
+    @classmethod
+    def from_config(cls, config: PatchConfig, **own: Any) -> Self:
+        """The extractor for an encoder with this configuration.
+
+        Args:
+            config: Says rate, duration and patch size.
+            **own: `leads`, `normalize`, `scale`.
+
+        Raises:
+            ValueError: The encoder takes another number of leads.
+        """
+        extractor = cls(config.sampling_rate, config.seconds, config.patch_size, **own)
+        if len(extractor.leads) != config.in_channels:
+            raise ValueError(f"the encoder takes {config.in_channels} leads, not {', '.join(extractor.leads)}")
+        return extractor
+
+    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+        """`ecg_values` float32 `[leads, samples]` and `token_mask` bool `[T]` of one recording."""
+        length = round(self.seconds * self.sampling_rate)
+        signal = first_seconds(ecg, tuple(self.leads), self.sampling_rate, self.seconds)  # [leads, samples], mV
+        if self.normalize == "millivolts":
+            signal = signal / self.scale
+        else:
+            spread = signal.std(axis=1, keepdims=True)
+            signal = (signal - signal.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+        values = np.zeros((len(self.leads), length), np.float32)
+        values[:, : signal.shape[1]] = signal
+        mask = np.arange(length // self.patch_size) < math.ceil(signal.shape[1] / self.patch_size)
+        return {"ecg_values": values, "token_mask": mask}

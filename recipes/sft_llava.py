@@ -1,0 +1,71 @@
+"""Train a LLaVA-style ECG-language model: pretrained encoder, projector, LoRA-tuned language model.
+
+    accelerate launch recipes/sft_llava.py
+    accelerate launch recipes/sft_llava.py --config recipes/configs/ecg_qa_llama.yaml --output_dir out/llama-melp
+    accelerate launch recipes/sft_llava.py --train_condition shuffled --output_dir out/shuffled
+
+Without --config it takes recipes/configs/tiny_cpu.yaml: simulated ECGs, a tiny Llama and a tiny encoder, in minutes on two
+CPU cores. Any field of a config can be given as a flag; a flag wins over the file, and an unknown key is an error.
+
+Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions. A run that was interrupted goes on
+from its newest whole checkpoint when started again. Ends with the ablation: the held-out questions, asked with and
+without the ECG. Research use only; not a medical device.
+"""
+
+import sys
+from pathlib import Path
+
+from trl import ModelConfig, SFTConfig, TrlParser
+
+from data.conversations.rows import dialogues
+from elm import training
+from elm.card import write_card
+from elm.training import ElmArguments, stage_args, train_stage, under_condition
+from eval import ablation
+from eval.report import finding, table
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
+
+
+def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Runs the stages, saves one folder, asks the held-out questions."""
+    training.check_launch()
+    seed, condition = training_args.seed, arguments.train_condition
+
+    # Data and model: what is computed once is computed by the first process and read from the cache by the others.
+    with training_args.main_process_first(desc="data and model"):
+        questions = training.questions_for(arguments)
+        model, processor = training.build(arguments, model_args, questions, seed)
+        collator = training.build_collator(arguments, model, processor, questions)
+        if collator.features is not None and condition != "none":
+            collator.features.fill(record for row in (*questions.reports, *questions.train) for record in row["ecgs"])
+
+    # Training
+    model.requires_grad_(False)
+    model.model.projector.requires_grad_(True)
+    if arguments.align_steps:
+        rows = under_condition(questions.reports, questions, condition, seed)
+        args = stage_args(
+            training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate
+        )
+        train_stage(model, processor, rows, collator, args, resume=arguments.resume)
+    base_weights = training.weights_hash(model)
+    rows = under_condition(dialogues(questions.train, arguments.turns, seed), questions, condition, seed)
+    lora = training.lora(model_args, model, arguments.train_encoder)
+    args = stage_args(training_args, "sft")
+    trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume, peft_config=lora)
+
+    # Save and ask
+    if not trainer.accelerator.is_main_process:
+        return
+    folder = training.save_run(trainer, processor, questions, arguments, model_args, training_args, base_weights)
+    print(f"The model is in {folder}")
+    if arguments.ablation:
+        report = ablation.run(folder, questions=questions, batch_size=256)
+        write_card(folder)
+        print(f"\n{table(report)}\n\n{finding(report)}\n\nReport, picture and predictions: {folder / 'ablation'}")
+
+
+if __name__ == "__main__":
+    argv = sys.argv[1:] if "--config" in sys.argv else ["--config", str(DEFAULT_CONFIG), *sys.argv[1:]]
+    main(*TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(argv))

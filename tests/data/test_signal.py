@@ -1,0 +1,73 @@
+"""Resampling: what must survive it and what must not."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.signal import resample
+
+RATES = st.sampled_from([97, 100, 125, 128, 200, 240, 250, 257, 300, 360, 400, 500, 512, 1000])
+quick = settings(deadline=None, max_examples=40)
+
+
+def sine(freq: float, fs: int, seconds: int, phase: float = 0.0) -> np.ndarray:
+    return np.sin(2 * np.pi * freq * np.arange(seconds * fs) / fs + phase).astype(np.float32)
+
+
+@quick
+@given(RATES, RATES, st.integers(1, 3000))
+def test_keeps_duration_to_one_sample(fs_in, fs_out, samples):
+    out = resample(np.ones((2, samples), np.float32), fs_in, fs_out)
+    assert out.dtype == np.float32
+    assert out.shape == (2, max(1, round(samples * fs_out / fs_in)))
+
+
+@quick
+@given(RATES, RATES, st.floats(0.05, 0.8), st.floats(0, 6.28))
+def test_sine_in_band_keeps_amplitude_and_phase(fs_in, fs_out, part, phase):
+    freq = part * min(fs_in, fs_out) / 2
+    seconds = max(4, round(20 / freq))
+    out = resample(sine(freq, fs_in, seconds, phase), fs_in, fs_out)
+    middle = slice(out.size // 4, -out.size // 4)  # the ends see what lies outside the recording
+    np.testing.assert_allclose(out[middle], sine(freq, fs_out, seconds, phase)[middle], atol=5e-3)
+
+
+@pytest.mark.parametrize(("fs_in", "fs_out"), [(500, 100), (1000, 250), (500, 257), (400, 100)])
+def test_tone_above_the_new_nyquist_is_gone(fs_in, fs_out):
+    for freq in np.linspace(1.25 * fs_out / 2, 0.95 * fs_in / 2, 7):
+        out = resample(sine(freq, fs_in, 10), fs_in, fs_out)
+        assert np.abs(out[out.size // 10 : -out.size // 10]).max() < 0.01
+
+
+@quick
+@given(RATES, RATES, st.floats(-300, 300), st.floats(-20, 20))
+def test_offset_and_drift_pass_unchanged_to_the_very_ends(fs_in, fs_out, offset, drift):
+    t_in, t_out = np.arange(2 * fs_in) / fs_in, np.arange(2 * fs_out) / fs_out
+    out = resample((offset + drift * t_in).astype(np.float32), fs_in, fs_out)
+    np.testing.assert_allclose(out, offset + drift * t_out, atol=1e-4)
+
+
+@quick
+@given(RATES, RATES)
+def test_offset_does_not_change_what_happens_to_the_rest(fs_in, fs_out):
+    signal = np.random.default_rng(0).standard_normal((3, 2 * fs_in)).astype(np.float32)
+    lifted = resample(signal + np.float32(50), fs_in, fs_out) - 50
+    np.testing.assert_allclose(lifted, resample(signal, fs_in, fs_out), atol=1e-4)
+
+
+def test_same_rate_is_identity_and_integers_are_taken():
+    signal = np.arange(24, dtype=np.int16).reshape(2, 12)
+    np.testing.assert_array_equal(resample(signal, 250, 250), signal)
+    np.testing.assert_allclose(resample(signal, 100, 200)[:, ::2], signal, atol=1e-3)
+
+
+@pytest.mark.parametrize(("fs_in", "fs_out"), [(0, 100), (500, -1), (500, float("nan"))])
+def test_impossible_rates_are_refused(fs_in, fs_out):
+    with pytest.raises(ValueError, match="must be positive"):
+        resample(np.ones(10, np.float32), fs_in, fs_out)
+
+
+def test_a_ratio_that_is_no_fraction_is_refused():
+    with pytest.raises(ValueError, match="not a simple fraction"):
+        resample(np.ones(10, np.float32), 1.0, 1e-7)
