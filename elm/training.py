@@ -16,11 +16,12 @@ from typing import Any
 import torch
 import transformers
 import trl
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_kbit_device_map, get_quantization_config
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
 from data.conditions import apply, derangement
 from data.conversations import load_questions
@@ -38,7 +39,6 @@ from encoders import load_encoder
 logger = logging.getLogger(__name__)
 
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
-LANGUAGE_PARTS = ("model.encoder", "model.projector", "lm_head")  # never quantised
 
 
 @dataclass
@@ -106,11 +106,22 @@ def questions_for(arguments: ElmArguments) -> QuestionSet:
 
 def questions_of(folder: Path | str) -> QuestionSet:
     """The question set a saved model was trained on, as its training.json records it."""
+    return questions_for(_arguments_of(folder))
+
+
+def stores_of(
+    folder: Path | str, model: ElmForConditionalGeneration, processor: ElmProcessor, questions: QuestionSet
+) -> tuple[FeatureStore, FeatureStore]:
+    """Caches of a saved model's encoder output: for the recordings, and for inputs set to zero."""
+    arguments = _arguments_of(folder)
+    return tuple(feature_store(arguments, model, processor, questions, zero=zero) for zero in (False, True))
+
+
+def _arguments_of(folder: Path | str) -> ElmArguments:
     record = Path(folder) / "training.json"
     if not record.exists():
         raise FileNotFoundError(f"{folder} has no training.json: it does not say on which questions to ask this model")
-    arguments = json.loads(record.read_text())["arguments"]
-    return questions_for(ElmArguments(**arguments))
+    return ElmArguments(**json.loads(record.read_text())["arguments"])
 
 
 def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str, seed: int) -> list[Row]:
@@ -162,12 +173,10 @@ def build(
         raise ValueError(f"{text_path} has no chat template: use an instruction-tuned language model")
     token = ecg_token_of(tokenizer)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else model_args.dtype or "auto"
-    quantization = get_quantization_config(model_args)
-    if quantization is not None:
-        quantization.llm_int8_skip_modules = list(LANGUAGE_PARTS)
+    quantization = get_quantization_config(model_args)  # of the language model alone
     language = AutoModelForCausalLM.from_pretrained(
         text_path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
-        quantization_config=quantization, device_map=get_kbit_device_map() if quantization is not None else None,
+        quantization_config=quantization, device_map={"": PartialState().device} if quantization is not None else None,
     )  # fmt: skip
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
         language.resize_token_embeddings(len(tokenizer))

@@ -93,7 +93,7 @@ def run(
         donors = [given[row["id"]] for row in rows]
     terms = vocabulary([*questions.train, *questions.test])
     if responder is None:
-        responder = load_responder(model_dir, questions.source, batch_size)
+        responder = load_responder(model_dir, questions, batch_size)
     lines = {name: _ask(responder, name, rows, donors, terms) for name in names}
 
     blind = np.array([majority(row) == answer_set(row["answer"]) for row in rows], dtype=bool)

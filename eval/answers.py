@@ -168,13 +168,14 @@ def load_questions(model_dir: Path) -> QuestionSet:
     return questions
 
 
-def load_responder(model_dir: Path, source: EcgSource, batch_size: int) -> ModelResponder:
-    """A saved model, ready to be asked, on the GPU if there is one."""
+def load_responder(model_dir: Path, questions: QuestionSet, batch_size: int) -> ModelResponder:
+    """A saved model, ready to be asked, on the GPU if there is one. Its frozen encoder runs once per recording."""
     import torch
 
     import elm
+    from elm.training import stores_of
 
-    loaded: tuple[Any, Any] = elm.load(model_dir)
-    model, processor = loaded
+    model, processor = elm.load(model_dir)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return ModelResponder(model, processor, source, batch_size=batch_size)
+    features, zeros = stores_of(model_dir, model, processor, questions)
+    return ModelResponder(model, processor, questions.source, features, zeros=zeros, batch_size=batch_size)
