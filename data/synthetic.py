@@ -1,8 +1,9 @@
 """A cohort of simulated 12-lead ECGs with planted findings: the embedded default and the positive control.
 
-A beat is a sum of cosine bumps with compact support, each a 3-D dipole (x to the left, y to the feet, z to the back, mV).
-Leads are a lead field times that dipole: Einthoven's equilateral triangle in the frontal plane, so that I + III = II
-and the electrical axis hold exactly, and Dower's rows for V1-V6 (Dower, Machado, Osborne, Clin Cardiol 1980).
+A beat is a sum of cosine bumps with compact support, each a 3-D dipole in mV (x to the left, y to the feet, z to the
+back). Leads are a lead field times that dipole: Einthoven's equilateral triangle in the frontal plane, so that
+I + III = II and the electrical axis hold exactly, and Dower's rows for V1-V6 (Dower, Machado, Osborne, Clin Cardiol
+1980).
 Onsets and offsets are therefore exact: heart rate, PR interval, QRS duration, frontal axis and ST level can be measured
 back from the waveform.
 
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +68,7 @@ ELECTRODES = np.block([[_LIMB, np.zeros((6, 6))], [np.full((6, 3), -1 / 3), np.e
 ST_LEAD = (None, "V3", "aVF")  # where the level of an anterior and an inferior elevation is stated
 _ST_DIRECTION = np.array([[0, 0, 0], [0.06, 0.0, -0.26], [-0.10, 0.28, 0.03]])
 _MAX_BEATS = 96  # drawn per recording whatever its rate, so that moving the rate moves nothing else
+_NUMBERS = 15  # that the findings of one recording are made of
 _CHUNK = 128
 
 
@@ -90,22 +93,27 @@ class Parameters:
         return Parameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
-def draw_parameters(n: int, rng: np.random.Generator) -> Parameters:
-    """Findings of `n` recordings, independent but for the exclusions of the module's docstring.
+def draw_parameters(numbers: Array) -> Parameters:
+    """Findings, independent but for the exclusions of the module's docstring.
 
     Categories are separated by margins (bradycardia < 54, normal 62-92, tachycardia > 108 per minute, ...), so that
     every answer has one right value.
+
+    Args:
+        numbers: Random numbers between 0 and 1, `[_NUMBERS, records]`.
     """
+    left = iter(numbers)
 
     def pick(*p: float) -> Array:
-        return rng.choice(len(p), n, p=p)
+        below = np.cumsum(p)
+        return np.asarray(np.searchsorted(below / below[-1], next(left), side="right"))
 
     def uniform(*ranges: tuple[float, float], of: Array | None = None) -> Array:
-        bounds = np.array(ranges)[np.zeros(n, int) if of is None else of]
-        return rng.uniform(bounds[:, 0], bounds[:, 1])
+        low, high = np.array(ranges)[0 if of is None else of].T
+        return np.asarray(low + (high - low) * next(left))
 
-    rate, af = pick(0.5, 0.25, 0.25), rng.random(n) < 0.25
-    block = (rng.random(n) < 0.3) & ~af & (rate != 2)
+    rate, af = pick(0.5, 0.25, 0.25), next(left) < 0.25
+    block = (next(left) < 0.3) & ~af & (rate != 2)
     conduction = pick(0.56, 0.22, 0.22)
     st_site = np.where(conduction == 1, 0, pick(0.5, 0.25, 0.25))
     gain = uniform((0.85, 1.15), (1.9, 2.5), (0.3, 0.42), of=pick(0.4, 0.3, 0.3))
@@ -115,7 +123,7 @@ def draw_parameters(n: int, rng: np.random.Generator) -> Parameters:
         pr_ms=uniform((125, 175), (240, 300), of=block.astype(int)),
         qrs_ms=uniform((80, 104), (136, 164), of=(conduction > 0).astype(int)),
         conduction=conduction,
-        pvc=rng.random(n) < 0.3,
+        pvc=next(left) < 0.3,
         st_site=st_site,
         st_mv=np.where(st_site > 0, gain * uniform((0.25, 0.45)), 0.0),
         axis_deg=uniform((10, 75), (-75, -45), (115, 155), of=pick(0.5, 0.25, 0.25)),
@@ -181,6 +189,7 @@ class SyntheticCohort:
         records: Ids, `s<patient>-<visit>`.
         patient_of: Patient id of each record id.
         parameters: What is planted.
+        categories: Each attribute of each recording as an index into its tuple of values.
     """
 
     def __init__(
@@ -193,16 +202,18 @@ class SyntheticCohort:
         seconds: float = 10,
         cache: Path | str | None = None,
     ) -> None:
-        self.seed, self.fs, self.seconds, self.records_per_patient = seed, float(fs), float(seconds), records_per_patient
+        self.seed, self.fs, self.seconds = seed, float(fs), float(seconds)
+        self.records_per_patient = records_per_patient
         n = patients * records_per_patient
         self.records = tuple(f"s{i // records_per_patient:05d}-{i % records_per_patient + 1}" for i in range(n))
         self.patient_of = {record: record.partition("-")[0] for record in self.records}
         self._index = {record: i for i, record in enumerate(self.records)}
         # One stream per patient: a cohort of fewer patients is a part of the larger one.
-        drawn = [draw_parameters(records_per_patient, np.random.default_rng([seed, 0, i])) for i in range(patients)]
-        self.parameters = Parameters(
-            **{f.name: np.concatenate([getattr(p, f.name) for p in drawn]) for f in fields(Parameters)}
+        shape = (_NUMBERS, records_per_patient)
+        self.parameters = draw_parameters(
+            np.concatenate([np.random.default_rng([seed, 0, i]).random(shape) for i in range(patients)], axis=1)
         )
+        self.categories = categories(self.parameters)
         self._present = findings(self.parameters)
         self._signals: Array | None = None
         self._cache = Path(cache) if cache is not None else None
@@ -259,18 +270,24 @@ class SyntheticCohort:
     def signals(self) -> Array:
         """All recordings, float32 `[records, 12, samples]` in mV at the cohort's rate."""
         if self._signals is None:
-            name = f"cohort-{len(self)}x{self.records_per_patient}-seed{self.seed}-{self.fs:g}Hz-{self.seconds:g}s.npy"
-            path = self._cache / name if self._cache is not None else None
-            if path is not None and path.exists():
-                self._signals = np.load(path, mmap_mode="r")
+            if self._cache is None:
+                self._signals = self._simulate_all()
             else:
-                chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
-                parts = [self._simulate(list(c), self.parameters.take(list(c)), self.fs) for c in chunks]
-                self._signals = np.concatenate(parts)
-                if path is not None:
+                name = f"cohort-{len(self)}x{self.records_per_patient}-seed{self.seed}-{self.fs:g}Hz-{self.seconds:g}s"
+                # This file makes the waveforms: after a change to it an old array would not fit the parameters.
+                path = self._cache / f"{name}-{crc32(Path(__file__).read_bytes()):08x}.npy"
+                if not path.exists():
                     with written_whole(path) as file:
-                        np.save(file, self._signals)
+                        np.save(file, self._simulate_all())
+                self._signals = np.load(path, mmap_mode="r")
         return self._signals
+
+    def _simulate_all(self) -> Array:
+        out = np.empty((len(self), len(LEADS), round(self.fs * self.seconds)), np.float32)
+        for start in range(0, len(self), _CHUNK):
+            index = range(start, min(start + _CHUNK, len(self)))
+            out[index.start : index.stop] = self._simulate(index, self.parameters.take(list(index)), self.fs)
+        return out
 
     def _ecg(self, i: int, signal: Array, fs: float, p: Parameters | None = None) -> Ecg:
         p = p or self.parameters.take([i])
@@ -284,11 +301,13 @@ class SyntheticCohort:
         samples = round(fs * self.seconds)
         t = np.arange(samples) / fs
         onset, is_pvc = _beats(p, draws)
+        if (onset[:, -1] <= t[-1]).any():
+            raise ValueError(f"{self.seconds:g} s at {p.heart_rate.max():g} beats per minute exceed {_MAX_BEATS} beats")
         shapes, dipoles = _waves(p, anatomy, t, onset, is_pvc, draws)
         to_leads = (dipoles @ LEAD_FIELD.T) * anatomy["lead_gain"][:, None]  # [n, waves, 12]
         leads = np.matmul(to_leads.transpose(0, 2, 1).astype(np.float32), shapes)
         leads += np.matmul(ELECTRODES.astype(np.float32), _noise(p, t, fs, draws))
-        return leads * p.gain[:, None, None].astype(np.float32)
+        return np.asarray(leads * p.gain[:, None, None].astype(np.float32))
 
 
 def _anatomy(draws: Sequence[np.random.Generator]) -> dict[str, Array]:
@@ -331,13 +350,18 @@ def _beats(p: Parameters, draws: Sequence[np.random.Generator]) -> tuple[Array, 
 
 
 def _bump(dt: Array, start: Array, end: Array) -> Array:
-    """A raised cosine that is exactly zero outside `[start, end]`; area (end - start) / 2. Shapes `[n, T]`, `[n, 1]`."""
+    """A raised cosine, zero outside `[start, end]`; area (end - start) / 2. Shapes `[n, T]`, `[n, 1]`, `[n, 1]`."""
     x = np.clip((2 * dt - (start + end)) / (end - start), -1, 1)
-    return 0.5 + 0.5 * np.cos(np.pi * x, dtype=np.float32)
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * x, dtype=np.float32))
 
 
 def _waves(
-    p: Parameters, anatomy: dict[str, Array], t: Array, onset: Array, is_pvc: Array, draws: Sequence[np.random.Generator]
+    p: Parameters,
+    anatomy: dict[str, Array],
+    t: Array,
+    onset: Array,
+    is_pvc: Array,
+    draws: Sequence[np.random.Generator],
 ) -> tuple[Array, Array]:
     """Time courses float32 `[n, waves, T]` and dipoles in mV `[n, waves, 3]` of all waves, at unit gain."""
     n = len(draws)
@@ -368,13 +392,14 @@ def _waves(
     spans = np.array(
         [[[0, 0.35], [0.15, 0.75], [0.55, 1]], [[0, 0.55], [0.35, 1], [0.3, 0.8]], [[0, 0.2], [0.08, 0.45], [0.4, 1]]]
     )[p.conduction].astype(col)
-    vectors = np.array(
+    loops = np.array(
         [
             [[-0.10, -0.10, -0.25], [1.0, 0.8, 0.2], [-0.2, -0.2, 0.45]],
             [[0.8, 0.5, 0.9], [0.8, 0.4, 0.9], [0.3, 0.1, 0.4]],
             [[-0.10, -0.10, -0.25], [1.0, 0.9, 0.3], [-0.5, -0.1, -0.75]],
         ]
-    )[p.conduction] * size[:, 1:4]
+    )
+    vectors = loops[p.conduction] * size[:, 1:4]
     # The electrical axis is the direction of the net area: turn the loop in the frontal plane until it is axis_deg.
     net = ((spans[..., 1] - spans[..., 0])[..., None] * vectors).sum(axis=1)
     turn = np.deg2rad(p.axis_deg) - np.arctan2(net[:, 1], net[:, 0])
@@ -419,7 +444,7 @@ def _noise(p: Parameters, t: Array, fs: float, draws: Sequence[np.random.Generat
     out = np.stack([rng.standard_normal((9, len(t)), dtype=np.float32) for rng in draws])
     out *= density * np.where(p.noise == 2, 0.07, 0.008).astype(np.float32)[:, None, None]
     for i in np.flatnonzero(p.noise == 1):
-        rng = draws[i]
+        rng = draws[int(i)]
         f, phase = rng.uniform(0.15, 0.4, (9, 1)), rng.uniform(0, 2 * np.pi, (9, 1))
         out[i] += rng.uniform(0.2, 0.4, (9, 1)) * np.sin(2 * np.pi * f * t + phase)
     return out

@@ -36,8 +36,8 @@ class EcgCollator:
         if self.features is None:
             ecgs = [[self.source[record] for record in row["ecgs"]] for row in rows]
             batch = dict(self.processor(messages, ecgs, return_labels=True))
-            return zero_features(batch, self.zero_inputs) if self.zero_inputs else batch
+            return zero_features(batch, self.zero_inputs) if self.zero_inputs and any(ecgs) else batch
         records = [record for row in rows for record in row["ecgs"]]
         cached = self.features.get(records) if records else {"ecg_mask": torch.zeros(0, 1, dtype=torch.bool)}
-        batch = self.processor(messages, ecg_mask=cached["ecg_mask"], return_labels=True)
+        batch = dict(self.processor(messages, ecg_mask=cached["ecg_mask"], return_labels=True))
         return {**batch, **(cached if records else {})}

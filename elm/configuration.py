@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -14,7 +16,8 @@ def pooled_mask(token_mask: torch.Tensor, pool: int) -> torch.Tensor:
     only place that knows how many tokens an ECG takes; processor, model, feature cache and server all ask it.
     """
     missing = -token_mask.shape[1] % pool
-    return torch.nn.functional.pad(token_mask.bool(), (0, missing)).unflatten(1, (-1, pool)).any(dim=-1)
+    grouped: torch.Tensor = torch.nn.functional.pad(token_mask.bool(), (0, missing)).unflatten(1, (-1, pool))
+    return grouped.any(dim=-1)
 
 
 def tokens_per_ecg(token_mask: torch.Tensor | np.ndarray, pool: int) -> list[int]:
@@ -39,15 +42,15 @@ class ElmConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig, "encoder_config": AutoConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    encoder_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None  # given as a configuration, a dict or nothing; a configuration from then on
+    encoder_config: Any = None
     ecg_token_id: int = 0
     projector_type: str = "mlp"
     projector_pool: int = 1
     projector_pool_mode: str = "stack"
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         """Builds the parts' configurations; the language model decides whether embeddings are tied."""
         for name, default in (("text_config", "llama"), ("encoder_config", "ecg_melp")):
             part = getattr(self, name)
@@ -72,4 +75,4 @@ class ElmConfig(PreTrainedConfig):
     @property
     def max_tokens_per_ecg(self) -> int:
         """The most language-model tokens one ECG takes."""
-        return -(-self.encoder_config.max_tokens // self.projector_pool)
+        return -(-int(self.encoder_config.max_tokens) // self.projector_pool)

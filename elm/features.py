@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,10 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+# Of an encoder's configuration: what saving and loading add, and what the weights' hash already says.
+NO_MATTER = ("architectures", "dtype", "transformers_version", "_name_or_path")
+
+
 class FeatureStore:
     """Encoder output on disk by (weights, feature extractor, source, record): `store.get(records)`.
 
@@ -55,8 +61,9 @@ class FeatureStore:
         zero: bool = False,
     ) -> None:
         self.encoder, self.extractor, self.source, self.zero = encoder, extractor, source, zero
-        # The extractor's class is part of its JSON; the encoder's configuration can change its output, not its weights.
-        key = [weights_hash(encoder), encoder.config.to_json_string(), extractor.to_json_string(), source_name, zero]
+        # The encoder's configuration can change its output and leave its weights; the extractor's class is part of its JSON.
+        config = {name: value for name, value in encoder.config.to_dict().items() if name not in NO_MATTER}
+        key = [weights_hash(encoder), config, extractor.to_json_string(), source_name, zero]
         self.folder = Path(root) / f"features-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
         self._where: dict[str, tuple[int, int]] = {}
         self._shards: list[tuple[np.ndarray, np.ndarray]] = []
@@ -73,7 +80,6 @@ class FeatureStore:
             self._where[record] = (len(self._shards), row)
         self._shards.append((features, mask))
 
-    @torch.no_grad()
     def fill(self, records: Iterable[str], batch_size: int = 64) -> FeatureStore:
         """Compute what is missing, with a progress bar. Complete files only appear at the end, under their names."""
         missing = [record for record in dict.fromkeys(records) if record not in self]
@@ -81,33 +87,47 @@ class FeatureStore:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("\n".join(missing).encode()).hexdigest()[:16]
-        device, dtype = self.encoder.device, self.encoder.dtype
-        training, _ = self.encoder.training, self.encoder.eval()
-        masks: list[np.ndarray] = []
-        out: np.ndarray | None = None
-        partial = self.folder / f".{name}.features.npy"
-        for start in tqdm(range(0, len(missing), batch_size), desc="Encoding ECGs", unit="batch"):
-            batch = missing[start : start + batch_size]
-            tensors = dict(self.extractor([self.source[record] for record in batch], return_tensors="pt"))
-            if self.zero:
-                tensors = zero_features(tensors, self.encoder.ecg_inputs)
-            tensors = {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in tensors.items()}
-            encoded = self.encoder(**tensors)
-            features = encoded.last_hidden_state.float().cpu().numpy()
-            if out is None:
-                out = open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(missing), *features.shape[1:]))
-            out[start : start + len(batch)] = features
-            masks.append(encoded.mask.cpu().numpy())
-        assert out is not None
-        out.flush()
-        partial.rename(self.folder / f"{name}.features.npy")
+        # A name of its own: two runs may fill the same cache at the same time.
+        handle, partial = tempfile.mkstemp(prefix=f".{name}.", dir=self.folder)
+        os.close(handle)
+        training = self.encoder.training
+        try:
+            mask = self._encode(missing, batch_size, partial)
+            os.chmod(partial, 0o644)
+            os.replace(partial, self.folder / f"{name}.features.npy")
+        finally:
+            self.encoder.train(training)
+            Path(partial).unlink(missing_ok=True)
         with written_whole(self.folder / f"{name}.mask.npy") as file:
-            np.save(file, np.concatenate(masks))
+            np.save(file, mask)
         with written_whole(self.folder / f"{name}.json", "w") as file:  # last: a shard exists once its index does
             json.dump(missing, file)
-        self.encoder.train(training)
         self._open(self.folder / f"{name}.json")
         return self
+
+    @torch.no_grad()
+    def _encode(self, records: Sequence[str], batch_size: int, path: str) -> np.ndarray:
+        """Writes the features of the records, in order, to a `.npy` file; returns their masks `[N, T]`."""
+        encoder = self.encoder.eval()
+        masks: list[np.ndarray] = []
+        out: np.ndarray | None = None
+        for start in tqdm(range(0, len(records), batch_size), desc="Encoding ECGs", unit="batch"):
+            batch = records[start : start + batch_size]
+            tensors = dict(self.extractor([self.source[record] for record in batch], return_tensors="pt"))
+            if self.zero:
+                tensors = zero_features(tensors, encoder.ecg_inputs)
+            placed = {
+                k: v.to(encoder.device, encoder.dtype if v.is_floating_point() else None) for k, v in tensors.items()
+            }
+            encoded = encoder(**placed)
+            features = encoded.last_hidden_state.float().cpu().numpy()
+            if out is None:
+                out = open_memmap(path, mode="w+", dtype=np.float32, shape=(len(records), *features.shape[1:]))
+            out[start : start + len(batch)] = features
+            masks.append(encoded.mask.cpu().numpy())
+        assert isinstance(out, np.memmap)
+        out.flush()
+        return np.concatenate(masks)
 
     def get(self, records: Sequence[str]) -> dict[str, torch.Tensor]:
         """`ecg_features` float32 `[N, T, D]` and `ecg_mask` bool `[N, T]`; computes records it does not hold."""

@@ -62,16 +62,23 @@ class ElmModel(ElmPreTrainedModel):
         elif ecg_mask is None:
             ecg_mask = torch.ones(ecg_features.shape[:2], dtype=torch.bool, device=ecg_features.device)
         projected, kept = self.projector(ecg_features, ecg_mask)
-        return projected[kept]
+        packed: torch.Tensor = projected[kept]
+        return packed
+
+    def refuse_placeholders(self, input_ids: torch.Tensor | None) -> None:
+        """For text that comes without an ECG: a `ValueError` if it has a place for one."""
+        count = 0 if input_ids is None else int((input_ids == self.config.ecg_token_id).sum())
+        if count:
+            raise ValueError(f"the text has {count} <ecg> tokens but no ECG")
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of the language model.
@@ -94,6 +101,7 @@ class ElmModel(ElmPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        assert inputs_embeds is not None
         if ecg:
             if input_ids is None:
                 raise ValueError("ECGs need input_ids: the <ecg> tokens in them say where each belongs")
@@ -105,8 +113,8 @@ class ElmModel(ElmPreTrainedModel):
                     "let ElmProcessor build both"
                 )
             inputs_embeds = inputs_embeds.masked_scatter(here[..., None], embeddings)
-        elif input_ids is not None and past_key_values is None and bool((input_ids == self.config.ecg_token_id).any()):
-            raise ValueError(f"the text has {int((input_ids == self.config.ecg_token_id).sum())} <ecg> tokens but no ECG")
+        elif past_key_values is None:
+            self.refuse_placeholders(input_ids)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -131,6 +139,7 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
         self.model = ElmModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+        self._never_say_placeholders()
 
     @classmethod
     def from_parts(
@@ -147,7 +156,12 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
         model.model.language_model = language.base_model
         model.lm_head = language.get_output_embeddings()
         model.generation_config = language.generation_config
+        model._never_say_placeholders()
         return model
+
+    def _never_say_placeholders(self) -> None:
+        # Without a cache, a placeholder the model said itself would be one more than its ECGs have tokens.
+        self.generation_config.suppress_tokens = [self.config.ecg_token_id]
 
     @property
     def ecg_inputs(self) -> tuple[str, ...]:
@@ -161,12 +175,12 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> ElmOutput:
@@ -204,22 +218,26 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in self.ecg_inputs})
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, is_first_iteration: bool = False, **kwargs: Any
+        self, input_ids: torch.Tensor, is_first_iteration: bool = False, **kwargs: Any
     ) -> Inputs:
         """The ECG goes in with the prompt only: afterwards it lives in the cache."""
         ecg = {name: kwargs.pop(name) for name in self.ecg_inputs if name in kwargs}
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs: Inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs.update(ecg)
+        if is_first_iteration and not ecg:  # the prompt comes with an empty cache, so forward does not look
+            self.model.refuse_placeholders(inputs.get("input_ids"))
         return inputs
 
     def _expand_inputs_for_generation(
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
-    ) -> tuple[torch.LongTensor | None, Inputs]:
+    ) -> tuple[torch.Tensor | None, Inputs]:
         """Beams and returned sequences: rows are repeated one by one, ECGs conversation by conversation.
 
         The stock method would turn the ECGs [a, b] of one conversation into [a, a, b, b], and rows would silently
@@ -234,7 +252,7 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
         )
         return input_ids, {**model_kwargs, **ecg}
 
-    def _ecgs_of_expanded_rows(self, input_ids: torch.LongTensor, ecg: Inputs, expand_size: int) -> torch.LongTensor:
+    def _ecgs_of_expanded_rows(self, input_ids: torch.Tensor, ecg: Inputs, expand_size: int) -> torch.Tensor:
         """Index of the ECG for each place in the expanded batch. A row owns the ECGs that fill its placeholders."""
         mask = ecg.get("ecg_mask", ecg.get("token_mask"))
         if mask is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ class ElmProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {ecg_token!r}: add it, or name one of its reserved tokens")
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         special = sorted({*added, *tokenizer.all_special_tokens, ecg_token}, key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(token) for token in special if len(token) > 1))
+        # Looks ahead, so that a token that begins inside another one is found as well.
+        self._special = re.compile(f"(.)(?<=(?={'|'.join(re.escape(t) for t in special if len(t) > 1)}).)", re.DOTALL)
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @property

@@ -28,9 +28,11 @@ class Projector(nn.Module):
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Projected tokens `[B, T', H]` and which of them are kept, bool `[B, T']`."""
+        mask = mask.bool()
         kept = pooled_mask(mask, self.pool)
         missing = kept.shape[1] * self.pool - features.shape[1]
-        x = (features * mask[..., None].to(features.dtype)).to(self.norm.weight.dtype)
+        # Filled, not multiplied by 0: what an encoder says of padding need not be finite.
+        x = features.masked_fill(~mask[..., None], 0).to(self.norm.weight.dtype)
         x = nn.functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, self.pool))  # [B, T', pool, D]
         if self.mode == "stack":
             x = x.flatten(2)

@@ -65,6 +65,7 @@ class ElmArguments:
     train_condition: str = field(
         default="real", metadata={"help": "ECGs given in training: real, zero, none or shuffled (another patient's)."}
     )
+    reports_in_sft: bool = field(default=False, metadata={"help": "Keep the reports among the rows of the sft stage."})
     turns: int = field(default=1, metadata={"help": "Questions about the same ECGs joined into one dialogue."})
     cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
     resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})

@@ -60,6 +60,7 @@ def load(
     train_folds: Collection[int] = tuple(range(1, 9)),
     test_folds: Collection[int] = (9,),
     voltage: bool = False,
+    rate: int = 100,
 ) -> QuestionSet:
     """Load the questions whose ECGs are on disk, split so that no test patient was trained on.
 
@@ -69,12 +70,13 @@ def load(
 
     Args:
         root: Folder that holds the sets.
-        ptbxl: The recordings, or the folder of them, read at 100 Hz; `root/ptbxl` when not given.
+        ptbxl: The recordings, or the folder of them; `root/ptbxl` when not given.
         sets: Folders of `root`, in ECG-QA's layout.
         version: `"template"` or `"paraphrased"`: the wording of the questions.
         train_folds: PTB-XL folds of training rows.
         test_folds: PTB-XL folds of test rows.
         voltage: Whether reports may speak of voltage: only true millivolts show it, to an encoder that keeps them.
+        rate: Sampling rate at which the records of a folder are read, 100 or 500 Hz.
 
     Returns:
         Rows, recordings, and notes on what was dropped and why.
@@ -87,7 +89,7 @@ def load(
             f"folds {both} are both in train_folds and in test_folds: a test patient must not be trained on"
         )
     if not isinstance(ptbxl, PtbXl):
-        ptbxl = PtbXl(ptbxl or Path(root) / "ptbxl")
+        ptbxl = PtbXl(ptbxl or Path(root) / "ptbxl", rate)
     train: list[Row] = []
     test: list[Row] = []
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Rows of questions: the one shape in which every question or instruction set reaches training, the chat page and the audit.
+"""Rows of questions: the one shape in which every question set reaches training, the chat page and the audit.
 
 A row names its recordings, it does not hold them: arrays stay in an `EcgSource` (`source[record_id] -> Ecg`).
 """
@@ -23,7 +23,8 @@ class Row(TypedDict):
 
     `answer` is a set in canonical order (its order in a published file carries no meaning). `control` is empty for an
     ordinary question; otherwise it names the group that is reported in a row of its own and kept out of every headline
-    number (for example `"voltage"`, which an encoder blind to gain cannot answer).
+    number (for example `"voltage"`, which an encoder blind to gain cannot answer). Rows are values: many share their
+    `messages` and `answer`, so whoever wants other ones makes new lists.
     """
 
     id: str

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.conversations.rows import QuestionSet, Row, assistant, question_row, user
-from data.synthetic import AXES, CONDUCTIONS, NOISES, RATES, ST_SITES, VOLTAGES, Array, SyntheticCohort, categories
+from data.conversations.rows import QuestionSet, Row, question_row
+from data.synthetic import AXES, CONDUCTIONS, NOISES, RATES, ST_SITES, VOLTAGES, Array, SyntheticCohort
 
 RHYTHMS = ("sinus rhythm", "atrial fibrillation")
 
@@ -37,7 +37,8 @@ _FINDINGS = (
 )  # fmt: skip
 _PAIRS = (
     ("atrial fibrillation", "left bundle branch block"), ("atrial fibrillation", "premature ventricular complexes"),
-    ("bradycardia", "tachycardia"), ("bradycardia", "right bundle branch block"), ("tachycardia", "left axis deviation"),
+    ("bradycardia", "tachycardia"), ("bradycardia", "right bundle branch block"),
+    ("tachycardia", "left axis deviation"),
     ("left bundle branch block", "right bundle branch block"), ("left axis deviation", "right axis deviation"),
     ("anterior ST elevation", "inferior ST elevation"), ("anterior ST elevation", "atrial fibrillation"),
     ("inferior ST elevation", "right axis deviation"), ("baseline drift", "muscle noise"),
@@ -58,33 +59,29 @@ _ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does
 def report(cohort: SyntheticCohort, record_id: str, rng: np.random.Generator) -> str:
     """A report in a cardiologist's words: all that is planted in the recording, each in one of several phrasings."""
     i = cohort.index(record_id)
-    of = {name: int(index[0]) for name, index in categories(cohort.parameters.take([i])).items()}
+    of = {name: int(index[i]) for name, index in cohort.categories.items()}
 
     def say(*phrasings: str) -> str:
         return phrasings[rng.integers(len(phrasings))]
 
+    # In the order in which an ECG is read: rhythm, rate, conduction, axis, ectopic beats, ST segment, voltage, quality.
+    block = "first degree AV block"
     sentences = [
-        say("atrial fibrillation", "the rhythm is atrial fibrillation")
-        if of["rhythm"]
-        else say("sinus rhythm", "the rhythm is sinus rhythm"),
+        (say("sinus rhythm", "the rhythm is sinus rhythm"),
+         say("atrial fibrillation", "the rhythm is atrial fibrillation"))[of["rhythm"]],
         (say("normal rate", "normal heart rate"), say("bradycardia", "slow heart rate, bradycardia"),
          say("tachycardia", "fast heart rate, tachycardia"))[of["rate"]],
+        *([say(block, f"long PR interval, {block}")] if cohort.present(block)[i] else []),
         (say("normal conduction", "no bundle branch block"), CONDUCTIONS[1], CONDUCTIONS[2])[of["conduction"]],
         AXES[of["axis"]],
-        ("no ST elevation", say("anterior ST elevation", "anterior leads with anterior ST elevation"),
-         say("inferior ST elevation", "inferior leads with inferior ST elevation"))[of["st"]],
+        *(["premature ventricular complexes"] if cohort.present("premature ventricular complexes")[i] else []),
+        ("no ST elevation", say(ST_SITES[1], f"anterior leads with {ST_SITES[1]}"),
+         say(ST_SITES[2], f"inferior leads with {ST_SITES[2]}"))[of["st"]],
         VOLTAGES[of["voltage"]],
+        *([NOISES[of["noise"]]] if of["noise"] else []),
+        *(["normal ECG"] if cohort.present("normal ECG")[i] else []),
     ]  # fmt: skip
-    if cohort.present("first degree AV block")[i]:
-        sentences.append(say("first degree AV block", "long PR interval, first degree AV block"))
-    if cohort.present("premature ventricular complexes")[i]:
-        sentences.append(say("premature ventricular complexes", "there are premature ventricular complexes"))
-    if of["noise"]:
-        sentences.append(NOISES[of["noise"]])
-    if cohort.present("normal ECG")[i]:
-        sentences.append("normal ECG")
-    order = rng.permutation(len(sentences))
-    return ". ".join(sentences[k] for k in order) + "."
+    return ". ".join(sentences) + "."
 
 
 class _Asker:
@@ -113,25 +110,30 @@ class _Asker:
         control: str = "",
         share: float = 1.0,
     ) -> None:
-        """Rows that ask about equally many items of `about` `[items, ecgs]` for each (answer, bool `[items]`)."""
-        answers = [(answer, np.flatnonzero(where)) for answer, where in answers]
-        each = min(round(self.per_question * share), *(len(items) for _, items in answers))
-        for answer, items in answers:
-            for k, item in enumerate(self.rng.choice(items, each, replace=False)):
-                ids = [self.cohort.records[i] for i in about[item]]
+        """Rows that ask about equally many items of `about` `[items, ecgs]` for each (answer, bool `[items]`).
+
+        None where fewer than two answers are given: the question would tell its answer.
+        """
+        found = [(answer, np.flatnonzero(where)) for answer, where in answers]
+        each = min(round(self.per_question * share), *(len(items) for _, items in found)) if len(found) > 1 else 0
+        records, patient_of = self.cohort.records, self.cohort.patient_of
+        for answer, items in found:
+            alike = [
+                question_row(
+                    id="", ecgs=[""] * about.shape[1], patient_ids=[], question_type=kind, question=text, answer=answer,
+                    template_id=template, attribute=attribute, control=control,
+                ) for text in phrasings
+            ]  # fmt: skip
+            for k, item in enumerate(about[self.rng.choice(items, each, replace=False)].tolist()):
+                ids = [records[i] for i in item]
+                phrasing = k % len(phrasings)  # they rotate within each answer, so that each of them is balanced too
                 self.rows.append(
-                    question_row(
-                        id=f"{template}/{attribute}/{'+'.join(ids)}/{k % len(phrasings)}",
-                        ecgs=ids,
-                        patient_ids=[self.cohort.patient_of[i] for i in ids],
-                        question_type=kind,
-                        # Phrasings rotate within each answer, so that each of them is balanced too.
-                        question=phrasings[k % len(phrasings)],
-                        answer=answer,
-                        template_id=template,
-                        attribute=attribute,
-                        control=control,
-                    )
+                    {
+                        **alike[phrasing],
+                        "id": f"{template}/{attribute}/{'+'.join(ids)}/{phrasing}",
+                        "ecgs": ids,
+                        "patient_ids": [patient_of[i] for i in ids],
+                    }
                 )
 
     def all(self) -> list[Row]:
@@ -148,16 +150,17 @@ class _Asker:
         for a, b in _PAIRS:
             may = (cohort.askable(a) & cohort.askable(b))[self.records]
             in_a, in_b = cohort.present(a)[self.records], cohort.present(b)[self.records]
-            answers = [([a], in_a & ~in_b), ([b], in_b & ~in_a), (["none"], ~in_a & ~in_b), ([a, b], in_a & in_b)]
-            answers = [(answer, where & may) for answer, where in answers if (where & may).any()]
+            choices = (([a], in_a & ~in_b), ([b], in_b & ~in_a), (["none"], ~in_a & ~in_b), ([a, b], in_a & in_b))
+            possible = [(answer, where & may) for answer, where in choices if (where & may).any()]
             texts = [text.format(a, b) for text in _CHOOSE]
-            self.ask("single-choose", 3, f"{a} / {b}", texts, one, answers, share=0.5)
-        values = categories(cohort.parameters)
+            self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.5)
+        values = cohort.categories
         for template, (name, (text, names)) in enumerate(_QUERIES.items(), start=4):
             value = np.where(cohort.askable(ST_SITES[1]), values[name], -1) if name == "st" else values[name]
-            answers = [([label], value[self.records] == i) for i, label in enumerate(names)]
+            labels = [([label], value[self.records] == i) for i, label in enumerate(names)]
             control = "voltage" if name == "voltage" else ""
-            self.ask("single-query", template, name, [text], one, answers, control)
+            self.ask("single-query", template, name, [text], one, labels, control)
+        answers: list[tuple[Sequence[str], Array]]
         for template, (relation, pairs) in zip((11, 12), self.pairs.items(), strict=True):
             for name in _FINDINGS if len(pairs) else ():
                 first, second = cohort.present(name)[pairs].T
@@ -207,12 +210,12 @@ def load(
         record = cohort.records[i]
         text = report(cohort, record, rng)
         ask = _ASK_REPORT[rng.integers(len(_ASK_REPORT))]
-        row = question_row(
-            id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]],
-            question_type="report", question=ask, answer=[text],
+        reports.append(
+            question_row(
+                id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]],
+                question_type="report", question=ask, answer=[text],
+            )
         )  # fmt: skip
-        row["messages"] = [user(1, ask), assistant(text)]
-        reports.append(row)
     return QuestionSet(
         name="simulated cohort",
         source=cohort,

@@ -1,0 +1,70 @@
+"""Ask a saved model one question about one recording, or about several to compare.
+
+    python -m elm.ask out/sft-llava out/sft-llava/examples/s02000-1 "Is this a normal ECG?"
+    python -m elm.ask out/sft-llava FIRST SECOND "Is there new atrial fibrillation in the second ECG compared to the first?"
+
+A recording is a WFDB record (the name its files share), or a .npy or .csv file with --fs, --units and --leads.
+Research use only; not a medical device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, which --help need not wait for
+    from data.ecg import Ecg
+
+
+def ask(model: Any, processor: Any, ecgs: Sequence[Ecg], question: str, max_new_tokens: int = 128) -> str:
+    """The model's greedy answer to one question about the recordings, in the order given."""
+    import torch
+
+    from data.conversations.rows import user
+
+    inputs = processor([user(len(ecgs), question)], ecgs or None, add_generation_prompt=True)
+    placed = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+    with torch.inference_mode():
+        tokens = model.generate(**placed, do_sample=False, max_new_tokens=max_new_tokens)
+    said = tokens[0, inputs["input_ids"].shape[1] :]
+    return str(processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m elm.ask",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="folder of a trained model")
+    parser.add_argument("record", nargs="+", help="recordings, in the order the question speaks of them")
+    parser.add_argument("question", help="what to ask")
+    parser.add_argument("--fs", type=float, help="sampling rate in Hz, where the file does not say")
+    parser.add_argument("--units", help="units of the samples (mV, uV, ...), where the file does not say")
+    parser.add_argument("--leads", nargs="+", help="names of the leads in order, where the file does not say")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="where an answer is cut (default: 128)")
+    args = parser.parse_args(argv)
+
+    from data.readers import read_ecg
+
+    try:
+        ecgs = [read_ecg(path, fs=args.fs, units=args.units, leads=args.leads) for path in args.record]
+        import elm
+
+        model, processor = elm.load(args.model)
+        answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    sys.stdout.write(answer + "\n")
+
+
+if __name__ == "__main__":
+    main()
