@@ -245,6 +245,8 @@ class SyntheticCohort:
     def render(self, record_id: str, fs: float | None = None, **moved: float) -> Ecg:
         """The recording, at another sampling rate or with parameters moved; all else stays as it is.
 
+        Noise is drawn anew for each sampling rate, of the same power density.
+
         Args:
             record_id: Which recording.
             fs: Sampling rate in Hz; the cohort's when not given.
@@ -252,7 +254,8 @@ class SyntheticCohort:
                 `st_site` says otherwise). A new `gain` scales the whole recording, so it scales `st_mv` too.
 
         Raises:
-            ValueError: A name is not a parameter.
+            KeyError: There is no such record.
+            ValueError: A name is not a parameter, or the heart rate is too fast for the length of a recording.
         """
         i = self.index(record_id)
         p = self.parameters.take([i])

@@ -1,17 +1,18 @@
 """ECG-language models. Importing this package registers its classes with transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
-import encoders  # noqa: F401  (registers the encoders)
-from elm.collator import EcgCollator
-from elm.configuration import ElmConfig
-from elm.folder import load
-from elm.modeling import ElmForConditionalGeneration, ElmModel
-from elm.processing import ElmProcessor
-
-AutoConfig.register("elm", ElmConfig)
-AutoModel.register(ElmConfig, ElmModel)
-AutoModelForCausalLM.register(ElmConfig, ElmForConditionalGeneration)
-AutoProcessor.register(ElmConfig, ElmProcessor)
+# `python -m elm.ask --help` imports this package on its way to the command; while Python looks for a module, argv says
+# "-m". The command then finds torch and transformers, which take seconds, by the names below when it needs them.
+if TYPE_CHECKING or sys.argv[:1] != ["-m"]:
+    from elm.auto import EcgCollator, ElmConfig, ElmForConditionalGeneration, ElmModel, ElmProcessor, load
 
 __all__ = ["EcgCollator", "ElmConfig", "ElmForConditionalGeneration", "ElmModel", "ElmProcessor", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("elm.auto"), name)

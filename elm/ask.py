@@ -1,7 +1,7 @@
 """Ask a saved model one question about one recording, or about several to compare.
 
     python -m elm.ask out/sft-llava out/sft-llava/examples/s02000-1 "Is this a normal ECG?"
-    python -m elm.ask out/sft-llava FIRST SECOND "Is there new atrial fibrillation in the second ECG compared to the first?"
+    python -m elm.ask out/sft-llava FIRST SECOND "Is there new atrial fibrillation in the second ECG?"
 
 A recording is a WFDB record (the name its files share), or a .npy or .csv file with --fs, --units and --leads.
 Research use only; not a medical device.

@@ -12,7 +12,7 @@ DISCLAIMER = "**Research use only. Not a medical device. Not for diagnosis or tr
 
 
 def write_card(folder: Path | str) -> None:
-    """Write README.md into a model's folder, from its config.json, training.json and, once there, ablation/report.json."""
+    """Write a model's README.md from its folder's config.json, training.json and, once there, ablation/report.json."""
     folder = Path(folder)
     config = ElmConfig.from_pretrained(folder)
     training = json.loads((folder / "training.json").read_text())

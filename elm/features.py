@@ -61,7 +61,7 @@ class FeatureStore:
         zero: bool = False,
     ) -> None:
         self.encoder, self.extractor, self.source, self.zero = encoder, extractor, source, zero
-        # The encoder's configuration can change its output and leave its weights; the extractor's class is part of its JSON.
+        # A configuration can change an encoder's output and not its weights; an extractor's class is part of its JSON.
         config = {name: value for name, value in encoder.config.to_dict().items() if name not in NO_MATTER}
         key = [weights_hash(encoder), config, extractor.to_json_string(), source_name, zero]
         self.folder = Path(root) / f"features-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"

@@ -1,8 +1,8 @@
 """A model as one folder: `load` and `save`.
 
-The folder holds config.json, model.safetensors (LoRA merged), the tokenizer with its chat template, the processor with the
-encoder's feature extractor, training.json (what it was trained on and how) and README.md (its model card). Beside them:
-`adapter/` (the LoRA weights and the trained projector), `checkpoints/`, `examples/`, `ablation/`.
+The folder holds config.json, model.safetensors (LoRA merged), the tokenizer with its chat template, the processor with
+the encoder's feature extractor, training.json (what it was trained on and how) and README.md (its model card). Beside
+them: `adapter/` (the LoRA weights and the trained projector), `checkpoints/`, `examples/`, `ablation/`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoFeatureExtractor
+from safetensors import SafetensorError
 
 from data.files import written_whole
 from elm.card import write_card
-from elm.configuration import ElmConfig
 from elm.features import weights_hash
 from elm.modeling import ElmForConditionalGeneration
 from elm.processing import ElmProcessor
@@ -39,18 +38,26 @@ def load(
         dtype: Of the weights; `"auto"` keeps the saved one.
 
     Raises:
-        FileNotFoundError: The folder is no saved model.
-        ValueError: A weight is missing, misshapen or not finite, or the adapter belongs to another base.
+        FileNotFoundError: The folder is no saved model, and no hub id of one that can be reached.
+        ValueError: A weight is missing, unexpected, misshapen or not finite, the file of weights is damaged, or the
+            adapter belongs to another base.
     """
     if Path(folder).is_dir() and not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder} is no saved model: it has no config.json (was its training interrupted?)")
-    model, info = ElmForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    try:
+        model, info = ElmForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {folder} are damaged: {error}") from error
+    except OSError as error:
+        if Path(folder).is_dir():
+            raise
+        raise FileNotFoundError(f"no saved model at {folder}: no such folder, and as a hub id: {error}") from error
     faults = [f"{name} is missing" for name in info["missing_keys"]]
     faults += [f"{name} is unexpected" for name in info["unexpected_keys"]]
     faults += [f"{name} is {tuple(got)} instead of {tuple(want)}" for name, got, want in info["mismatched_keys"]]
-    faults += [f"{n} holds NaN or infinity" for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    faults += [f"{n} holds NaN or infinity" for n, w in model.state_dict().items() if not bool(w.isfinite().all())]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(f"the weights of {folder} do not fit its config.json: {'; '.join(faults[:5])}{more}")
@@ -94,7 +101,10 @@ def save(
         for item in beside.iterdir() if beside is not None else ():
             os.replace(item, aside / item.name)
         write_card(aside)
-        # config.json last: a folder without it is no saved model.
+        # config.json goes first and comes last: a folder without it is no saved model. Weights of the model before in
+        # other files than these would be read in place of the new ones, or beside them.
+        for old in (folder / "config.json", *folder.glob("model*.safetensors*")):
+            old.unlink(missing_ok=True)
         for item in sorted(aside.iterdir(), key=lambda item: item.name == "config.json"):
             target = folder / item.name
             if target.is_dir():

@@ -260,8 +260,12 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
         ends = pooled_mask(mask, self.config.projector_pool).sum(dim=1).cumsum(0).tolist()
         row_ends = (input_ids == self.config.ecg_token_id).sum(dim=1).cumsum(0).tolist()
         owner = [sum(end > row_end for row_end in row_ends) for end in ends]
-        if ends and (ends[-1] != row_ends[-1] or any(e not in [0, *ends] for e in row_ends)):
-            raise ValueError(f"the rows have {row_ends[-1]} <ecg> tokens but the ECGs give {ends[-1]}, or an ECG is split")
+        if ends and ends[-1] != row_ends[-1]:
+            raise ValueError(f"the text has {row_ends[-1]} <ecg> tokens but the ECGs give {ends[-1]}")
+        if ends and any(end not in [0, *ends] for end in row_ends):
+            raise ValueError(
+                f"an ECG is split: the <ecg> tokens of the rows end at {row_ends}, those of ECGs at {ends}"
+            )
         order = []
         for row in range(len(row_ends)):
             order += [i for i, o in enumerate(owner) if o == row] * expand_size

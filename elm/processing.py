@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from data.conversations.rows import Message
+from data.conversations.rows import Message, Part
 from data.ecg import Ecg
 from elm.configuration import tokens_per_ecg
 
 Span = tuple[int, int]
+
+
+def _ecg_parts(messages: Sequence[Message]) -> int:
+    return sum(part["type"] == "ecg" for m in messages if not isinstance(m["content"], str) for part in m["content"])
 
 
 class ElmProcessor(ProcessorMixin):
@@ -26,7 +30,7 @@ class ElmProcessor(ProcessorMixin):
 
     Args:
         feature_extractor: The encoder's `EcgFeatureExtractor`.
-        tokenizer: The language model's fast tokenizer, with a chat template.
+        tokenizer: The language model's tokenizer, with a chat template.
         chat_template: Saved beside the tokenizer; the tokenizer's own when not given.
         ecg_token: The placeholder token.
         pool: The projector's `projector_pool`.
@@ -45,9 +49,9 @@ class ElmProcessor(ProcessorMixin):
         if self.ecg_token_id is None or self.ecg_token_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no token {ecg_token!r}: add it, or name one of its reserved tokens")
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-        special = sorted({*added, *tokenizer.all_special_tokens, ecg_token}, key=len, reverse=True)
-        # Looks ahead, so that a token that begins inside another one is found as well.
-        self._special = re.compile(f"(.)(?<=(?={'|'.join(re.escape(t) for t in special if len(t) > 1)}).)", re.DOTALL)
+        special = sorted({*added, *tokenizer.all_special_tokens, ecg_token})
+        # The first character of each: a token that begins inside another one is found as well.
+        self._special = re.compile(f"(?={'|'.join(re.escape(t) for t in special if len(t) > 1)})(.)", re.DOTALL)
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @property
@@ -57,7 +61,7 @@ class ElmProcessor(ProcessorMixin):
 
     def as_text(self, text: str) -> str:
         """User text in which no substring is a special token: a space parts each one after its first character."""
-        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        return self._special.sub(r"\1 ", text)
 
     def render(
         self, messages: Sequence[Message], counts: Sequence[int], add_generation_prompt: bool = False
@@ -73,7 +77,7 @@ class ElmProcessor(ProcessorMixin):
             ValueError: The number of ECGs differs from the number of ECG parts, or the chat template rewrites earlier
                 turns, so that no span can be told.
         """
-        parts = sum(part["type"] == "ecg" for m in messages if not isinstance(m["content"], str) for part in m["content"])
+        parts = _ecg_parts(messages)
         if parts != len(counts):
             raise ValueError(f"the conversation has {parts} ECG placeholders but {len(counts)} ECGs are given")
         left = iter(counts)
@@ -97,12 +101,17 @@ class ElmProcessor(ProcessorMixin):
             spans.append((len(before), len(upto.rstrip())))
         return whole, spans
 
-    def _content(self, content: str | Sequence[dict[str, str]], counts: Any) -> str:
+    def _content(self, content: str | Sequence[Part], counts: Iterator[int]) -> str:
         if isinstance(content, str):
             return self.as_text(content)
-        return "".join(
-            self.ecg_token * next(counts) + "\n" if part["type"] == "ecg" else self.as_text(part["text"]) for part in content
-        )
+        text = ""
+        # Neighbouring texts are joined first: "<ec" and "g>" are no special tokens, together they would be.
+        for is_ecg, parts in groupby(content, key=lambda part: part["type"] == "ecg"):
+            if is_ecg:
+                text += "".join(self.ecg_token * next(counts) + "\n" for _ in parts)
+            else:
+                text += self.as_text("".join(part["text"] for part in parts))
+        return text
 
     def __call__(
         self,
@@ -131,24 +140,31 @@ class ElmProcessor(ProcessorMixin):
             one after the other, and `labels` `[B, S]` on demand.
 
         Raises:
-            ValueError: ECGs and ECG parts differ in number; the message names both and the conversation.
+            ValueError: ECGs and ECG parts differ in number; the message names both and the conversation. Or an unknown
+                `padding_side`.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
         if messages and isinstance(messages[0], dict):
-            messages, ecgs = [messages], None if ecgs is None else [ecgs]
+            messages, ecgs = cast("Any", [messages]), None if ecgs is None else cast("Any", [ecgs])
+        conversations = cast("Sequence[Sequence[Message]]", messages)
+        groups = cast("Sequence[Sequence[Ecg]] | None", ecgs)
+        if groups is not None and len(groups) != len(conversations):
+            raise ValueError(f"{len(conversations)} conversations are given but the ECGs of {len(groups)}")
         batch = BatchFeature()
         if ecg_mask is not None:
             counts = tokens_per_ecg(ecg_mask, self.pool)
         else:
-            flat = [ecg for group in ecgs or () for ecg in group]
+            flat = [ecg for group in groups or () for ecg in group]
             if flat:
                 batch.update(self.feature_extractor(flat, return_tensors="pt"))
             counts = tokens_per_ecg(batch["token_mask"], self.pool) if flat else []
         rows, position = [], 0
-        for i, conversation in enumerate(messages):
-            parts = sum(p["type"] == "ecg" for m in conversation if not isinstance(m["content"], str) for p in m["content"])
-            given = parts if ecg_mask is not None else len(ecgs[i]) if ecgs is not None else 0
+        for i, conversation in enumerate(conversations):
+            parts = _ecg_parts(conversation)
+            given = parts if ecg_mask is not None else len(groups[i]) if groups is not None else 0
             if given != parts:
                 raise ValueError(f"conversation {i} has {parts} ECG placeholders but {given} ECGs are given")
             text, spans = self.render(conversation, counts[position : position + given], add_generation_prompt)
@@ -159,15 +175,18 @@ class ElmProcessor(ProcessorMixin):
         batch.update(self._pad(rows, padding_side, return_labels))
         return batch
 
-    def _encode(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = np.array(encoding["input_ids"]), np.array(encoding["offset_mapping"]).reshape(-1, 2)
-        said = np.zeros(len(ids), bool)
-        for start, end in spans:
-            said |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
-        return ids, np.where(said, ids, -100)
+    def _encode(self, text: str, spans: list[Span]) -> tuple[list[int], list[int]]:
+        """Ids of the text, and the same with -100 for all that the assistant does not say.
 
-    def _pad(self, rows: list[tuple[np.ndarray, np.ndarray]], side: str, labels: bool) -> dict[str, torch.Tensor]:
+        What lies between the spans' ends is tokenized piece by piece: no token is half a header's and half an answer's,
+        and an answer is asked for after the very tokens it was trained after.
+        """
+        cuts = [0, *(cut for span in spans for cut in span), len(text)]
+        pieces = self.tokenizer([text[a:b] for a, b in zip(cuts, cuts[1:])], add_special_tokens=False)["input_ids"]
+        said = [[token if i % 2 else -100 for token in piece] for i, piece in enumerate(pieces)]
+        return list(chain(*pieces)), list(chain(*said))
+
+    def _pad(self, rows: list[tuple[list[int], list[int]]], side: str, labels: bool) -> dict[str, torch.Tensor]:
         width = max(len(ids) for ids, _ in rows)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         out = {

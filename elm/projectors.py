@@ -11,8 +11,8 @@ from elm.configuration import ElmConfig, pooled_mask
 class Projector(nn.Module):
     """Pools `projector_pool` tokens in a row, then maps them linearly or by a two-layer MLP (LLaVA-1.5).
 
-    With `projector_pool_mode="stack"` the features of the pooled tokens are joined (D * pool wide), which loses nothing;
-    with `"mean"` those that carry signal are averaged.
+    With `projector_pool_mode="stack"` the features of the pooled tokens are joined (D * pool wide), which loses
+    nothing; with `"mean"` those that carry signal are averaged.
     """
 
     def __init__(self, config: ElmConfig) -> None:

@@ -1,7 +1,8 @@
 """A tiny language model and a tiny ECG encoder, made on the spot: the default job needs no download.
 
-The language model is a Llama trained on text alone: reports and questions with their answers, of the training patients. It
-learns the words and how a question is answered, and, answers being balanced, not which answer is right. It has seen no ECG.
+The language model is a Llama trained on text alone: it is given a training patient's report in words, where a recording would
+stand, and answers questions about it or repeats it. It learns the language and to answer from what it is given; it has seen
+no ECG.
 
 The encoder has MELP's architecture at 100 Hz and learns to predict which words and word pairs a training patient's report
 holds from that patient's ECG. It never sees a question or an answer.
@@ -26,7 +27,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data.conversations.rows import QuestionSet, Row, answer_text
+from data.conversations.rows import QuestionSet, Row, dialogues
 from encoders.hub import save_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 
@@ -41,7 +42,7 @@ CHAT_TEMPLATE = (
 )
 
 # Raising these raises the quality and the time of the default job.
-LANGUAGE_STEPS, LANGUAGE_BATCH = 300, 48
+LANGUAGE_STEPS, LANGUAGE_BATCH, TURNS = 500, 32, 6
 ENCODER_EPOCHS, ENCODER_BATCH = 8, 64
 
 
@@ -78,12 +79,26 @@ def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: 
 
 
 def _texts(questions: QuestionSet, rng: np.random.Generator) -> Iterator[str]:
-    """Conversations without an ECG, without end: reports, and questions with an answer that was given to them."""
+    """Conversations about reports, without end: in each, the report stands where a recording would."""
+    reports = {row["ecgs"][0]: report_of(row) for row in questions.reports}
+    rows = [row for row in questions.train if all(record in reports for record in row["ecgs"])]
+    kinds: list[Sequence[Row]] = [questions.reports]
+    for single in (True, False):
+        some = [row for row in rows if (len(row["ecgs"]) == 1) == single]
+        kinds += [dialogues(some, turns) for turns in (1, TURNS) if some]
+    shares = np.array([0.2, 0.2, 0.3, 0.15, 0.15])[: len(kinds)]
     while True:
-        rows = questions.reports if rng.random() < 0.2 else questions.train
-        row = rows[rng.integers(len(rows))]
-        said = report_of(row) if rows is questions.reports else answer_text(row["answer"])
-        yield f"<bos><user>{row['question']}<assistant>{said}<eos>"
+        kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
+        row = kind[rng.integers(len(kind))]
+        text = "<bos>"
+        for message in row["messages"]:
+            said = "".join(part["text"] for part in message["content"])
+            if message["role"] == "assistant":
+                text += f"<assistant>{said}<eos>"
+            else:
+                shown = row["ecgs"] if text == "<bos>" else ()
+                text += "<user>" + "".join(f"{reports[record]}\n" for record in shown) + said
+        yield text
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 768) -> PreTrainedTokenizerFast:
@@ -108,7 +123,7 @@ def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """Sizes of the tiny Llama."""
     return LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
+        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.08,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
 
@@ -119,8 +134,9 @@ def _train_llama(questions: QuestionSet, folder: Path, seed: int, steps: int) ->
     tokenizer = train_tokenizer([next(texts) for _ in range(3000)])
     torch.manual_seed(seed)
     model = LlamaForCausalLM(llama_config(tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1, pct_start=0.1)
+    answer = tokenizer.convert_tokens_to_ids("<assistant>")
     pool: list[list[int]] = []
     with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step") as progress:
         for step in progress:
@@ -131,14 +147,20 @@ def _train_llama(questions: QuestionSet, folder: Path, seed: int, steps: int) ->
                 pool = [batches[i] for i in rng.permutation(len(batches))]
             batch = tokenizer.pad({"input_ids": pool.pop()}, return_tensors="pt")
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            loss = model(**batch, labels=labels).loss
+            # What is said matters; what is read is learned a little, too.
+            logits = model(**batch).logits[:, :-1]
+            losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
+            kept = labels[:, 1:] != -100
+            begun, ended = ((batch["input_ids"] == token).cumsum(dim=1) for token in (answer, tokenizer.eos_token_id))
+            said = (begun > ended)[:, :-1] & kept
+            loss = losses[said].mean() + 0.1 * losses[kept].mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
-                progress.set_postfix(loss=f"{loss:.3f}")
+                progress.set_postfix(answers=f"{losses[said].mean():.3f}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -26,6 +26,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 from data.conditions import apply, derangement
 from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row, dialogues
+from data.files import written_whole
 from data.readers.wfdb import write_wfdb
 from elm import tiny
 from elm.collator import EcgCollator
@@ -38,6 +39,8 @@ from encoders import load_encoder
 
 logger = logging.getLogger(__name__)
 
+# Settings of the trainer without which a checkpoint is one of another run.
+_OF_A_RUN = ("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
 
@@ -92,6 +95,35 @@ def check_launch() -> None:
             "several processes were asked for but only one was started: on CPUs use "
             "`torchrun --nproc_per_node 2` or `accelerate launch --config_file recipes/accelerate/two_cpus.yaml`"
         )
+
+
+def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Note in `checkpoints/run.json` which run the output folder belongs to.
+
+    Raises:
+        ValueError: It holds checkpoints of a run with other settings; names the first that differ.
+    """
+    record = Path(training_args.output_dir) / "checkpoints" / "run.json"
+    settings = {
+        **{k: v for k, v in dataclasses.asdict(arguments).items() if k not in ("resume", "ablation", "cache_dir")},
+        **{k: v for k, v in dataclasses.asdict(model_args).items() if v is not None},
+        "batch_size": training_args.train_batch_size
+        * training_args.gradient_accumulation_steps
+        * training_args.world_size,
+        **{name: training_args.to_dict()[name] for name in _OF_A_RUN},
+    }
+    settings = json.loads(json.dumps(settings))
+    if arguments.resume and record.exists():
+        found = json.loads(record.read_text())
+        differ = [f"{k} {found.get(k)!r} but now {settings.get(k)!r}" for k in settings if found.get(k) != settings[k]]
+        if differ:
+            raise ValueError(
+                f"{record.parent} holds checkpoints of another run ({'; '.join(differ[:3])}): "
+                "give another output_dir, or --resume false to start over"
+            )
+    if training_args.process_index == 0:
+        with written_whole(record, "w") as file:
+            json.dump(settings, file, indent=2)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -332,6 +364,7 @@ def save_run(
         "language_model": model_args.model_name_or_path,
         "train_condition": arguments.train_condition,
         "arguments": dataclasses.asdict(arguments),
+        "processes": training_args.world_size,
         "lora": {"r": model_args.lora_r, "alpha": model_args.lora_alpha},
         "trainer": {k: v for k, v in training_args.to_dict().items() if isinstance(v, (int, float, str, bool))},
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

@@ -30,6 +30,7 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Runs the stages, saves one folder, asks the held-out questions."""
     training.check_launch()
+    training.claim(arguments, training_args, model_args)
     seed, condition = training_args.seed, arguments.train_condition
 
     # Data and model: what is computed once is computed by the first process and read from the cache by the others.

@@ -109,7 +109,13 @@ def dialogues(rows: Sequence[Row], turns: int, seed: int = 0) -> list[Row]:
     """Join single-turn rows about the same recordings into dialogues of at most `turns` questions, in shuffled order.
 
     The recordings are shown once, at the start, so a dialogue trains `turns` questions for the price of one prefix.
+    Its `id` names all of its questions; `question`, `answer` and the like are those of the first.
+
+    Raises:
+        ValueError: `turns` is less than 1.
     """
+    if turns < 1:
+        raise ValueError(f"a dialogue has at least one turn, got {turns}")
     rng = np.random.default_rng(seed)
     by_ecgs: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for i in rng.permutation(len(rows)):

@@ -154,12 +154,13 @@ class _Asker:
             possible = [(answer, where & may) for answer, where in choices if (where & may).any()]
             texts = [text.format(a, b) for text in _CHOOSE]
             self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.5)
-        values = cohort.categories
-        for template, (name, (text, names)) in enumerate(_QUERIES.items(), start=4):
-            value = np.where(cohort.askable(ST_SITES[1]), values[name], -1) if name == "st" else values[name]
-            labels = [([label], value[self.records] == i) for i, label in enumerate(names)]
+        for template, (name, (text, labels)) in enumerate(_QUERIES.items(), start=4):
+            value = cohort.categories[name]
+            if name == "st":
+                value = np.where(cohort.askable(ST_SITES[1]), value, -1)
+            queries = [([label], value[self.records] == i) for i, label in enumerate(labels)]
             control = "voltage" if name == "voltage" else ""
-            self.ask("single-query", template, name, [text], one, labels, control)
+            self.ask("single-query", template, name, [text], one, queries, control)
         answers: list[tuple[Sequence[str], Array]]
         for template, (relation, pairs) in zip((11, 12), self.pairs.items(), strict=True):
             for name in _FINDINGS if len(pairs) else ():

@@ -1,0 +1,105 @@
+"""Rows and dialogues: what is joined is all there, in the form the processor expects."""
+
+import copy
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.conversations.rows import answer_text, assistant, dialogues, question_row, user
+
+RECORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=2, unique=True)
+ANSWERS = st.lists(st.sampled_from(["yes", "no", "none", "left axis deviation"]), min_size=1, max_size=3, unique=True)
+ROWS = st.lists(st.tuples(RECORDS, ANSWERS), max_size=25).map(
+    lambda rows: [
+        question_row(
+            id=str(i), ecgs=ecgs, patient_ids=[f"p-{e}" for e in ecgs], question_type="single-verify",
+            question=f"Question {i}?", answer=answer, template_id=i % 3, attribute="x",
+        )
+        for i, (ecgs, answer) in enumerate(rows)
+    ]
+)  # fmt: skip
+quick = settings(deadline=None, max_examples=60)
+
+
+def text_of(message):
+    (text,) = [part["text"] for part in message["content"] if part["type"] == "text"]
+    return text
+
+
+@quick
+@given(ROWS, st.integers(1, 6), st.integers(0, 3))
+def test_dialogues_keep_every_question_once(rows, turns, seed):
+    before = copy.deepcopy(rows)
+    talks = dialogues(rows, turns, seed)
+    assert rows == before
+    by_question = {row["question"]: row for row in rows}
+    asked = []
+    for talk in talks:
+        assert [message["role"] for message in talk["messages"]] == ["user", "assistant"] * (len(talk["messages"]) // 2)
+        for question, answer in zip(talk["messages"][::2], talk["messages"][1::2]):
+            row = by_question[text_of(question)]
+            asked.append(row["id"])
+            assert row["ecgs"] == talk["ecgs"] and row["patient_ids"] == talk["patient_ids"]
+            assert text_of(answer) == answer_text(row["answer"])
+    assert Counter(asked) == Counter(row["id"] for row in rows)
+    assert sorted("+".join(talk["id"] for talk in talks).split("+")) == sorted(asked) or not rows
+
+
+@quick
+@given(ROWS, st.integers(1, 6))
+def test_dialogues_show_the_recordings_in_the_first_turn_only(rows, turns):
+    for talk in dialogues(rows, turns):
+        parts = [[part["type"] for part in message["content"]] for message in talk["messages"]]
+        assert parts[0] == ["ecg"] * len(talk["ecgs"]) + ["text"]
+        assert all(kinds == ["text"] for kinds in parts[1:])
+        assert {frozenset(part) for message in talk["messages"] for part in message["content"]} == {
+            frozenset(("type", "text"))
+        }  # one shape of parts, for Arrow
+
+
+@quick
+@given(ROWS, st.integers(1, 6))
+def test_dialogues_are_as_few_as_can_be(rows, turns):
+    sizes = Counter(tuple(row["ecgs"]) for row in rows)
+    talks = dialogues(rows, turns)
+    assert all(len(talk["messages"]) <= 2 * turns for talk in talks)
+    assert Counter(tuple(talk["ecgs"]) for talk in talks) == Counter(
+        {ecgs: -(-n // turns) for ecgs, n in sizes.items()}
+    )
+
+
+def test_dialogues_are_shuffled_by_seed():
+    rows = [
+        question_row(id=str(i), ecgs=[e], patient_ids=[e], question_type="t", question=f"{i}?", answer=["yes"])
+        for i, e in enumerate("aabbccddeeffgg" * 3)
+    ]
+    first, again, other = (dialogues(rows, 4, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert sorted(row["id"] for row in dialogues(rows, 1)) == sorted(row["id"] for row in rows)
+    assert [talk["ecgs"] for talk in first] != sorted(talk["ecgs"] for talk in first)
+
+
+@pytest.mark.parametrize("turns", [0, -1])
+def test_a_dialogue_has_at_least_one_turn(turns):
+    with pytest.raises(ValueError, match=f"at least one turn, got {turns}"):
+        dialogues([], turns)
+
+
+@given(ANSWERS)
+def test_a_set_of_answers_has_one_text(answer):
+    texts = {answer_text(order) for order in itertools.permutations(answer)}
+    assert len(texts) == 1
+    assert texts.pop().split(", ") == sorted(answer)
+
+
+def test_a_question_row_is_canonical():
+    row = question_row(
+        id="1", ecgs=("r1", "r2"), patient_ids=("p", "q"), question_type="k", question="Which?", answer=("z", "a")
+    )
+    assert row["answer"] == ["a", "z"] and row["ecgs"] == ["r1", "r2"] and row["patient_ids"] == ["p", "q"]
+    assert row["messages"] == [user(2, "Which?"), assistant("a, z")]
+    assert (row["template_id"], row["attribute"], row["control"]) == (0, "", "")
+    assert user(0, "More?") == {"role": "user", "content": [{"type": "text", "text": "More?"}]}

@@ -1,0 +1,208 @@
+"""The recipe: what is trained and what is not, resuming, several processes, conditions, and what it refuses."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file
+from trl import ModelConfig, SFTConfig, TrlParser
+
+import elm
+from data.conversations import load_questions
+from elm import training
+from elm.training import ElmArguments, newest_whole_checkpoint, under_condition
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def losses(folder):
+    return json.loads((Path(folder) / "training.json").read_text())["losses"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(request, tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    return folder
+
+
+@pytest.fixture
+def trained(whole_run, train):
+    if not whole_run.exists():
+        train(whole_run)
+    return whole_run
+
+
+def test_projector_and_lora_are_trained_and_nothing_else(trained, parts):
+    before, after = load_file(Path(parts["encoder"]) / "model.safetensors"), load_file(trained / "model.safetensors")
+    assert all(torch.equal(after[f"model.encoder.{name}"], value) for name, value in before.items())
+    language = load_file(Path(parts["model_name_or_path"]) / "model.safetensors")
+    adapted = set()
+    for name, value in language.items():
+        if not torch.equal(after[f"model.language_model.{name.removeprefix('model.')}"], value):
+            adapted.add(name.split(".")[-2])
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    align = load_file(trained / "checkpoints" / "align" / "checkpoint-2" / "model.safetensors")
+    for name, value in language.items():
+        assert torch.equal(align[f"model.language_model.{name.removeprefix('model.')}"], value), "align changed the LM"
+    projector = [name for name in after if name.startswith("model.projector.")]
+    assert projector and any(not torch.equal(after[name], align[name]) for name in projector)
+
+
+def test_saved_model_equals_its_base_with_the_adapter(trained):
+    """The adapter on the base it was trained on (the aligned model) gives the merged model's logits."""
+    merged, processor = elm.load(trained)
+    base, _ = elm.load(trained / "checkpoints" / "align" / "checkpoint-2", adapter=trained / "adapter")
+    assert isinstance(base, PeftModel)
+    record = elm_example(trained)
+    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**inputs).logits, base(**inputs).logits, atol=1e-4, rtol=0)
+
+
+def elm_example(folder):
+    from data.readers import read_ecg
+
+    return read_ecg(sorted((folder / "examples").glob("*.hea"))[0])
+
+
+def test_the_folder_is_complete_and_answers_in_another_process(trained):
+    held = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "chat_template.jinja",
+            "training.json", "README.md", "adapter", "checkpoints", "examples"}  # fmt: skip
+    assert held <= {item.name for item in trained.iterdir()}
+    assert not [item for item in trained.iterdir() if item.name.startswith((".", "tmp"))]
+    examples = sorted((trained / "examples").glob("*.hea"))
+    assert len(examples) == 3 and len({path.stem.partition("-")[0] for path in examples}) == 3
+    command = [sys.executable, "-m", "elm.ask", trained, examples[0].with_suffix(""), "Is this a normal ECG?"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_resume_after_kill_in_the_middle_of_saving_gives_the_same_losses(trained, train, tmp_path):
+    """The child process dies by SIGKILL while it writes checkpoint-4: weights and optimizer are there, its state is not."""
+    folder = tmp_path / "killed"
+
+    def run_until_killed():
+        save = transformers.Trainer._save_rng_state
+
+        def kill(self, output_dir):
+            if "sft" in output_dir and output_dir.endswith("checkpoint-4"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, output_dir)
+
+        transformers.Trainer._save_rng_state = kill
+        train(folder)
+
+    child = multiprocessing.get_context("fork").Process(target=run_until_killed)
+    child.start()
+    child.join(240)
+    assert child.exitcode == -signal.SIGKILL
+    stage = folder / "checkpoints" / "sft"
+    assert (stage / "checkpoint-4" / "optimizer.pt").exists()
+    assert newest_whole_checkpoint(stage) == str(stage / "checkpoint-2")
+    assert not (folder / "config.json").exists()
+    train(folder)
+    assert losses(folder) == losses(trained)
+    ours, theirs = load_file(folder / "model.safetensors"), load_file(trained / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(trained, train, tmp_path, monkeypatch):
+    folder = tmp_path / "full"
+    save = transformers.Trainer._save_optimizer_and_scheduler
+
+    def no_space(self, output_dir):
+        if "sft" in output_dir and output_dir.endswith("checkpoint-4"):
+            raise OSError(28, "No space left on device")
+        save(self, output_dir)
+
+    monkeypatch.setattr(transformers.Trainer, "_save_optimizer_and_scheduler", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        train(folder)
+    monkeypatch.undo()
+    assert newest_whole_checkpoint(folder / "checkpoints" / "sft").endswith("checkpoint-2")
+    train(folder)
+    assert losses(folder) == losses(trained)
+
+
+def test_another_run_does_not_go_on_from_these_checkpoints(trained, train, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained / "checkpoints", folder / "checkpoints")
+    with pytest.raises(ValueError, match="learning_rate.*another output_dir"):
+        train(folder, learning_rate=5e-4)
+
+
+def test_two_processes_are_two_and_give_the_losses_of_one(trained, flags, tmp_path):
+    folder = tmp_path / "two"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", REPO / "recipes" / "sft_llava.py"]
+    done = subprocess.run(
+        [sys.executable, *command, *flags(folder, per_device_train_batch_size=2)],
+        capture_output=True, text=True, cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((folder / "training.json").read_text())["processes"] == 2
+    assert losses(folder) == pytest.approx(losses(trained), abs=2e-4)
+
+
+def test_a_launch_that_silently_runs_one_process_is_refused(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(RuntimeError, match="only one was started"):
+        training.check_launch()
+
+
+@pytest.mark.parametrize("condition", ["zero", "none", "shuffled"])
+def test_training_conditions(condition, train, trained, parts, tmp_path):
+    folder = tmp_path / condition
+    train(folder, train_condition=condition, align_steps=0, max_steps=2)
+    assert json.loads((folder / "training.json").read_text())["train_condition"] == condition
+    assert f"ECGs given in training: {condition}" in (folder / "README.md").read_text()
+
+
+def test_what_the_conditions_do_to_rows(parts):
+    questions = load_questions("synthetic", patients=12, held_out_patients=6, questions=4, cache=parts["cache_dir"])
+    none = under_condition(questions.train, questions, "none", 0)
+    assert all(row["ecgs"] == [] for row in none)
+    assert not any(part["type"] == "ecg" for row in none for message in row["messages"] for part in message["content"])
+    shuffled = under_condition(questions.train, questions, "shuffled", 0)
+    train_patients = {patient for row in questions.train for patient in row["patient_ids"]}
+    for row, other in zip(questions.train, shuffled, strict=True):
+        assert other["messages"] == row["messages"]
+        for mine, theirs in zip(row["ecgs"], other["ecgs"], strict=True):
+            assert questions.patient_of[mine] != questions.patient_of[theirs]
+            assert questions.patient_of[theirs] in train_patients
+
+
+def test_training_the_encoder_too(train, parts, tmp_path):
+    train(tmp_path / "both", train_encoder=True, align_steps=0, max_steps=2)
+    before = load_file(Path(parts["encoder"]) / "model.safetensors")
+    after = load_file(tmp_path / "both" / "model.safetensors")
+    assert any(not torch.equal(after[f"model.encoder.{name}"], value) for name, value in before.items())
+
+
+def test_an_unknown_key_in_a_config_is_an_error(tmp_path):
+    config = tmp_path / "typo.yaml"
+    config.write_text("output_dir: out\nlearnig_rate: 0.1\n")
+    with pytest.raises(ValueError, match="learnig_rate"):
+        TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(["--config", str(config)])
+
+
+@pytest.mark.parametrize("config", sorted((REPO / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_parses(config):
+    flags = ["--config", str(config), "--use_cpu", "true", "--bf16", "false"]
+    arguments, training_args, model_args = TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(flags)
+    assert arguments.dataset_args and model_args.model_name_or_path and training_args.report_to in ([], ["none"])
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="train_condition must be one of real, zero, none, shuffled, got 'zeros'"):
+        ElmArguments(train_condition="zeros")
