@@ -270,15 +270,19 @@ class SyntheticCohort:
         rate = float(fs or self.fs)
         return self._ecg(i, self._simulate([i], p, rate)[0], rate, p)
 
+    @property
+    def key(self) -> str:
+        """A name for these recordings, for caches of what is made of them; another one after a change to this file."""
+        name = f"cohort-{len(self)}x{self.records_per_patient}-seed{self.seed}-{self.fs:g}Hz-{self.seconds:g}s"
+        return f"{name}-{crc32(Path(__file__).read_bytes()):08x}"
+
     def signals(self) -> Array:
         """All recordings, float32 `[records, 12, samples]` in mV at the cohort's rate."""
         if self._signals is None:
             if self._cache is None:
                 self._signals = self._simulate_all()
             else:
-                name = f"cohort-{len(self)}x{self.records_per_patient}-seed{self.seed}-{self.fs:g}Hz-{self.seconds:g}s"
-                # This file makes the waveforms: after a change to it an old array would not fit the parameters.
-                path = self._cache / f"{name}-{crc32(Path(__file__).read_bytes()):08x}.npy"
+                path = self._cache / f"{self.key}.npy"
                 if not path.exists():
                     with written_whole(path) as file:
                         np.save(file, self._simulate_all())

@@ -12,12 +12,15 @@ Both are written to a cache folder under the hash of what made them, and are the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.conversations.rows import QuestionSet, Row, dialogues
+from data.ecg import Ecg
 from encoders.hub import save_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 
@@ -46,14 +50,34 @@ LANGUAGE_STEPS, LANGUAGE_BATCH, TURNS = 500, 32, 6
 ENCODER_EPOCHS, ENCODER_BATCH = 8, 64
 
 
+def both(questions: QuestionSet, cache: Path, seed: int = 0) -> tuple[Path, Path]:
+    """Folders of a tiny language model and a tiny encoder, each made on a core of its own."""
+    text = dataclasses.replace(questions, source=_NoRecordings())  # another process gets the rows alone
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        llama = other.submit(language_model, text, cache, seed)
+        melp = encoder(questions, cache, seed)
+        return llama.result(), melp
+
+
+class _NoRecordings:
+    """The source of a question set whose recordings nobody may ask for."""
+
+    def __getitem__(self, record_id: str) -> Ecg:
+        raise KeyError(f"a language model asked for the recording {record_id!r}")
+
+
 def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = LANGUAGE_STEPS) -> Path:
     """A folder with a tiny Llama and its tokenizer, trained on the text of the training split."""
-    return _cached(cache, "tiny-llama", questions, (seed, steps), lambda folder: _train_llama(questions, folder, seed, steps))
+    return _cached(
+        cache, "tiny-llama", questions, (seed, steps), lambda folder: _train_llama(questions, folder, seed, steps)
+    )
 
 
 def encoder(questions: QuestionSet, cache: Path, seed: int = 0, epochs: int = ENCODER_EPOCHS) -> Path:
     """A folder with a tiny encoder of MELP's architecture, trained on the reports of the training split."""
-    return _cached(cache, "tiny-melp", questions, (seed, epochs), lambda folder: _train_melp(questions, folder, seed, epochs))
+    return _cached(
+        cache, "tiny-melp", questions, (seed, epochs), lambda folder: _train_melp(questions, folder, seed, epochs)
+    )
 
 
 def report_of(row: Row) -> str:
@@ -63,7 +87,12 @@ def report_of(row: Row) -> str:
 
 def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: Callable[[Path], None]) -> Path:
     """`cache/name-hash`, built once. A build that is cut short leaves nothing under that name."""
-    made_from = [questions.name, key, [[row["ecgs"], report_of(row)] for row in questions.reports], len(questions.train)]
+    made_from = [
+        questions.name,
+        key,
+        [[row["ecgs"], report_of(row)] for row in questions.reports],
+        len(questions.train),
+    ]
     source = Path(__file__).read_bytes()  # another recipe for the tiny models makes other models
     folder = cache / f"{name}-{hashlib.sha256(json.dumps(made_from).encode() + source).hexdigest()[:12]}"
     if not folder.exists():
@@ -89,7 +118,7 @@ def _texts(questions: QuestionSet, rng: np.random.Generator) -> Iterator[str]:
     shares = np.array([0.2, 0.2, 0.3, 0.15, 0.15])[: len(kinds)]
     while True:
         kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
-        row = kind[rng.integers(len(kind))]
+        row = kind[int(rng.integers(len(kind)))]
         text = "<bos>"
         for message in row["messages"]:
             said = "".join(part["text"] for part in message["content"])
@@ -138,10 +167,12 @@ def _train_llama(questions: QuestionSet, folder: Path, seed: int, steps: int) ->
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1, pct_start=0.1)
     answer = tokenizer.convert_tokens_to_ids("<assistant>")
     pool: list[list[int]] = []
-    with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step") as progress:
+    with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step", position=1) as progress:
         for step in progress:
             if not pool:  # batches of like length waste no time on padding
-                ids = tokenizer([next(texts) for _ in range(LANGUAGE_BATCH * 16)], add_special_tokens=False)["input_ids"]
+                ids = tokenizer([next(texts) for _ in range(LANGUAGE_BATCH * 16)], add_special_tokens=False)[
+                    "input_ids"
+                ]
                 ids.sort(key=len)
                 batches = [ids[i : i + LANGUAGE_BATCH] for i in range(0, len(ids), LANGUAGE_BATCH)]
                 pool = [batches[i] for i in rng.permutation(len(batches))]
@@ -149,7 +180,9 @@ def _train_llama(questions: QuestionSet, folder: Path, seed: int, steps: int) ->
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
             # What is said matters; what is read is learned a little, too.
             logits = model(**batch).logits[:, :-1]
-            losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
+            losses = nn.functional.cross_entropy(
+                logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+            )
             kept = labels[:, 1:] != -100
             begun, ended = ((batch["input_ids"] == token).cumsum(dim=1) for token in (answer, tokenizer.eos_token_id))
             said = (begun > ended)[:, :-1] & kept
@@ -221,7 +254,9 @@ def _train_melp(questions: QuestionSet, folder: Path, seed: int, epochs: int) ->
         for _ in range(epochs):
             for batch in torch.randperm(len(records)).split(ENCODER_BATCH):
                 out = model(values[batch])
-                loss = bce(heads[0](out.tokens.mean(dim=1)), targets[batch]) + 0.3 * bce(heads[1](out.rhythm), targets[batch])
+                loss = bce(heads[0](out.tokens.mean(dim=1)), targets[batch]) + 0.3 * bce(
+                    heads[1](out.rhythm), targets[batch]
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)

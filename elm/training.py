@@ -25,13 +25,13 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
 from data.conditions import apply, derangement
 from data.conversations import load_questions
-from data.conversations.rows import QuestionSet, Row, dialogues
+from data.conversations.rows import QuestionSet, Row
 from data.files import written_whole
 from data.readers.wfdb import write_wfdb
 from elm import tiny
 from elm.collator import EcgCollator
 from elm.configuration import ElmConfig
-from elm.features import FeatureStore, weights_hash
+from elm.features import FeatureStore
 from elm.folder import save, save_adapter
 from elm.modeling import ElmForConditionalGeneration
 from elm.processing import ElmProcessor
@@ -40,7 +40,15 @@ from encoders import load_encoder
 logger = logging.getLogger(__name__)
 
 # Settings of the trainer without which a checkpoint is one of another run.
-_OF_A_RUN = ("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")
+_OF_A_RUN = (
+    "seed",
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+)
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
 
@@ -49,15 +57,15 @@ class ElmArguments:
     """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`."""
 
     dataset: str = field(default="synthetic", metadata={"help": "Question set: synthetic or ecg_qa."})
-    dataset_args: dict | str | None = field(
+    dataset_args: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Settings of the question set, as JSON (a mapping in YAML)."}
     )
     encoder: str = field(
         default="tiny",
         metadata={"help": "ECG encoder: a folder, a hub id, or 'tiny' to train a small one from the reports first."},
     )
-    encoder_args: dict | str | None = field(
-        default=None, metadata={"help": "Settings of the encoder to change, as JSON, e.g. {\"output\": \"features\"}."}
+    encoder_args: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Settings of the encoder to change, as JSON, e.g. {"output": "features"}.'}
     )
     train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
     projector_type: str = field(default="mlp", metadata={"help": "linear or mlp."})
@@ -72,16 +80,28 @@ class ElmArguments:
     turns: int = field(default=1, metadata={"help": "Questions about the same ECGs joined into one dialogue."})
     cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
     resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
-    ablation: bool = field(default=True, metadata={"help": "Ask the held-out questions at the end, with and without ECG."})
+    ablation: bool = field(
+        default=True, metadata={"help": "Ask the held-out questions at the end, with and without ECG."}
+    )
 
     def __post_init__(self) -> None:
-        for name in ("dataset_args", "encoder_args"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                value = json.loads(value)
-            setattr(self, name, dict(value or {}))
+        self.dataset_args = _mapping("dataset_args", self.dataset_args)
+        self.encoder_args = _mapping("encoder_args", self.encoder_args)
         if self.train_condition not in TRAIN_CONDITIONS:
-            raise ValueError(f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {self.train_condition!r}")
+            raise ValueError(
+                f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {self.train_condition!r}"
+            )
+
+
+def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A setting that is a mapping in YAML and JSON on the command line."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value or {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f'--{name} must be JSON such as \'{{"output": "features"}}\', got {value!r}') from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} must be a mapping, got {found!r}")
+    return found
 
 
 def check_launch() -> None:
@@ -131,7 +151,7 @@ def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
 
 def questions_for(arguments: ElmArguments) -> QuestionSet:
     """The question set of a run. Simulated recordings are cached with everything else."""
-    settings = dict(arguments.dataset_args)
+    settings = _mapping("dataset_args", arguments.dataset_args)
     if arguments.dataset == "synthetic":
         settings.setdefault("cache", arguments.cache_dir)
     return load_questions(arguments.dataset, **settings)
@@ -147,7 +167,8 @@ def stores_of(
 ) -> tuple[FeatureStore, FeatureStore]:
     """Caches of a saved model's encoder output: for the recordings, and for inputs set to zero."""
     arguments = _arguments_of(folder)
-    return tuple(feature_store(arguments, model, processor, questions, zero=zero) for zero in (False, True))
+    features, zeros = (feature_store(arguments, model, processor, questions, zero=zero) for zero in (False, True))
+    return features, zeros
 
 
 def _arguments_of(folder: Path | str) -> ElmArguments:
@@ -195,11 +216,13 @@ def build(
     """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
     cache = Path(arguments.cache_dir)
     text_path, encoder_path = model_args.model_name_or_path, arguments.encoder
-    if text_path == "tiny":
+    if text_path == encoder_path == "tiny":
+        text_path, encoder_path = map(str, tiny.both(questions, cache, seed))
+    elif text_path == "tiny":
         text_path = str(tiny.language_model(questions, cache, seed))
-    if encoder_path == "tiny":
+    elif encoder_path == "tiny":
         encoder_path = str(tiny.encoder(questions, cache, seed))
-    encoder, extractor = load_encoder(encoder_path, **arguments.encoder_args)
+    encoder, extractor = load_encoder(encoder_path, **_mapping("encoder_args", arguments.encoder_args))
     revision = model_args.model_revision if text_path == model_args.model_name_or_path else "main"
     tokenizer = AutoTokenizer.from_pretrained(text_path, revision=revision)
     if tokenizer.chat_template is None:
@@ -269,10 +292,8 @@ def feature_store(
     zero: bool = False,
 ) -> FeatureStore:
     """The encoder's output for the recordings of a question set."""
-    name = json.dumps([arguments.dataset, arguments.dataset_args], sort_keys=True)
-    return FeatureStore(
-        model.model.encoder, processor.feature_extractor, questions.source, name, arguments.cache_dir, zero=zero
-    )
+    encoder, extractor = model.model.encoder, processor.feature_extractor
+    return FeatureStore(encoder, extractor, questions.source, questions.source_key, arguments.cache_dir, zero=zero)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def load(
         raise ValueError(
             f"{len(shared)} patients are in training and in test folds, such as {min(shared)}: mend strat_fold"
         )
-    return QuestionSet("+".join(sets), ptbxl, train, test, reports, patient_of, notes)
+    key = f"ptbxl {ptbxl.root.resolve()} {ptbxl.rate} Hz"
+    return QuestionSet("+".join(sets), ptbxl, key, train, test, reports, patient_of, notes)
 
 
 def _questions(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:

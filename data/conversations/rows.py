@@ -46,6 +46,7 @@ class QuestionSet:
     Attributes:
         name: What the report and the model card call it.
         source: Gives the recording of every id in the rows.
+        source_key: A name for those recordings, for caches of what is made of them.
         train: Single-turn rows whose recordings belong to training patients.
         test: Single-turn rows of held-out patients.
         reports: Rows that ask for the report of one training recording: the align stage.
@@ -55,6 +56,7 @@ class QuestionSet:
 
     name: str
     source: EcgSource
+    source_key: str
     train: list[Row]
     test: list[Row]
     reports: list[Row]

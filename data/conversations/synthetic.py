@@ -220,6 +220,7 @@ def load(
     return QuestionSet(
         name="simulated cohort",
         source=cohort,
+        source_key=cohort.key,
         train=_Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all(),
         test=_Asker(cohort, test, held_out_questions, np.random.default_rng([seed, 5, start])).all(),
         reports=reports,

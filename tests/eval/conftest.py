@@ -41,7 +41,7 @@ def cohort() -> Cohort:
         record: Ecg(np.full((12, 4), i + 1, np.float32), 100, LEADS, record)
         for i, record in enumerate(sorted(patient_of))
     }
-    made = Cohort(QuestionSet("tiny", source, [], [], [], patient_of, ["Two questions were dropped."]), rhythm)
+    made = Cohort(QuestionSet("tiny", source, "tiny", [], [], [], patient_of, ["Two questions were dropped."]), rhythm)
 
     def rows(records: list[str]) -> list[Row]:
         out = []

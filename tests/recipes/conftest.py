@@ -47,7 +47,11 @@ def flags(parts):
             "gradient_checkpointing": False, "ablation": False, "disable_tqdm": True, "learning_rate": 1e-3, **changes,
         }  # fmt: skip
         dataset = '{"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}'
-        return ["--dataset_args", dataset, *(str(word) for name, value in settings.items() for word in (f"--{name}", value))]
+        return [
+            "--dataset_args",
+            dataset,
+            *(str(word) for name, value in settings.items() for word in (f"--{name}", value)),
+        ]
 
     return make
 

@@ -143,7 +143,14 @@ def test_another_run_does_not_go_on_from_these_checkpoints(trained, train, tmp_p
 
 def test_two_processes_are_two_and_give_the_losses_of_one(trained, flags, tmp_path):
     folder = tmp_path / "two"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", REPO / "recipes" / "sft_llava.py"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        REPO / "recipes" / "sft_llava.py",
+    ]
     done = subprocess.run(
         [sys.executable, *command, *flags(folder, per_device_train_batch_size=2)],
         capture_output=True, text=True, cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
@@ -199,7 +206,9 @@ def test_an_unknown_key_in_a_config_is_an_error(tmp_path):
 @pytest.mark.parametrize("config", sorted((REPO / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_parses(config):
     flags = ["--config", str(config), "--use_cpu", "true", "--bf16", "false"]
-    arguments, training_args, model_args = TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(flags)
+    arguments, training_args, model_args = TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(
+        flags
+    )
     assert arguments.dataset_args and model_args.model_name_or_path and training_args.report_to in ([], ["none"])
 
 
