@@ -1,11 +1,11 @@
 """A tiny language model and a tiny ECG encoder, made on the spot: the default job needs no download.
 
-The language model is a Llama trained on text alone: it is given a training patient's report in words, where a recording would
-stand, and answers questions about it or repeats it. It learns the language and to answer from what it is given; it has seen
-no ECG.
+The language model is a Llama trained on text alone: it is given a training patient's report in words, where a recording
+would stand, and answers questions about it or repeats it. It learns the language, and to answer from what it is given;
+it has seen no ECG.
 
-The encoder has MELP's architecture at 100 Hz and learns to predict which words and word pairs a training patient's report
-holds from that patient's ECG. It never sees a question or an answer.
+The encoder has MELP's architecture at 100 Hz and learns to predict from a training patient's ECG which words and word
+pairs the report of it holds. It never sees a question or an answer.
 
 Both are written to a cache folder under the hash of what made them, and are then loaded like any other model.
 """
@@ -20,6 +20,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -68,16 +69,12 @@ class _NoRecordings:
 
 def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = LANGUAGE_STEPS) -> Path:
     """A folder with a tiny Llama and its tokenizer, trained on the text of the training split."""
-    return _cached(
-        cache, "tiny-llama", questions, (seed, steps), lambda folder: _train_llama(questions, folder, seed, steps)
-    )
+    return _cached(cache, "tiny-llama", questions, (seed, steps), partial(_train_llama, questions, seed, steps))
 
 
 def encoder(questions: QuestionSet, cache: Path, seed: int = 0, epochs: int = ENCODER_EPOCHS) -> Path:
     """A folder with a tiny encoder of MELP's architecture, trained on the reports of the training split."""
-    return _cached(
-        cache, "tiny-melp", questions, (seed, epochs), lambda folder: _train_melp(questions, folder, seed, epochs)
-    )
+    return _cached(cache, "tiny-melp", questions, (seed, epochs), partial(_train_melp, questions, seed, epochs))
 
 
 def report_of(row: Row) -> str:
@@ -87,20 +84,16 @@ def report_of(row: Row) -> str:
 
 def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: Callable[[Path], None]) -> Path:
     """`cache/name-hash`, built once. A build that is cut short leaves nothing under that name."""
-    made_from = [
-        questions.name,
-        key,
-        [[row["ecgs"], report_of(row)] for row in questions.reports],
-        len(questions.train),
-    ]
+    reports = [[row["ecgs"], report_of(row)] for row in questions.reports]
+    made_from = [questions.source_key, key, reports, len(questions.train)]
     source = Path(__file__).read_bytes()  # another recipe for the tiny models makes other models
     folder = cache / f"{name}-{hashlib.sha256(json.dumps(made_from).encode() + source).hexdigest()[:12]}"
     if not folder.exists():
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        build(partial)
-        partial.rename(folder)
+        begun = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(begun, ignore_errors=True)
+        begun.mkdir(parents=True)
+        build(begun)
+        begun.rename(folder)
     return folder
 
 
@@ -157,7 +150,7 @@ def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )  # fmt: skip
 
 
-def _train_llama(questions: QuestionSet, folder: Path, seed: int, steps: int) -> None:
+def _train_llama(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
     rng = np.random.default_rng([seed, 1])
     texts = _texts(questions, rng)
     tokenizer = train_tokenizer([next(texts) for _ in range(3000)])
@@ -227,7 +220,7 @@ def word_targets(reports: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
     return torch.tensor([[word in grams for word in words] for grams in held], dtype=torch.float32), words
 
 
-def _train_melp(questions: QuestionSet, folder: Path, seed: int, epochs: int) -> None:
+def _train_melp(questions: QuestionSet, seed: int, epochs: int, folder: Path) -> None:
     torch.manual_seed(seed)
     config = melp_config()
     config.pretrained_on = f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
@@ -243,7 +236,9 @@ def _train_melp(questions: QuestionSet, folder: Path, seed: int, epochs: int) ->
             for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch")
         ]
     )
-    # Words are read off the mean caption token and off the rhythm vector, so that both poolers and the frames learn.
+    # Each caption token answers for its own share of the words: read off their mean, all would become copies of one
+    # vector. The rhythm vector answers for all words, so that the contrast pooler learns too.
+    owner = torch.arange(len(words)) * config.n_queries_caption // len(words)
     heads = nn.ModuleList([nn.Linear(config.caption_dim, len(words)), nn.Linear(config.shared_dim, len(words))])
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
@@ -254,9 +249,8 @@ def _train_melp(questions: QuestionSet, folder: Path, seed: int, epochs: int) ->
         for _ in range(epochs):
             for batch in torch.randperm(len(records)).split(ENCODER_BATCH):
                 out = model(values[batch])
-                loss = bce(heads[0](out.tokens.mean(dim=1)), targets[batch]) + 0.3 * bce(
-                    heads[1](out.rhythm), targets[batch]
-                )
+                of_token = (out.tokens[:, owner] * heads[0].weight).sum(dim=-1) + heads[0].bias  # [B, words]
+                loss = bce(of_token, targets[batch]) + 0.3 * bce(heads[1](out.rhythm), targets[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)

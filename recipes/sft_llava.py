@@ -4,11 +4,11 @@
     accelerate launch recipes/sft_llava.py --config recipes/configs/ecg_qa_llama.yaml --output_dir out/llama-melp
     accelerate launch recipes/sft_llava.py --train_condition shuffled --output_dir out/shuffled
 
-Without --config it takes recipes/configs/tiny_cpu.yaml: simulated ECGs, a tiny Llama and a tiny encoder, in minutes on two
-CPU cores. Any field of a config can be given as a flag; a flag wins over the file, and an unknown key is an error.
+Without --config it takes recipes/configs/tiny_cpu.yaml: simulated ECGs, a tiny Llama and a tiny encoder, in minutes on
+two CPU cores. Any field of a config can be given as a flag; a flag wins over the file, and an unknown key is an error.
 
-Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions. A run that was interrupted goes on
-from its newest whole checkpoint when started again. Ends with the ablation: the held-out questions, asked with and
+Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions. A run that was interrupted goes
+on from its newest whole checkpoint when started again. Ends with the ablation: the held-out questions, asked with and
 without the ECG. Research use only; not a medical device.
 """
 
@@ -20,6 +20,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from data.conversations.rows import dialogues
 from elm import training
 from elm.card import write_card
+from elm.features import weights_hash
 from elm.training import ElmArguments, stage_args, train_stage, under_condition
 from eval import ablation
 from eval.report import finding, table
@@ -50,7 +51,7 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
             training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate
         )
         train_stage(model, processor, rows, collator, args, resume=arguments.resume)
-    base_weights = training.weights_hash(model)
+    base_weights = weights_hash(model)
     rows = dialogues(questions.train, arguments.turns, seed) + (questions.reports if arguments.reports_in_sft else [])
     rows = under_condition(rows, questions, condition, seed)
     lora = training.lora(model_args, model, arguments.train_encoder)

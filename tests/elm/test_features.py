@@ -12,6 +12,7 @@ from elm import features as features_module
 from elm.features import FeatureStore, weights_hash
 from encoders import load_encoder, save_encoder
 from encoders.base import EcgEncoderOutput
+from encoders.melp import MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
 
 
@@ -124,11 +125,14 @@ def test_what_makes_another_output_takes_another_folder(open_store, encoder):
     assert open_store(same).folder == stores[0].folder
 
 
-def test_a_setting_that_moves_no_weight_takes_another_folder(make_pair, source, tmp_path):
-    """MELP's weights are the same whichever of its outputs is read."""
-    pairs = [make_pair(output) for output in ("features", "beats", "tokens", "rhythm")]
-    assert len({weights_hash(model.model.encoder) for model, _ in pairs}) == 1
-    stores = [FeatureStore(model.model.encoder, p.feature_extractor, source, "c", tmp_path) for model, p in pairs]
+def test_a_setting_that_moves_no_weight_takes_another_folder(encoder_config, open_store):
+    """MELP's weights do not tell which of its outputs is read; nor do they, or the extractor, tell its heads."""
+    encoders, stores = [], []
+    for settings in ({}, {"name": "beats"}, {"name": "rhythm"}, {"num_attention_heads": 4}):
+        torch.manual_seed(0)
+        encoders.append(MelpModel(encoder_config(**{"name": "features"} | settings)))
+        stores.append(open_store(encoders[-1], MelpFeatureExtractor.from_config(encoders[-1].config)))
+    assert len({weights_hash(encoder) for encoder in encoders}) == 1
     assert len({store.folder for store in stores}) == 4
 
 
@@ -256,6 +260,8 @@ def test_the_hash_knows_names_shapes_types_and_values():
         module(a=a.flip(0)),
         module(a=a, b=torch.tensor(True)),
         module(a=torch.where(a == 0, -a, a)),  # minus zero
+        module(a=0 * a),
+        module(a=0 * a.int()),
     ]
     assert len({weights_hash(one) for one in variants}) == len(variants)
     strided = torch.stack([a, a], dim=1)[:, 0]

@@ -88,7 +88,7 @@ def test_the_folder_is_complete_and_answers_in_another_process(trained):
 
 
 def test_resume_after_kill_in_the_middle_of_saving_gives_the_same_losses(trained, train, tmp_path):
-    """The child process dies by SIGKILL while it writes checkpoint-4: weights and optimizer are there, its state is not."""
+    """The child dies by SIGKILL while it writes checkpoint-4: weights and optimizer are there, its state is not."""
     folder = tmp_path / "killed"
 
     def run_until_killed():
