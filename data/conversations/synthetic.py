@@ -139,11 +139,11 @@ class _Asker:
     def all(self) -> list[Row]:
         """Every template about every finding."""
         cohort, one = self.cohort, self.records[:, None]
-        for control, names in (("", _FINDINGS), ("voltage", VOLTAGES[1:])):
+        for control, names, share in (("", _FINDINGS, 1.0), ("voltage", VOLTAGES[1:], 0.4)):
             for name in names:
                 has, may = cohort.present(name)[self.records], cohort.askable(name)[self.records]
                 texts = [text.format(name) for text in _VERIFY]
-                self.ask("single-verify", 1, name, texts, one, [(["yes"], has), (["no"], ~has & may)], control)
+                self.ask("single-verify", 1, name, texts, one, [(["yes"], has), (["no"], ~has & may)], control, share)
         normal = cohort.present("normal ECG")[self.records]
         texts = ["Is this a normal ECG?"]
         self.ask("single-verify", 2, "normal ECG", texts, one, [(["yes"], normal), (["no"], ~normal)])
@@ -153,14 +153,14 @@ class _Asker:
             choices = (([a], in_a & ~in_b), ([b], in_b & ~in_a), (["none"], ~in_a & ~in_b), ([a, b], in_a & in_b))
             possible = [(answer, where & may) for answer, where in choices if (where & may).any()]
             texts = [text.format(a, b) for text in _CHOOSE]
-            self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.5)
+            self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.15)
         for template, (name, (text, labels)) in enumerate(_QUERIES.items(), start=4):
             value = cohort.categories[name]
             if name == "st":
                 value = np.where(cohort.askable(ST_SITES[1]), value, -1)
             queries = [([label], value[self.records] == i) for i, label in enumerate(labels)]
             control = "voltage" if name == "voltage" else ""
-            self.ask("single-query", template, name, [text], one, queries, control)
+            self.ask("single-query", template, name, [text], one, queries, control, share=0.35)
         answers: list[tuple[Sequence[str], Array]]
         for template, (relation, pairs) in zip((11, 12), self.pairs.items(), strict=True):
             for name in _FINDINGS if len(pairs) else ():
@@ -168,22 +168,22 @@ class _Asker:
                 may = cohort.askable(name)[pairs].all(axis=1)
                 texts = [text.format(name) for text in _NEW]
                 answers = [(["yes"], second & ~first & may), (["no"], ~(second & ~first) & may)]
-                self.ask(f"comparison_{relation}-verify", template, name, texts, pairs, answers, share=0.5)
+                self.ask(f"comparison_{relation}-verify", template, name, texts, pairs, answers, share=0.06)
                 texts = [text.format(name) for text in _WHICH]
                 answers = [
                     (["first ECG"], first & ~second & may), (["second ECG"], second & ~first & may),
                     (["none"], ~first & ~second & may), (["first ECG", "second ECG"], first & second & may),
                 ]  # fmt: skip
-                self.ask(f"comparison_{relation}-query", template + 2, name, texts, pairs, answers, share=0.25)
+                self.ask(f"comparison_{relation}-query", template + 2, name, texts, pairs, answers, share=0.03)
         return self.rows
 
 
 def load(
     patients: int = 2000,
     held_out: str = "test",
-    held_out_patients: int = 500,
+    held_out_patients: int = 700,
     questions: int = 1000,
-    held_out_questions: int = 40,
+    held_out_questions: int = 80,
     seed: int = 0,
     cache: Path | str | None = None,
 ) -> QuestionSet:

@@ -1,6 +1,7 @@
 """A question set, a language model and an encoder small enough to train in seconds, and the recipe as a function."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,10 @@ def flags(parts):
             "per_device_train_batch_size": 4, "logging_steps": 1, "report_to": "none", "bf16": False, "use_cpu": True,
             "gradient_checkpointing": False, "ablation": False, "disable_tqdm": True, "learning_rate": 1e-3, **changes,
         }  # fmt: skip
-        dataset = '{"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}'
-        return [
-            "--dataset_args",
-            dataset,
-            *(str(word) for name, value in settings.items() for word in (f"--{name}", value)),
-        ]
+        words = ["--config", REPO / "recipes" / "configs" / "tiny_cpu.yaml", "--dataset_args", json.dumps(DATASET)]
+        for name, value in settings.items():
+            words += [f"--{name}", value]
+        return [str(word) for word in words]
 
     return make
 

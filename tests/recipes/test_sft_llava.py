@@ -198,7 +198,7 @@ def test_training_the_encoder_too(train, parts, tmp_path):
 
 def test_an_unknown_key_in_a_config_is_an_error(tmp_path):
     config = tmp_path / "typo.yaml"
-    config.write_text("output_dir: out\nlearnig_rate: 0.1\n")
+    config.write_text("output_dir: out\nbf16: false\nuse_cpu: true\nlearnig_rate: 0.1\n")
     with pytest.raises(ValueError, match="learnig_rate"):
         TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(["--config", str(config)])
 
