@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
 from data.conditions import apply, derangement
@@ -142,6 +143,8 @@ def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
                 "give another output_dir, or --resume false to start over"
             )
     if training_args.process_index == 0:
+        if not arguments.resume:  # of what is there nothing may be taken for a checkpoint of this run
+            shutil.rmtree(record.parent, ignore_errors=True)
         with written_whole(record, "w") as file:
             json.dump(settings, file, indent=2)
 
@@ -299,16 +302,6 @@ def feature_store(
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-class _StageName(TrainerCallback):
-    """Names the stage in the trainer's progress bar."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logger.info("stage %s: %d steps", self.name, state.max_steps)
-
-
 def stage_args(training_args: SFTConfig, name: str, **changes: Any) -> SFTConfig:
     """The trainer's settings for one stage: its own checkpoints, and what an ECG collator needs of TRL.
 
@@ -351,7 +344,6 @@ def train_stage(
         processing_class=processor,
         data_collator=collator,
         peft_config=peft_config,
-        callbacks=[_StageName(Path(args.output_dir).name)],
     )
     checkpoint = newest_whole_checkpoint(args.output_dir) if resume else None
     if checkpoint:
@@ -406,7 +398,6 @@ def save_run(
 def _examples(questions: QuestionSet, count: int = 3) -> list[str]:
     """One recording of each of the first held-out patients."""
     by_patient: dict[str, str] = {}
-    for row in questions.test:
-        for record in row["ecgs"]:
-            by_patient.setdefault(questions.patient_of[record], record)
-    return [by_patient[patient] for patient in sorted(by_patient)[:count]]
+    for record in sorted({record for row in questions.test for record in row["ecgs"]}):
+        by_patient.setdefault(questions.patient_of[record], record)
+    return list(by_patient.values())[:count]

@@ -50,12 +50,14 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
         args = stage_args(
             training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate
         )
+        print(f"Stage align: the projector learns to have the language model write {len(rows)} reports")
         train_stage(model, processor, rows, collator, args, resume=arguments.resume)
     base_weights = weights_hash(model)
     rows = dialogues(questions.train, arguments.turns, seed) + (questions.reports if arguments.reports_in_sft else [])
     rows = under_condition(rows, questions, condition, seed)
     lora = training.lora(model_args, model, arguments.train_encoder)
     args = stage_args(training_args, "sft")
+    print(f"Stage sft: projector and LoRA learn to answer, {len(rows)} dialogues of {questions.name}")
     trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume, peft_config=lora)
 
     # Save and ask
