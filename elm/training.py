@@ -50,6 +50,7 @@ _OF_A_RUN = (
     "warmup_steps",
     "weight_decay",
 )
+_NOT_OF_A_RUN = ("resume", "ablation", "cache_dir", "threads")
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
 
@@ -80,6 +81,9 @@ class ElmArguments:
     reports_in_sft: bool = field(default=False, metadata={"help": "Keep the reports among the rows of the sft stage."})
     turns: int = field(default=1, metadata={"help": "Questions about the same ECGs joined into one dialogue."})
     cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
+    threads: int = field(
+        default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
+    )
     resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
     ablation: bool = field(
         default=True, metadata={"help": "Ask the held-out questions at the end, with and without ECG."}
@@ -126,7 +130,11 @@ def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     """
     record = Path(training_args.output_dir) / "checkpoints" / "run.json"
     settings = {
-        **{k: v for k, v in dataclasses.asdict(arguments).items() if k not in ("resume", "ablation", "cache_dir")},
+        **{
+            k: v
+            for k, v in dataclasses.asdict(arguments).items()
+            if k not in ("resume", "ablation", "cache_dir", "threads")
+        },
         **{k: v for k, v in dataclasses.asdict(model_args).items() if v is not None},
         "batch_size": training_args.train_batch_size
         * training_args.gradient_accumulation_steps
@@ -193,8 +201,15 @@ def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str,
 
 
 def as_dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows as the trainer wants them."""
-    return Dataset.from_list([{"messages": row["messages"], "ecgs": row["ecgs"]} for row in rows])
+    """Rows as the trainer wants them; `length` (ECGs, then characters) lets it put rows of like length into a batch."""
+    return Dataset.from_list(
+        [{"messages": row["messages"], "ecgs": row["ecgs"], "length": _length(row)} for row in rows]
+    )
+
+
+def _length(row: Row) -> int:
+    words = sum(len(part["text"]) for message in row["messages"] for part in message["content"])
+    return 10_000 * len(row["ecgs"]) + words
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -309,7 +324,12 @@ def stage_args(training_args: SFTConfig, name: str, **changes: Any) -> SFTConfig
     placeholders without any ECG, and say nothing.
     """
     out = str(Path(training_args.output_dir) / "checkpoints" / name)
-    fixed = {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    fixed = {
+        "remove_unused_columns": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,
+        "length_column_name": "length",
+    }
     return dataclasses.replace(training_args, output_dir=out, **fixed, **changes)
 
 

@@ -15,6 +15,7 @@ without the ECG. Research use only; not a medical device.
 import sys
 from pathlib import Path
 
+import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import dialogues
@@ -43,6 +44,8 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
             collator.features.fill(record for row in (*questions.reports, *questions.train) for record in row["ecgs"])
 
     # Training
+    if arguments.threads:  # `accelerate launch` leaves a process one thread unless told otherwise
+        torch.set_num_threads(arguments.threads)
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
     if arguments.align_steps:
