@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 
 # Raising these raises the quality and the time of the default job.
 LANGUAGE_STEPS, LANGUAGE_BATCH, TURNS = 480, 48, 2
-ENCODER_EPOCHS, ENCODER_BATCH = 7, 64
+ENCODER_STEPS, ENCODER_BATCH = 441, 64
 
 
 def both(questions: QuestionSet, cache: Path, seed: int = 0) -> tuple[Path, Path]:
@@ -72,9 +72,9 @@ def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: in
     return _cached(cache, "tiny-llama", questions, (seed, steps), partial(_train_llama, questions, seed, steps))
 
 
-def encoder(questions: QuestionSet, cache: Path, seed: int = 0, epochs: int = ENCODER_EPOCHS) -> Path:
+def encoder(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = ENCODER_STEPS) -> Path:
     """A folder with a tiny encoder of MELP's architecture, trained on the reports of the training split."""
-    return _cached(cache, "tiny-melp", questions, (seed, epochs), partial(_train_melp, questions, seed, epochs))
+    return _cached(cache, "tiny-melp", questions, (seed, steps), partial(_train_melp, questions, seed, steps))
 
 
 def report_of(row: Row) -> str:
@@ -222,7 +222,7 @@ def word_targets(reports: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
     return torch.tensor([[word in grams for word in words] for grams in held], dtype=torch.float32), words
 
 
-def _train_melp(questions: QuestionSet, seed: int, epochs: int, folder: Path) -> None:
+def _train_melp(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
     torch.manual_seed(seed)
     config = melp_config()
     config.pretrained_on = f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
@@ -244,20 +244,21 @@ def _train_melp(questions: QuestionSet, seed: int, epochs: int, folder: Path) ->
     heads = nn.ModuleList([nn.Linear(config.caption_dim, len(words)), nn.Linear(config.shared_dim, len(words))])
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    steps = epochs * -(-len(records) // ENCODER_BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
     bce = nn.functional.binary_cross_entropy_with_logits
-    with tqdm(total=steps, desc="Tiny encoder learns from reports", unit="step") as progress:
-        for _ in range(epochs):
-            for batch in torch.randperm(len(records)).split(ENCODER_BATCH):
-                out = model(values[batch])
-                of_token = (out.tokens[:, owner] * heads[0].weight).sum(dim=-1) + heads[0].bias  # [B, words]
-                loss = bce(of_token, targets[batch]) + 0.3 * bce(heads[1](out.rhythm), targets[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                progress.update()
-            progress.set_postfix(loss=f"{loss:.3f}")
+    batches: list[torch.Tensor] = []
+    with tqdm(range(steps), desc="Tiny encoder learns from reports", unit="step") as progress:
+        for step in progress:
+            batches = batches or list(torch.randperm(len(records)).split(ENCODER_BATCH))
+            batch = batches.pop(0)
+            out = model(values[batch])
+            of_token = (out.tokens[:, owner] * heads[0].weight).sum(dim=-1) + heads[0].bias  # [B, words]
+            loss = bce(of_token, targets[batch]) + 0.3 * bce(heads[1](out.rhythm), targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            if step % 20 == 0:
+                progress.set_postfix(loss=f"{loss:.3f}")
     save_encoder(model.eval(), extractor, folder)

@@ -22,6 +22,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
 from data.conditions import apply, derangement
@@ -346,6 +347,19 @@ def newest_whole_checkpoint(folder: Path | str) -> str | None:
     return None
 
 
+class ElmTrainer(SFTTrainer):
+    """TRL's trainer, with rows of like length grouped over the global batch.
+
+    The stock sampler groups over a process's own batch: the order of rows would depend on the number of processes.
+    """
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= self.args.world_size
+        return sampler
+
+
 def train_stage(
     model: Any,
     processor: ElmProcessor,
@@ -357,7 +371,7 @@ def train_stage(
     peft_config: LoraConfig | None = None,
 ) -> SFTTrainer:
     """Train one stage with TRL's `SFTTrainer`, from its newest whole checkpoint if there is one."""
-    trainer = SFTTrainer(
+    trainer = ElmTrainer(
         model=model,
         args=args,
         train_dataset=as_dataset(rows),

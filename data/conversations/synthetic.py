@@ -193,8 +193,8 @@ def load(
         patients: Training patients, two recordings each.
         held_out: `"test"`, or `"validation"`: other patients, for choosing settings.
         held_out_patients: Patients of each of the two held-out splits.
-        questions: How many recordings each question is asked about per answer, in training; fewer where a finding is
-            rarer. Choose and comparison questions get a half or a quarter of it.
+        questions: How many recordings each verify question is asked about per answer, in training; fewer where a
+            finding is rarer. The other kinds of question get a fixed share of it.
         held_out_questions: The same for the held-out split.
         seed: Of the cohort and of the questions.
         cache: Folder for the simulated recordings.

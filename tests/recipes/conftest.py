@@ -32,7 +32,7 @@ def parts(tmp_path_factory):
     questions = load_questions("synthetic", **DATASET, cache=cache)
     return {
         "model_name_or_path": str(tiny.language_model(questions, cache, steps=3)),
-        "encoder": str(tiny.encoder(questions, cache, epochs=1)),
+        "encoder": str(tiny.encoder(questions, cache, steps=1)),
         "cache_dir": str(cache),
     }
 
