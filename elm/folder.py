@@ -101,6 +101,8 @@ def save(
         for item in beside.iterdir() if beside is not None else ():
             os.replace(item, aside / item.name)
         write_card(aside)
+        for weights in aside.rglob("*.safetensors"):  # written for their owner alone; config.json follows the umask
+            weights.chmod((aside / "config.json").stat().st_mode)
         # config.json goes first and comes last: a folder without it is no saved model. Weights of the model before in
         # other files than these would be read in place of the new ones, or beside them.
         for old in (folder / "config.json", *folder.glob("model*.safetensors*")):
