@@ -21,7 +21,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
@@ -380,9 +380,16 @@ def train_stage(
         peft_config=peft_config,
     )
     checkpoint = newest_whole_checkpoint(args.output_dir) if resume else None
-    if checkpoint:
-        logger.warning("going on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    done = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json") if checkpoint else None
+    if done is not None and done.global_step >= done.max_steps:
+        # `train` would take one step too many.
+        logger.warning("already trained: %s", checkpoint)
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = done
+    else:
+        if checkpoint:
+            logger.warning("going on from %s", checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     # TRL patched the instance's forward for its fused head; the class's own is what everyone else should meet.
     base = trainer.accelerator.unwrap_model(trainer.model)
     base = base.get_base_model() if peft_config is not None else base

@@ -134,6 +134,18 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(trained, train, tmp_path, m
     assert losses(folder) == losses(trained)
 
 
+def test_a_finished_run_started_again_trains_no_further(train, tmp_path):
+    """With a constant learning rate, so that a step too many would be seen."""
+    folder = tmp_path / "again"
+    train(folder, lr_scheduler_type="constant")
+    before = load_file(folder / "model.safetensors")
+    checkpoints = sorted(folder.glob("checkpoints/*/checkpoint-*"))
+    train(folder, lr_scheduler_type="constant")
+    after = load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(folder.glob("checkpoints/*/checkpoint-*")) == checkpoints
+
+
 def test_another_run_does_not_go_on_from_these_checkpoints(trained, train, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained / "checkpoints", folder / "checkpoints")
