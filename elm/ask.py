@@ -25,12 +25,9 @@ def ask(model: Any, processor: Any, ecgs: Sequence[Ecg], question: str, max_new_
     from data.conversations.rows import user
 
     inputs = processor([user(len(ecgs), question)], ecgs or None, add_generation_prompt=True)
-    placed = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in inputs.items()
-    }
+    inputs = inputs.to(model.device, model.dtype)  # casts the signal, not the ids
     with torch.inference_mode():
-        tokens = model.generate(**placed, do_sample=False, max_new_tokens=max_new_tokens)
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     said = tokens[0, inputs["input_ids"].shape[1] :]
     return str(processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
 

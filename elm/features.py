@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 
 from data.conditions import zero_features
 from data.ecg import EcgSource
@@ -116,10 +116,7 @@ class FeatureStore:
             tensors = dict(self.extractor([self.source[record] for record in batch], return_tensors="pt"))
             if self.zero:
                 tensors = zero_features(tensors, encoder.ecg_inputs)
-            placed = {
-                k: v.to(encoder.device, encoder.dtype if v.is_floating_point() else None) for k, v in tensors.items()
-            }
-            encoded = encoder(**placed)
+            encoded = encoder(**BatchFeature(tensors).to(encoder.device, encoder.dtype))
             features = encoded.last_hidden_state.float().cpu().numpy()
             if out is None:
                 out = open_memmap(path, mode="w+", dtype=np.float32, shape=(len(records), *features.shape[1:]))

@@ -130,8 +130,9 @@ class ModelResponder:
 
     def _placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs on the model's device, signals in its precision."""
-        device, dtype = self.model.device, self.model.dtype
-        return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
+        from transformers import BatchFeature
+
+        return dict(BatchFeature(dict(inputs)).to(self.model.device, self.model.dtype))
 
     def _room_for(self, rows: Sequence[Row]) -> int:
         """Enough tokens for the longest right answer and its end, lest a right answer be cut and scored as wrong."""
