@@ -1,35 +1,75 @@
-"""What can be done to the ECG of a question in an experiment. The question itself never changes.
+"""What can be done to the ECG of a question in an experiment, or to the question itself.
 
-| condition | the model is given                                        | done to                               |
-|-----------|-----------------------------------------------------------|---------------------------------------|
-| `real`    | the ECG the question is about                             | nothing                               |
-| `swap`    | another patient's ECG, in place of every one              | the row: `ecgs`                       |
-| `zero`    | zeros where the normalised signal was                     | the model's inputs: `zero_features`   |
-| `none`    | the words alone, the ECG and its place in the text absent | the row: `messages`, `ecgs`           |
+| condition       | the model is given                           | level     | what it tells                        |
+|-----------------|----------------------------------------------|-----------|--------------------------------------|
+| `real`          | the ECG the question is about                | row       | accuracy, to be compared             |
+| `swap`          | another patient's ECG, whatever its answer   | row       | what is right without the right ECG  |
+| `swap-flip`     | another patient's ECG with another answer    | row       | whether the answer follows the ECG   |
+| `swap-same`     | another patient's ECG with the same answer   | row       | whether it follows the finding alone |
+| `zero`          | zeros where the normalised signal was        | input     | whether zeros upset it, not more     |
+| `flat`          | 0 mV in all leads, before any normaliser     | recording | what it says where nothing is there  |
+| `none`          | the words alone, the ECG's place taken out   | row       | the question's prior, other format   |
+| `mean`          | its training mean at each ECG token          | embedding | the question's prior, same format    |
+| `noise`         | white noise of each lead's mean and variance | recording | whether it needs an ECG              |
+| `phase`         | each lead's spectrum, but no waves           | recording | whether it needs waves               |
+| `lead-drop`     | 0 mV in the leads in question, or in half    | recording | whether it looks where it should     |
+| `reverse`       | the recording backwards                      | recording | whether it needs the waves' order    |
+| `question-swap` | another question of the same type            | row       | what the ECG alone is worth          |
+| `both-swap`     | another question, another patient's ECG      | row       | what neither is worth                |
+| `planted`       | simulated ECGs, one quantity moved           | recording | whether the answer follows the dose  |
 
-`swap` is the one that tells a reader of ECGs from a guesser. Zeros and absent ECGs are inputs a model may never have
-seen: a blind model can break on them and then looks as if it had read the ECG (`zero` is set *after* the model's own
-normaliser, because a min-max or z-score of a flat line is undefined or anything at all).
+The level says who does it. *row*: `apply` changes the row. *recording*: `apply` names derived recordings, such as
+`"s02000-1~noise"`, which `Altered(source)` makes in mV before any feature extractor: the same for every family of
+encoders, and a server can be asked. *input*: whoever asks the model zeroes its inputs (`zero_features`). *embedding*:
+whoever asks the model replaces the projected tokens. Donors and other questions are chosen in `data/donors.py`.
 
-The audit draws its donors from the split it evaluates (`choose_donors`). Training on ECGs that say nothing about the
-answer uses a fixed map (`derangement`), with the same `apply`:
+`swap-flip` beside `real` is what tells a reader of ECGs from a guesser. Zeros, flat lines, noise and absent ECGs are
+inputs a model may never have seen: a blind model can break on them and then looks as if it had read the ECG.
+`question-swap`, `both-swap`, `swap` and `real` are the four coalitions of two players, question and ECG, of which the
+Shapley values are made; answers are held against the row's own in all four.
 
-    other = derangement({row["ecgs"][0]: row["patient_ids"][0] for row in train}, seed=0)
-    rows = apply("swap", train, [[other[record] for record in row["ecgs"]] for row in train])
+What the alterations become in each family of inputs:
+
+| condition   | signal encoder                 | HeartLang words                   | ECG-Byte tokens                 |
+|-------------|--------------------------------|-----------------------------------|---------------------------------|
+| `zero`      | the normalised signal is 0     | words of 0 (float `[B, 256, 96]`) | the lowest symbol throughout    |
+| `flat`      | a constant, normalised         | no beats, so padding only         | one symbol throughout           |
+| `mean`      | training mean at each position | training mean at each position    | mean row of the training tokens |
+| `noise`     | noise, normalised              | accidental beats                  | more tokens, not an ECG's       |
+| `phase`     | surrogate, normalised          | accidental beats                  | other tokens                    |
+| `lead-drop` | constants in these leads       | words of 0 mV in these leads      | runs of one symbol              |
+| `reverse`   | backwards                      | backwards, last word first        | other tokens                    |
+
+and what stays readable under them, so that a right answer proves less than it seems to:
+
+* Under `zero`, the places of HeartLang's words (`in_chan`, `in_time`) stay, and with them rate and rhythm. ECG-Byte's
+  normaliser maps a range to 0-1, so that 0 is its low end: the symbol "a", level 0 (`zero_symbol` of `zero_features`).
+  Byte-pair merges make few tokens of a run of it. Under `flat` it is the same symbol where the range is the
+  recording's own, else that of 0 mV. Under `mean`, every family keeps its number of tokens.
+* HeartLang searches beats in one lead: where `lead-drop` takes that one, no words are left at all.
+* `phase` keeps the amplitude at each frequency and how the leads relate: voltage, axis and the rate of a regular rhythm
+  (Theiler et al., Physica D 1992; Prichard, Theiler, Phys Rev Lett 1994). `reverse` keeps rate, voltage and axis.
+* `lead-drop` of limb leads hides little unless at least five of the six go: any two of them give the others.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from zlib import crc32
 
 import numpy as np
 
 if TYPE_CHECKING:  # the readers of recordings import scipy, which `--help` need not wait for
     from data.conversations.rows import Message, Row
+    from data.donors import Donor, Question
+    from data.ecg import Ecg, EcgSource
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,27 +79,41 @@ class Condition:
     Attributes:
         name: What commands and files call it.
         label: What tables and pictures call it.
-        zeroes_inputs: Whether whoever asks the model must zero its inputs; the row does not show it.
-        needs_donors: Whether `apply` must be told which recordings to give instead.
+        level: Who does it, see the module.
+        donors: The rule by which the donors are to be chosen that `apply` must be given; empty where it needs none.
+        questions: Whether `apply` must be given other questions.
     """
 
     name: str
     label: str
-    zeroes_inputs: bool = False
-    needs_donors: bool = False
+    level: Literal["row", "recording", "input", "embedding"]
+    donors: Literal["", "any", "flip", "same"] = ""
+    questions: bool = False
 
 
 CONDITIONS: Mapping[str, Condition] = MappingProxyType(
     {
         condition.name: condition
         for condition in (
-            Condition("real", "the real ECG"),
-            Condition("swap", "another patient's ECG", needs_donors=True),
-            Condition("zero", "zeros for the ECG", zeroes_inputs=True),
-            Condition("none", "no ECG"),
+            Condition("real", "the real ECG", "row"),
+            Condition("swap", "another patient's ECG", "row", donors="any"),
+            Condition("swap-flip", "another patient's ECG, other answer", "row", donors="flip"),
+            Condition("swap-same", "another patient's ECG, same answer", "row", donors="same"),
+            Condition("zero", "zeros for the ECG", "input"),
+            Condition("flat", "a flat line", "recording"),
+            Condition("none", "no ECG", "row"),
+            Condition("mean", "the mean ECG token", "embedding"),
+            Condition("noise", "noise of the same variance", "recording"),
+            Condition("phase", "the same spectrum without waves", "recording"),
+            Condition("lead-drop", "the leads in question at 0 mV", "recording"),
+            Condition("reverse", "the ECG backwards", "recording"),
+            Condition("question-swap", "another question", "row", questions=True),
+            Condition("both-swap", "another question, another patient's ECG", "row", donors="any", questions=True),
+            Condition("planted", "simulated ECGs, one quantity moved", "recording"),
         )
     }
 )
+FAST = ("real", "swap", "swap-flip", "zero", "none")
 
 
 def condition_named(name: str) -> Condition:
@@ -73,36 +127,80 @@ def condition_named(name: str) -> Condition:
     return CONDITIONS[name]
 
 
-def apply(condition: str, rows: Sequence[Row], donors: Sequence[Sequence[str]] | None = None) -> list[Row]:
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def apply(
+    condition: str,
+    rows: Sequence[Row],
+    donors: Sequence[Donor | None] | None = None,
+    questions: Sequence[Question | None] | None = None,
+) -> list[Row]:
     """The rows as they are asked under a condition. Nothing is changed in place.
 
-    `patient_ids` stay those of the question, also under `swap`: they are the unit of statistics.
+    `patient_ids` stay those of the question, also under `swap`: they are the unit of statistics. `answer` stays, too:
+    what is right about a donor's ECGs is `Donor.answer`.
 
     Args:
-        condition: A name of `CONDITIONS`. For one that zeroes the model's inputs the rows come back as they are.
-        rows: Questions.
-        donors: For `swap`, the recordings to give instead: one list per row, as long as its `ecgs`.
+        condition: A name of `CONDITIONS`. What is done to inputs or embeddings leaves rows as they are.
+        rows: Questions; for `planted`, those of `data.planted.planted_rows`.
+        donors: One per row, where the condition names a rule: `data.donors.choose_donors`.
+        questions: One per row, where the condition asks others: `data.donors.choose_questions`.
 
     Raises:
-        ValueError: An unknown condition, or donors that do not match the rows.
+        ValueError: An unknown condition, or donors or questions that do not fit the rows; names the row.
     """
     known = condition_named(condition)
-    if known.needs_donors:
-        if donors is None or len(donors) != len(rows):
-            given = "no" if donors is None else f"{len(donors)} lists of"
-            raise ValueError(f"condition {condition!r} of {len(rows)} rows was given {given} donors: see choose_donors")
-        return [_with_ecgs(row, given) for row, given in zip(rows, donors)]
+    asked = list(rows)
+    if known.donors:
+        asked = [_with_ecgs(row, donor) for row, donor in _each(known, asked, donors, "donors")]
+    if known.questions:
+        asked = [_with_question(row, other) for row, other in _each(known, asked, questions, "questions")]
     if condition == "none":
-        return [
-            {**row, "messages": [_without_ecgs(message) for message in row["messages"]], "ecgs": []} for row in rows
-        ]
-    return list(rows)
+        return [{**row, "messages": [_without_ecgs(turn) for turn in row["messages"]], "ecgs": []} for row in asked]
+    if condition == "planted":
+        if ordinary := [row for row in asked if row["control"] != "planted"]:
+            raise ValueError(f"row {ordinary[0]['id']!r} is not planted: see data.planted.planted_rows")
+        return asked
+    if known.level == "recording":
+        return [{**row, "ecgs": [f"{e}~{_change(condition, row, e)}" for e in row["ecgs"]]} for row in asked]
+    return asked
 
 
-def _with_ecgs(row: Row, donors: Sequence[str]) -> Row:
-    if len(donors) != len(row["ecgs"]):
-        raise ValueError(f"row {row['id']!r} has {len(row['ecgs'])} ECGs but was given {len(donors)} donors")
-    return {**row, "ecgs": list(donors)}
+def _each(
+    condition: Condition, rows: Sequence[Row], given: Sequence[T | None] | None, what: str
+) -> list[tuple[Row, T]]:
+    """Rows and what each is given; refuses where there is nothing for a row."""
+    if given is None or len(given) != len(rows):
+        count = "no" if given is None else str(len(given))
+        raise ValueError(
+            f"condition {condition.name!r} of {len(rows)} rows was given {count} {what}: see data.donors.choose_{what}"
+        )
+    pairs = []
+    for row, value in zip(rows, given):
+        if value is None:
+            raise ValueError(
+                f"row {row['id']!r} has none of the {what} that condition {condition.name!r} needs: leave it out"
+            )
+        pairs.append((row, value))
+    return pairs
+
+
+def _with_ecgs(row: Row, donor: Donor) -> Row:
+    if len(donor.ecgs) != len(row["ecgs"]):
+        raise ValueError(f"row {row['id']!r} has {len(row['ecgs'])} ECGs but was given {len(donor.ecgs)} of its donor")
+    return {**row, "ecgs": list(donor.ecgs)}
+
+
+def _with_question(row: Row, other: Question) -> Row:
+    from data.conversations.rows import user
+
+    turns = [i for i, message in enumerate(row["messages"]) if message["role"] == "user"]
+    if len(turns) != 1:
+        raise ValueError(f"row {row['id']!r} has {len(turns)} turns: only a single question can be exchanged")
+    messages = list(row["messages"])
+    messages[turns[0]] = user(len(row["ecgs"]), other.text)
+    return {**row, "messages": messages, "question": other.text}
 
 
 def _without_ecgs(message: Message) -> Message:
@@ -112,29 +210,204 @@ def _without_ecgs(message: Message) -> Message:
     return {**message, "content": [part for part in content if part["type"] != "ecg"]}
 
 
-def zero_features(features: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _change(condition: str, row: Row, record: str) -> str:
+    """What is to be done to a recording of a row, as `Altered` reads it."""
+    if condition != "lead-drop":
+        return condition
+    from data.ecg import LEADS
+
+    leads = asked_leads(row["question"])
+    if not leads:
+        drawn = _rng(f"{record}~drop").permutation(len(LEADS))[: len(LEADS) // 2]
+        leads = tuple(lead for i, lead in enumerate(LEADS) if i in drawn)
+    return f"drop:{','.join(leads)}"
+
+
+_TERRITORIES = (
+    ("antero|anterior", ("V1", "V2", "V3", "V4")),
+    ("infero|inferior", ("II", "III", "aVF")),
+    ("(?<!bi)lateral", ("I", "aVL", "V5", "V6")),
+    ("septal", ("V1", "V2")),
+)
+_NO_TERRITORY = "(anterior|posterior)( (or|and)( left)? (anterior|posterior))? (fascic|hemi)"
+
+
+def asked_leads(question: str) -> tuple[str, ...]:
+    """The leads a question is about, in the order of `LEADS`; empty where it does not say.
+
+    Those it names; else those of the territories it names: anterior V1-V4, inferior II, III and aVF, lateral I, aVL, V5
+    and V6, septal V1 and V2. A left anterior fascicular block is in no territory.
+    """
+    from data.conversations.rows import named_leads
+    from data.ecg import LEADS
+
+    if named := named_leads(question):
+        return named
+    text = re.sub(_NO_TERRITORY, "", question, flags=re.IGNORECASE)
+    found = {lead for name, leads in _TERRITORIES if re.search(name, text, re.IGNORECASE) for lead in leads}
+    return tuple(lead for lead in LEADS if lead in found)
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def _rng(record_id: str) -> np.random.Generator:
+    """The same draws for a recording on every machine and in every run."""
+    return np.random.default_rng(crc32(record_id.encode()))
+
+
+def flat(ecg: Ecg) -> Ecg:
+    """0 mV everywhere."""
+    return replace(ecg, signal=np.zeros_like(ecg.signal))
+
+
+def noise(ecg: Ecg) -> Ecg:
+    """White Gaussian noise with the mean and the variance of each lead, drawn for this `record_id`."""
+    white = _rng(ecg.record_id).standard_normal(ecg.signal.shape)
+    mean = ecg.signal.mean(axis=1, keepdims=True, dtype=np.float64)
+    deviation = ecg.signal.std(axis=1, keepdims=True, dtype=np.float64)
+    return replace(ecg, signal=(mean + deviation * white).astype(np.float32))
+
+
+def phase(ecg: Ecg) -> Ecg:
+    """A phase-randomised surrogate (Theiler et al. 1992), drawn for this `record_id`.
+
+    Each lead keeps its amplitude spectrum and mean. At each frequency all leads are turned by the same phase (Prichard
+    and Theiler 1994), so that linear relations between leads survive: I + III is still II.
+    """
+    samples = ecg.signal.shape[1]
+    spectrum = np.fft.rfft(ecg.signal.astype(np.float64), axis=1)
+    turn = 2 * np.pi * _rng(ecg.record_id).random(spectrum.shape[1:])
+    turn[0] = 0  # the mean
+    if samples % 2 == 0:
+        turn[-1] = 0  # the highest frequency has a sign, not a phase
+    surrogate = np.fft.irfft(spectrum * np.exp(1j * turn), samples, axis=1)
+    return replace(ecg, signal=surrogate.astype(np.float32))
+
+
+def reverse(ecg: Ecg) -> Ecg:
+    """The recording backwards."""
+    return replace(ecg, signal=ecg.signal[:, ::-1])
+
+
+def drop(ecg: Ecg, leads: Iterable[str]) -> Ecg:
+    """0 mV in these leads, in any spelling; those the recording does not have are absent anyway.
+
+    Raises:
+        ValueError: A name is not a lead.
+    """
+    from data.ecg import canonical_lead
+
+    dropped = {canonical_lead(lead) for lead in leads}
+    kept = np.array([lead.removeprefix("-") not in dropped for lead in ecg.leads])
+    return replace(ecg, signal=np.where(kept[:, None], ecg.signal, 0))
+
+
+_ALTERATIONS: Mapping[str, Callable[[Ecg], Ecg]] = {"flat": flat, "noise": noise, "phase": phase, "reverse": reverse}
+
+
+def _alteration(change: str) -> Callable[[Ecg], Ecg] | None:
+    """The function an alteration names; None where there is none."""
+    from data.ecg import canonical_lead
+
+    name, _, leads = change.partition(":")
+    if name != "drop":
+        return _ALTERATIONS.get(change)
+    try:
+        return partial(drop, leads=[canonical_lead(lead) for lead in leads.split(",")])
+    except ValueError:
+        return None
+
+
+def _moved(change: str) -> dict[str, float] | None:
+    """The parameters of `set:NAME=NUMBER,...`; None where the alteration is none of this form."""
+    if not change.startswith("set:"):
+        return None
+    try:
+        return {key: float(number) for key, number in (pair.split("=") for pair in change[4:].split(","))}
+    except ValueError:
+        return None
+
+
+class Altered:
+    """A source whose recordings can be asked for altered; an `EcgSource` itself.
+
+    Plain ids are the source's. `"ID~noise"`, `"ID~phase"`, `"ID~flat"` and `"ID~reverse"` are the recording ID after
+    the function of that name, `"ID~drop:V1,V2"` is it without two leads, and `"ID~set:heart_rate=120,pvc=0"` is ID
+    simulated with parameters moved, which takes a source with `render(record_id, **moved)` (`SyntheticCohort`).
+    Alterations can be chained: `"ID~set:gain=2~noise"`.
+    """
+
+    def __init__(self, source: EcgSource) -> None:
+        self.source = source
+
+    def __getitem__(self, record_id: str) -> Ecg:
+        """The recording, under the id it was asked for by.
+
+        Raises:
+            KeyError: The source has no such recording, or there is no such alteration.
+            ValueError: Parameters are to be moved that are not, or of a source that has none.
+        """
+        base, mark, change = record_id.rpartition("~")
+        if not mark:
+            return self.source[record_id]
+        if moved := _moved(change):
+            return replace(self._render(base, moved), record_id=record_id)
+        alter = _alteration(change)
+        if alter is None:
+            raise KeyError(
+                f"record {record_id!r}: unknown alteration {change!r}: expected {', '.join(_ALTERATIONS)}, drop:V1,V2 "
+                "or set:NAME=NUMBER"
+            )
+        try:
+            ecg = replace(self[base], record_id=base)  # whatever the source calls it: the id decides what is drawn
+        except KeyError as error:
+            raise KeyError(f"record {record_id!r}: no record {base!r} to alter") from error
+        return replace(alter(ecg), record_id=record_id)
+
+    def _render(self, record_id: str, moved: Mapping[str, float]) -> Ecg:
+        render: Callable[..., Ecg] | None = getattr(self.source, "render", None)
+        if render is None:
+            raise ValueError(
+                f"record {record_id!r}: {', '.join(moved)} cannot be moved: {type(self.source).__name__} holds "
+                "recordings, not parameters; ask for planted findings of a SyntheticCohort"
+            )
+        return render(record_id, **moved)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def zero_features(features: Mapping[str, Any], names: Iterable[str], zero_symbol: int | None = None) -> dict[str, Any]:
     """The features with their signal set to zero: torch tensors or numpy arrays, same type, shape and device.
 
-    Of the named ones only floating-point values are touched: integers and booleans are positions and masks, which
-    say where the signal is and not what it looks like. Features called masks are left alone whatever their type.
+    Of the named ones, floating-point values become 0 (signals, the samples of HeartLang's words) and `symbols` (uint8,
+    ECG-Byte's quantised signal) become the symbol of 0. Other integers and booleans are positions and masks, which say
+    where the signal is and not what it looks like. Features called masks are left alone whatever their type.
 
     Args:
         features: What a feature extractor or processor returned.
         names: The inputs of the encoder (`model.ecg_inputs`).
+        zero_symbol: What the normalised value 0 is in `symbols`: 0 where they count levels, 97 where they are letters.
 
     Raises:
-        ValueError: A name is missing, or nothing was left to zero: the answers would be those of `real`.
+        ValueError: A name is missing, there are symbols but no `zero_symbol`, or nothing was left to zero: the answers
+            would be those of `real`.
     """
     zeroed = dict(features)
     names = list(names)
     if missing := [name for name in names if name not in zeroed]:
         raise ValueError(f"cannot zero {missing}: the features are {sorted(zeroed)}")
-    signals = [name for name in names if "mask" not in name and _is_floating(zeroed[name])]
+    signals = {name: 0 for name in names if "mask" not in name and _is_floating(zeroed[name])}
+    if "symbols" in names and "symbols" not in signals:
+        if zero_symbol is None:
+            raise ValueError("cannot zero 'symbols' without zero_symbol: it says which of them stands for a value of 0")
+        signals["symbols"] = zero_symbol
     if not signals:
-        raise ValueError(f"nothing to zero: none of {names} is a floating-point signal")
-    for name in signals:
+        raise ValueError(f"nothing to zero: none of {names} is a signal, floating-point or symbols")
+    for name, zero in signals.items():
         value = zeroed[name]
-        zeroed[name] = np.zeros_like(value) if isinstance(value, np.ndarray) else value.new_zeros(value.shape)
+        zeroed[name] = np.full_like(value, zero) if isinstance(value, np.ndarray) else value.new_full(value.shape, zero)
     return zeroed
 
 
@@ -142,118 +415,3 @@ def _is_floating(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return bool(np.issubdtype(value.dtype, np.floating))
     return bool(value.is_floating_point())
-
-
-def choose_donors(rows: Sequence[Row], patient_of: Mapping[str, str], seed: int) -> list[list[str]]:
-    """For every row, which recordings to give it instead of its own.
-
-    Donors come from the recordings of `rows` and from no other split, and belong to none of the row's patients; the
-    donors of a row with two ECGs belong to two patients. Answers are not looked at: a donor may well have the same
-    finding, as often as chance has it. Every recording is given equally often (to within one), unless one patient has
-    so many that this cannot be. The choice depends on the seed and on the rows, not on the order of the rows.
-
-    Raises:
-        ValueError: A row has no possible donor, or a recording has no known patient; names the row.
-    """
-    order = sorted(range(len(rows)), key=lambda i: rows[i]["id"])
-    slots: list[int] = []
-    barred: list[set[str]] = []
-    for i in order:
-        row = rows[i]
-        if unknown := [record for record in row["ecgs"] if record not in patient_of]:
-            raise ValueError(f"row {row['id']!r}: the patient of recording {unknown[0]!r} is not known")
-        slots += [len(barred)] * len(row["ecgs"])
-        barred.append({*row["patient_ids"], *(patient_of[record] for record in row["ecgs"])})
-    pool = sorted({record for row in rows for record in row["ecgs"]})
-    deal = _Deal(slots, barred, pool, patient_of, np.random.default_rng(seed))
-    for slot in deal.repair():
-        if not deal.settle(slot):
-            row, patients = rows[order[slots[slot]]], {patient_of[record] for record in pool}
-            raise ValueError(
-                f"row {row['id']!r} has no donors: its {len(row['ecgs'])} ECGs need as many patients other than "
-                f"{', '.join(sorted(barred[slots[slot]]))}; the {len(pool)} recordings are of {len(patients)} patients"
-            )
-    donors: list[list[str]] = [[] for _ in rows]
-    for slot, record in zip(slots, deal.dealt):
-        donors[order[slot]].append(record)
-    return donors
-
-
-def derangement(patient_of: Mapping[str, str], seed: int) -> dict[str, str]:
-    """A fixed map from every recording to one of another patient, each used once: ECGs that say nothing about answers.
-
-    Args:
-        patient_of: Patient of every recording to be mapped. Pass the recordings of one split only: a recording of
-            another split would leak into this one.
-        seed: Which map.
-
-    Raises:
-        ValueError: One patient has more than half of the recordings, so there is no such map.
-    """
-    records = sorted(patient_of)
-    barred = [{patient_of[record]} for record in records]
-    deal = _Deal(list(range(len(records))), barred, records, patient_of, np.random.default_rng(seed))
-    if stuck := deal.repair():
-        patient = patient_of[records[stuck[0]]]
-        count = sum(owner == patient for owner in patient_of.values())
-        raise ValueError(
-            f"patient {patient!r} has {count} of {len(records)} recordings, more than half: no map to others"
-        )
-    return dict(zip(records, deal.dealt))
-
-
-class _Deal:
-    """Recordings dealt like cards: shuffled packs one after the other, then exchanges where a card is not allowed.
-
-    An exchange changes no count, so all recordings stay equally used. With one ECG per row an exchange can be found
-    whenever an equally used deal exists at all: if every other row holds the patient that must go, there are too many
-    of that patient's recordings for any deal.
-    """
-
-    def __init__(
-        self,
-        slots: Sequence[int],
-        barred: Sequence[set[str]],
-        pool: Sequence[str],
-        patient_of: Mapping[str, str],
-        rng: np.random.Generator,
-    ) -> None:
-        self.slots, self.barred, self.pool, self.patient_of, self.rng = slots, barred, pool, patient_of, rng
-        self.siblings: dict[int, list[int]] = defaultdict(list)
-        for slot, owner in enumerate(slots):
-            self.siblings[owner].append(slot)
-        packs = -(-len(slots) // max(len(pool), 1))
-        self.dealt = [pool[i] for _ in range(packs) for i in rng.permutation(len(pool))][: len(slots)]
-
-    def fits(self, slot: int, record: str) -> bool:
-        """Whether the slot's row may be given this recording beside those its other slots have."""
-        owner, patient = self.slots[slot], self.patient_of[record]
-        return patient not in self.barred[owner] and all(
-            self.patient_of[self.dealt[other]] != patient for other in self.siblings[owner] if other != slot
-        )
-
-    def repair(self) -> list[int]:
-        """Exchange what does not fit; the slots for which no exchange was found."""
-        stuck = []
-        for slot, record in enumerate(self.dealt):
-            if self.fits(slot, record):
-                continue
-            for other in map(int, self.rng.permutation(len(self.dealt))):
-                theirs = self.dealt[other]
-                if self.slots[other] != self.slots[slot] and self.fits(slot, theirs) and self.fits(other, record):
-                    self.dealt[slot], self.dealt[other] = theirs, record
-                    break
-            else:
-                stuck.append(slot)
-        return stuck
-
-    def settle(self, slot: int) -> bool:
-        """Give the slot the least used recording that fits, at the price of evenness; false if none does."""
-        if self.fits(slot, self.dealt[slot]):  # a later exchange has already made room
-            return True
-        used = Counter(self.dealt)
-        shuffled = [self.pool[i] for i in self.rng.permutation(len(self.pool))]
-        fitting = [record for record in shuffled if self.fits(slot, record)]
-        if fitting:
-            self.dealt[slot] = min(fitting, key=lambda record: used[record])
-        return bool(fitting)

@@ -112,6 +112,7 @@ def load(
         notes += [f"{what}: {count} {reason}." for reason, count in sorted(dropped.items())]
     _check_unique(train + test)
     reports, english = _reports(ptbxl, train_folds, voltage)
+    test_reports, _ = _reports(ptbxl, test_folds, voltage, from_labels=False)
     notes.append(
         f"Reports: {english} training records have an English report; for {len(reports) - english} others sentences "
         "were made from their labels."
@@ -119,7 +120,9 @@ def load(
     if not voltage:
         notes.append("Statements about voltage were left out of the reports.")
     patient_of = {
-        ecg: patient for row in (*train, *test, *reports) for ecg, patient in zip(row["ecgs"], row["patient_ids"])
+        ecg: patient
+        for row in (*train, *test, *reports, *test_reports)
+        for ecg, patient in zip(row["ecgs"], row["patient_ids"])
     }
     shared = {p for row in train + reports for p in row["patient_ids"]} & {
         p for row in test for p in row["patient_ids"]
@@ -129,7 +132,14 @@ def load(
             f"{len(shared)} patients are in training and in test folds, such as {min(shared)}: mend strat_fold"
         )
     key = f"ptbxl {ptbxl.root.resolve()} {ptbxl.rate} Hz"
-    return QuestionSet("+".join(sets), ptbxl, key, train, test, reports, patient_of, notes)
+    traits = {record: _traits(ptbxl, record) for record in patient_of}
+    return QuestionSet("+".join(sets), ptbxl, key, train, test, reports, patient_of, notes, traits, test_reports)
+
+
+def _traits(ptbxl: PtbXl, record: str) -> dict[str, Any]:
+    """What donors are matched on, as far as it is known."""
+    known = {"corpus": "ptb-xl", "sex": ptbxl.sex[record], "age": ptbxl.age[record]}
+    return {name: value for name, value in known.items() if value not in ("", None)}
 
 
 def _questions(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -186,7 +196,9 @@ def _row(prefix: str, question: dict[str, Any], where: str, ptbxl: PtbXl) -> Row
         question=question["question"],
         answer=question["answer"],
         template_id=question["template_id"],
-        attribute=", ".join(attributes),
+        # Comparisons come without attributes. Those of a query are what its answer names: as a key they would tell it.
+        attribute="" if question["question_type"].endswith("query") else ", ".join(attributes),
+        group=question["attribute_type"],
         control="noise" if question["attribute_type"] == "noise" else control,
     )
 
@@ -214,15 +226,21 @@ def _check_unique(rows: list[Row]) -> None:
         raise ValueError(f"sample_id is not unique: {len(repeated)} rows are named twice, such as {repeated[0]}")
 
 
-def _reports(ptbxl: PtbXl, folds: Collection[int], voltage: bool) -> tuple[list[Row], int]:
-    """Rows that ask for the report of each record in these folds, and how many are answered in a reader's own words."""
+def _reports(
+    ptbxl: PtbXl, folds: Collection[int], voltage: bool, from_labels: bool = True
+) -> tuple[list[Row], int]:
+    """Rows that ask for the report of each record in these folds, and how many are answered in a reader's own words.
+
+    `from_labels` says whether records without such a report get sentences made from their labels.
+    """
     rows, english = [], 0
     for record in ptbxl.records:
         if ptbxl.fold_of[record] not in folds:
             continue
         report = ptbxl.report(record, voltage=voltage)
         own = report is not None and report[1] == "en"
-        text = report[0] if report is not None and own else ptbxl.statements(record, voltage=voltage)
+        made = ptbxl.statements(record, voltage=voltage) if from_labels else None
+        text = report[0] if report is not None and own else made
         if text is None:
             continue
         english += own

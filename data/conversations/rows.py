@@ -5,6 +5,7 @@ A row names its recordings, it does not hold them: arrays stay in an `EcgSource`
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from data.ecg import EcgSource
+from data.ecg import LEADS, EcgSource, canonical_lead
 
 Part = dict[str, str]
 Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": str | list[Part]}
@@ -21,10 +22,12 @@ Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content":
 class Row(TypedDict):
     """One question about one or more recordings, or a dialogue of several.
 
-    `answer` is a set in canonical order (its order in a published file carries no meaning). `control` is empty for an
-    ordinary question; otherwise it names the group that is reported in a row of its own and kept out of every headline
-    number (for example `"voltage"`, which an encoder blind to gain cannot answer). Rows are values: many share their
-    `messages` and `answer`, so whoever wants other ones makes new lists.
+    `answer` is a set in canonical order (its order in a published file carries no meaning). `attribute` is what the
+    question names (a finding, say), and never what its answer names; `group` is the family the attribute belongs to
+    (`"rhythm"`, `"ST"`, ...). Both are empty where unknown. `control` is empty for an ordinary question; otherwise it
+    names the group that is reported in a row of its own and kept out of every headline number (for example
+    `"voltage"`, which an encoder blind to gain cannot answer). Rows are values: many share their `messages` and
+    `answer`, so whoever wants other ones makes new lists.
     """
 
     id: str
@@ -34,6 +37,7 @@ class Row(TypedDict):
     question_type: str
     template_id: int
     attribute: str
+    group: str
     question: str
     answer: list[str]
     control: str
@@ -50,8 +54,11 @@ class QuestionSet:
         train: Single-turn rows whose recordings belong to training patients.
         test: Single-turn rows of held-out patients.
         reports: Rows that ask for the report of one training recording: the align stage.
+        test_reports: Rows that ask for the report of one held-out recording.
         patient_of: Patient of every record id, of both splits.
         notes: What was dropped and why, in sentences for the model card.
+        traits: Of each record id, what donors are matched on where it is known: `"corpus"` (str), `"sex"` (str),
+            `"age"` (float, years).
     """
 
     name: str
@@ -62,6 +69,8 @@ class QuestionSet:
     reports: list[Row]
     patient_of: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    traits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    test_reports: list[Row] = field(default_factory=list)
 
 
 def user(n_ecgs: int, text: str) -> Message:
@@ -90,6 +99,7 @@ def question_row(
     answer: Sequence[str],
     template_id: int = 0,
     attribute: str = "",
+    group: str = "",
     control: str = "",
 ) -> Row:
     """A single-turn row."""
@@ -101,10 +111,50 @@ def question_row(
         question_type=question_type,
         template_id=template_id,
         attribute=attribute,
+        group=group,
         question=question,
         answer=sorted(answer),
         control=control,
     )
+
+
+_LEAD = r"(?:aV[RLF]|V[1-6]|I{1,3})"
+_JOINED = r"(?:\s*(?:,|;|/|&|-|–|\band\b|\bor\b|\bto\b|\bthrough\b)\s*)+(?:leads?\s+)?"
+_LIST_OF_LEADS = re.compile(rf"\b(leads?\s+)?({_LEAD}(?:{_JOINED}{_LEAD})*)\b", re.IGNORECASE)
+_LEAD_OR_RANGE = re.compile(rf"{_LEAD}|-|–|\bto\b|\bthrough\b", re.IGNORECASE)
+_SHORT_RANGE = re.compile(r"\b(V[1-6]\s*(?:-|–|to|through)\s*)(?=[1-6]\b)", re.IGNORECASE)
+
+
+def named_leads(text: str) -> tuple[str, ...]:
+    """The leads a text names, in the order of `LEADS`: `"leads II, III and aVF"`, `"V1-V4"`, `"lead v3"`.
+
+    I, II and III are words of other meanings too, so they count only after `lead` or in a list with another lead.
+    """
+    found: set[str] = set()
+    for prefix, names in _LIST_OF_LEADS.findall(_SHORT_RANGE.sub(r"\1V", text)):
+        if not prefix and not re.search("V", names, re.IGNORECASE):
+            continue
+        last, in_range = "", False
+        for name in _LEAD_OR_RANGE.findall(names):
+            if not re.fullmatch(_LEAD, name, re.IGNORECASE):
+                in_range = True
+                continue
+            lead = canonical_lead(name)
+            start = LEADS.index(last) if in_range else LEADS.index(lead)
+            found.update(LEADS[start : LEADS.index(lead) + 1], (lead,))
+            last, in_range = lead, False
+    return tuple(lead for lead in LEADS if lead in found)
+
+
+def same_question(row: Row) -> tuple[Any, ...]:
+    """A key that rows share which ask the same, up to paraphrase: their answers differ only because their ECGs do.
+
+    It is made of what is asked (type, template, attribute, control) and the leads the question names: ECG-QA asks for
+    noise "in lead V6" under the attribute "noise". Where there is no attribute, the wording stands for it.
+    """
+    asked = "" if row["attribute"] else " ".join(row["question"].casefold().split())
+    leads = named_leads(row["question"])
+    return row["question_type"], row["template_id"], row["attribute"], row["control"], leads, asked
 
 
 def dialogues(rows: Sequence[Row], turns: int, seed: int = 0) -> list[Row]:

@@ -53,6 +53,15 @@ _QUERIES = {
     "noise": ("What kind of noise does this ECG show?", NOISES),
     "voltage": ("How high is the QRS voltage of this ECG?", VOLTAGES),
 }
+# The family of each finding and of each attribute that is queried.
+_GROUPS = {
+    **dict.fromkeys(("rhythm", "atrial fibrillation"), "rhythm"), **dict.fromkeys(("rate", *RATES), "rate"),
+    "first degree AV block": "AV conduction", **dict.fromkeys(("conduction", *CONDUCTIONS), "conduction"),
+    "premature ventricular complexes": "ectopy", **dict.fromkeys(("st", *ST_SITES), "ST"),
+    **dict.fromkeys(("axis", *AXES), "axis"), **dict.fromkeys(("noise", *NOISES), "noise"),
+    **dict.fromkeys(("voltage", *VOLTAGES), "voltage"), "normal ECG": "normal ECG",
+}  # fmt: skip
+_HELD_OUT_REPORTS = 200
 _ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does this ECG show?")
 
 
@@ -117,11 +126,13 @@ class _Asker:
         found = [(answer, np.flatnonzero(where)) for answer, where in answers]
         each = min(round(self.per_question * share), *(len(items) for _, items in found)) if len(found) > 1 else 0
         records, patient_of = self.cohort.records, self.cohort.patient_of
+        groups = {_GROUPS[name] for name in attribute.split(" / ")}
+        group = groups.pop() if len(groups) == 1 else "several"
         for answer, items in found:
             alike = [
                 question_row(
                     id="", ecgs=[""] * about.shape[1], patient_ids=[], question_type=kind, question=text, answer=answer,
-                    template_id=template, attribute=attribute, control=control,
+                    template_id=template, attribute=attribute, group=group, control=control,
                 ) for text in phrasings
             ]  # fmt: skip
             for k, item in enumerate(about[self.rng.choice(items, each, replace=False)].tolist()):
@@ -178,6 +189,16 @@ class _Asker:
         return self.rows
 
 
+def _report_row(cohort: SyntheticCohort, i: int, rng: np.random.Generator) -> Row:
+    """Asks for the report of recording number `i`."""
+    record = cohort.records[i]
+    text = report(cohort, record, rng)
+    return question_row(
+        id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]], question_type="report",
+        question=_ASK_REPORT[rng.integers(len(_ASK_REPORT))], answer=[text],
+    )  # fmt: skip
+
+
 def load(
     patients: int = 2000,
     held_out: str = "test",
@@ -206,17 +227,10 @@ def load(
     start = patients + (held_out_patients if held_out == "validation" else 0)
     train, test = visits[:patients].ravel(), visits[start : start + held_out_patients].ravel()
     rng = np.random.default_rng([seed, 3])
-    reports = []
-    for i in train:
-        record = cohort.records[i]
-        text = report(cohort, record, rng)
-        ask = _ASK_REPORT[rng.integers(len(_ASK_REPORT))]
-        reports.append(
-            question_row(
-                id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]],
-                question_type="report", question=ask, answer=[text],
-            )
-        )  # fmt: skip
+    reports = [_report_row(cohort, i, rng) for i in train]
+    first_visits = test[:: cohort.records_per_patient][:_HELD_OUT_REPORTS]
+    rng = np.random.default_rng([seed, 6, start])
+    test_reports = [_report_row(cohort, i, rng) for i in first_visits]
     return QuestionSet(
         name="simulated cohort",
         source=cohort,
@@ -224,6 +238,7 @@ def load(
         train=_Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all(),
         test=_Asker(cohort, test, held_out_questions, np.random.default_rng([seed, 5, start])).all(),
         reports=reports,
+        test_reports=test_reports,
         patient_of=cohort.patient_of,
         notes=[
             f"Simulated recordings with planted findings: {patients} training and {held_out_patients} {held_out} "

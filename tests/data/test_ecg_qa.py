@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.conversations.ecg_qa import QUESTION_TYPES, load
-from data.conversations.rows import QuestionSet
+from data.conversations.rows import QuestionSet, same_question
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
@@ -120,6 +120,50 @@ def test_a_row_says_all_of_its_question(loaded):
     asked, answered = row["messages"]
     assert [part["type"] for part in asked["content"]] == ["ecg", "ecg", "text"]
     assert asked["content"][-1]["text"] == row["question"] and answered["content"][0]["text"] == "a, b, c"
+
+
+def test_groups_are_the_types_of_attributes(loaded):
+    assert [row["group"] for row in loaded.train] == ["scp_code", "noise", "scp_code", "scp_code"]
+
+
+def test_the_attribute_of_a_query_does_not_tell_its_answer(tmp_path, ptbxl):
+    asked = {"question_type": "single-query", "question": "What rhythm is it?", "template_id": 10}
+    queries = [question(i, attribute=[code], answer=[code], **asked) for i, code in enumerate(("SR", "AFIB", "LVOLT"))]
+    write_questions(tmp_path, questions={"train": queries})
+    rows = load(tmp_path, ptbxl, sets=["ecgqa"]).train
+    assert [row["attribute"] for row in rows] == ["", "", ""] and [row["control"] for row in rows] == [
+        "",
+        "",
+        "voltage",
+    ]
+    assert same_question(rows[0]) == same_question(rows[1])
+
+
+def test_noise_in_another_lead_is_another_question(tmp_path, ptbxl):
+    texts = (
+        "Does this ECG show static noise in lead I?",
+        "Is there static noise in lead I?",
+        "Static noise in lead II?",
+    )
+    noisy = [question(i, attribute=["static noise"], question=text) for i, text in enumerate(texts)]
+    write_questions(tmp_path, questions={"train": noisy})
+    one, paraphrase, other = map(same_question, load(tmp_path, ptbxl, sets=["ecgqa"]).train)
+    assert one == paraphrase != other
+
+
+def test_traits_are_what_is_known_of_a_record(tmp_path):
+    write_questions(tmp_path)
+    table = tmp_path / "ptbxl" / "ptbxl_database.csv"
+    write_ptbxl(tmp_path / "ptbxl")
+    lines = table.read_text().splitlines()
+    lines[1], lines[2] = lines[1].replace(",50,0,", ",,1,"), lines[2].replace(",50,0,", ",300,,")
+    table.write_text("\n".join(lines))
+    assert load(tmp_path, sets=["ecgqa"]).traits == {
+        "1": {"corpus": "ptb-xl", "sex": "female"},
+        "2": {"corpus": "ptb-xl", "age": 90.0},
+        "3": {"corpus": "ptb-xl", "sex": "male", "age": 50.0},
+        "4": {"corpus": "ptb-xl", "sex": "male", "age": 50.0},
+    }
 
 
 def test_controls_are_marked(loaded):

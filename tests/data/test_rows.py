@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.conversations.rows import answer_text, assistant, dialogues, question_row, user
+from data.conversations.rows import (
+    QuestionSet,
+    answer_text,
+    assistant,
+    dialogues,
+    named_leads,
+    question_row,
+    same_question,
+    user,
+)
 
 RECORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=2, unique=True)
 ANSWERS = st.lists(st.sampled_from(["yes", "no", "none", "left axis deviation"]), min_size=1, max_size=3, unique=True)
@@ -101,5 +110,58 @@ def test_a_question_row_is_canonical():
     )
     assert row["answer"] == ["a", "z"] and row["ecgs"] == ["r1", "r2"] and row["patient_ids"] == ["p", "q"]
     assert row["messages"] == [user(2, "Which?"), assistant("a, z")]
-    assert (row["template_id"], row["attribute"], row["control"]) == (0, "", "")
+    assert (row["template_id"], row["attribute"], row["group"], row["control"]) == (0, "", "", "")
+    assert QuestionSet("", {}, "", [], [], [], {}).traits == {}
     assert user(0, "More?") == {"role": "user", "content": [{"type": "text", "text": "More?"}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "leads"),
+    [
+        ("Does this ECG show static noise in lead V6?", "V6"),
+        ("Does lead avl on this ECG have any noises?", "aVL"),
+        ("ST elevation in leads II, III, aVF?", "II III aVF"),
+        ("ST elevation in V2, II, and aVR or lead V1?", "II aVR V1 V2"),
+        ("From V1-V6?", "V1 V2 V3 V4 V5 V6"),
+        ("V2 to V4 or v5\u20136?", "V2 V3 V4 V5 V6"),
+        ("leads V1 through V3, aVL", "aVL V1 V2 V3"),
+        ("leads I-III", "I II III"),
+        ("In lead I?", "I"),
+        ("What do I see: AV block of type II or III?", ""),
+        ("Is V4R, V7 or VX shown?", ""),
+    ],
+)
+def test_leads_named_in_a_text(text, leads):
+    assert named_leads(text) == tuple(leads.split())
+
+
+ASKED = {
+    "id": "1", "ecgs": ["a"], "patient_ids": ["p"], "question_type": "single-verify", "template_id": 26,
+    "attribute": "static noise", "question": "Is there static noise in lead V1?", "answer": ["yes"],
+}  # fmt: skip
+OTHER_ECG = {"id": "2", "ecgs": ["b"], "patient_ids": ["q"], "answer": ["no"], "group": "noise"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        (OTHER_ECG, True),
+        ({"question": "Does lead V1 show any static noise?"}, True),  # a paraphrase
+        ({"question": "Is there static noise in lead V2?"}, False),
+        ({"question_type": "single-query"}, False),
+        ({"template_id": 27}, False),
+        ({"attribute": "burst noise"}, False),
+        ({"control": "noise"}, False),
+    ],
+)
+def test_what_asks_the_same(changed, same):
+    assert (same_question(question_row(**ASKED)) == same_question(question_row(**{**ASKED, **changed}))) == same
+
+
+def test_without_an_attribute_the_wording_says_what_is_asked():
+    first, same, other = (
+        question_row(**{**ASKED, "attribute": "", "question": text})
+        for text in ("What is  the Rhythm?", "what is the rhythm?", "What is the form?")
+    )
+    assert same_question(first) == same_question(same) != same_question(other)
+    assert len({same_question(row) for row in (first, same, other)}) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.conversations import load_questions, synthetic
-from data.conversations.rows import answer_text
+from data.conversations.rows import answer_text, same_question
 from data.synthetic import SyntheticCohort
 
 SMALL = {"patients": 120, "held_out_patients": 40, "questions": 20, "held_out_questions": 5}
@@ -209,6 +209,35 @@ def test_voltage_is_a_control(questions):
         assert ("voltage" in row["attribute"]) == bool(row["control"])
         assert "voltage" in answer_text(row["answer"]) or row["answer"] in (["yes"], ["no"]) or not row["control"]
     assert {row["template_id"] for row in questions.test if row["control"]} == {1, 10}
+
+
+GROUPS = {
+    "atrial fibrillation": "rhythm", "rhythm": "rhythm", "bradycardia": "rate", "tachycardia": "rate", "rate": "rate",
+    "first degree AV block": "AV conduction", "left bundle branch block": "conduction",
+    "right bundle branch block": "conduction", "conduction": "conduction", "premature ventricular complexes": "ectopy",
+    "anterior ST elevation": "ST", "inferior ST elevation": "ST", "st": "ST", "left axis deviation": "axis",
+    "right axis deviation": "axis", "axis": "axis", "baseline drift": "noise", "muscle noise": "noise",
+    "noise": "noise", "high QRS voltage": "voltage", "low QRS voltage": "voltage", "voltage": "voltage",
+    "normal ECG": "normal ECG",
+}  # fmt: skip
+
+
+def test_groups_are_the_families_of_what_is_asked(questions):
+    for row in [*questions.train, *questions.test]:
+        families = {GROUPS[name] for name in row["attribute"].split(" / ")}
+        assert row["group"] == (families.pop() if len(families) == 1 else "several")
+    assert {row["group"] for row in questions.train} == {*GROUPS.values(), "several"}
+
+
+def test_the_same_question_has_the_same_answers_to_choose_from(default):
+    answers, texts = defaultdict(set), defaultdict(set)
+    for row in default.test:
+        answers[row["question"]].add(answer_text(row["answer"]))
+        texts[same_question(row)].add(row["question"])
+    for alike in texts.values():  # its paraphrases
+        assert len({frozenset(answers[text]) for text in alike}) == 1 and len(alike) <= 3
+    # A comparison has the same words for two visits and for two patients: those are two questions.
+    assert len(texts) == len({(row["template_id"], row["attribute"]) for row in default.test})
 
 
 def test_the_default_test_split_is_large_enough(default):
