@@ -1,0 +1,39 @@
+"""How long things take.
+
+    python -m eval.speed PART [options of the part]
+
+Every file in this folder is a part: the first line of its docstring says what it times, its `main(argv)` does so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def parts() -> dict[str, str]:
+    """The names of the parts and what each one times, read without importing them: some need what others do not."""
+    files = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("_"))
+    return {path.stem: (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0] for path in files}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hand the options to a part."""
+    known = parts()
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.speed",
+        description="How long things take, a part at a time.",
+        epilog="parts:\n" + "\n".join(f"  {name:<12}{line}" for name, line in known.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("part", choices=known, metavar="PART", help="what to time, from the list below")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the part; --help after it lists them")
+    args = parser.parse_args(argv)
+    importlib.import_module(f"eval.speed.{args.part}").main(args.options)
+
+
+if __name__ == "__main__":
+    main()

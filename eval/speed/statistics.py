@@ -1,0 +1,95 @@
+"""Clustered statistics: cluster bootstrap, AUROC interval and sign flips, against a loop over the draws.
+
+    python -m eval.speed statistics [--items 10000] [--patients 2000] [--draws 2000] [--flips 10000]
+
+The loops do the same in the way it is explained: throw patients, collect their answers, compute. They are timed over
+fewer draws, in the same run, and scaled to as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval import statistics
+
+Floats = NDArray[np.float64]
+Rng = np.random.Generator
+
+LOOPED = 50  # draws the loops are timed over
+
+
+def looped_means(values: Floats, answers_of: Sequence[NDArray[np.intp]], draws: int, rng: Rng) -> Floats:
+    """Means of the answers of as many patients as there are, thrown with replacement: `[draws]`."""
+    return np.array([values[_thrown(answers_of, rng)].mean() for _ in range(draws)])
+
+
+def looped_aurocs(
+    scores: Floats, positive: NDArray[np.bool_], answers_of: Sequence[NDArray[np.intp]], draws: int, rng: Rng
+) -> Floats:
+    """Areas under the ROC curve over the answers of thrown patients: `[draws]`."""
+    thrown = (_thrown(answers_of, rng) for _ in range(draws))
+    return np.array([statistics.auroc(scores[here], positive[here]) for here in thrown])
+
+
+def looped_flips(differences: Floats, patient_of: NDArray[np.intp], draws: int, rng: Rng) -> Floats:
+    """Means of the differences with a random sign for every patient: `[draws]`."""
+    signs = (rng.choice((-1, 1), size=patient_of.max() + 1)[patient_of] for _ in range(draws))
+    return np.array([(differences * sign).mean() for sign in signs])
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a table of three times, each beside that of a loop."""
+    parser = argparse.ArgumentParser(prog="python -m eval.speed statistics", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--items", type=int, default=10_000, help="answers (default %(default)s)")
+    parser.add_argument("--patients", type=int, default=2000, help="patients they are about (default %(default)s)")
+    parser.add_argument("--draws", type=int, default=2000, help="resamples of an interval (default %(default)s)")
+    parser.add_argument("--flips", type=int, default=10_000, help="random flips of the test (default %(default)s)")
+    args = parser.parse_args(argv)
+
+    rng = np.random.default_rng(0)
+    # Every patient has an answer, so that both ways throw the same patients.
+    patient_of = np.concatenate([np.arange(args.patients), rng.integers(args.patients, size=args.items)])[: args.items]
+    names = [f"p{p}" for p in patient_of]
+    answers_of = [np.flatnonzero(patient_of == p) for p in range(patient_of.max() + 1)]
+    first, second = (rng.random((2, args.items)) < 0.7).astype(float)
+    scores, positive = rng.normal(size=args.items), rng.random(args.items) < 0.3
+
+    def row(name: str, draws: int, ours: Callable[[], object], loop: Callable[[], object]) -> None:
+        seconds, looped = min(_seconds(ours) for _ in range(3)), _seconds(loop) * draws / LOOPED
+        print(f"{name:<28}{draws:>8,}{seconds:>10.3g} s{looped:>10.3g} s{looped / seconds:>9.3g}x")
+
+    print(f"{args.items:,} answers about {len(answers_of):,} patients; loops timed over {LOOPED} draws and scaled")
+    print(f"{'':<28}{'draws':>8}{'here':>12}{'loop':>12}{'ratio':>10}")
+    row(
+        "mean, cluster bootstrap",
+        args.draws,
+        lambda: statistics.cluster_interval(first, names, args.draws),
+        lambda: looped_means(first, answers_of, LOOPED, rng),
+    )
+    row(
+        "AUROC, cluster bootstrap",
+        args.draws,
+        lambda: statistics.auroc_interval(scores, positive, names, args.draws),
+        lambda: looped_aurocs(scores, positive, answers_of, LOOPED, rng),
+    )
+    row(
+        "mean difference, sign flips",
+        args.flips,
+        lambda: statistics.sign_flip_p(first - second, names, args.flips),
+        lambda: looped_flips(first - second, patient_of, LOOPED, rng),
+    )
+
+
+def _thrown(answers_of: Sequence[NDArray[np.intp]], rng: Rng) -> NDArray[np.intp]:
+    return np.concatenate([answers_of[p] for p in rng.integers(len(answers_of), size=len(answers_of))])
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
