@@ -1,4 +1,4 @@
-"""Whether an answer is right, and what one would answer who sees only the question.
+"""Whether an answer is right, what one would answer who sees only the question, and what can be answered at all.
 
 An answer is a set of terms, written as a list with commas. Order, repetition, case, white space and a final period do
 not count; every other difference does. A comma in brackets is part of a term: "bigeminal pattern (unknown origin, sv or
@@ -9,16 +9,46 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:  # the readers of recordings import scipy, which `--help` need not wait for
     from data.conversations.rows import Row
 
 AnswerSet = frozenset[str]
+Outcome = Literal["right", "wrong", "abstained", "empty", "unparsed"]
+OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "abstained", "empty", "unparsed")
+
+MAX_OPTIONS = 8  # a question with more answer sets than this is open
 
 _COMMA = re.compile(r",(?![^()]*\))")  # not between brackets
+
+# What a model says instead of an answer, once `_PLAIN` has made "I'm unable to reliably tell" of it "I'm cannot tell".
+ABSTENTIONS = (
+    "cannot tell", "cannot say", "cannot know", "cannot judge", "cannot decide", "cannot answer", "cannot be answered",
+    "cannot determine", "cannot be determined", "cannot assess", "cannot be assessed", "cannot evaluate",
+    "cannot be evaluated", "cannot interpret", "cannot be interpreted", "cannot analyze", "cannot analyse",
+    "cannot provide", "cannot give", "cannot help", "cannot assist",
+    "cannot see the ecg", "cannot see an ecg", "do not see an ecg", "cannot view", "cannot access",
+    "do not have access", "do not have an ecg", "do not have the ecg", "do not have enough",
+    "not enough information", "insufficient information", "no information", "not enough data", "insufficient data",
+    "no ecg was", "no ecg is", "no ecg has been", "no ecg provided", "no ecg given", "no ecg attached",
+    "no ecg available", "no ecg image", "no ecg signal", "no ecg recording", "no ecg data", "without an ecg",
+    "please provide", "please upload", "please attach", "please share", "please send",
+    "not sure", "unsure", "do not know", "as an ai", "an ai language model", "an ai assistant",
+)  # fmt: skip
+_ABSTENTION = re.compile(rf"\b(?:{'|'.join(ABSTENTIONS)})\b|\bno ecg$")  # not "no ECG changes"
+_PLAIN = (
+    (re.compile("\u2019"), "'"),
+    (re.compile(r"\b(?:electrocardiogram|ekg)\b"), "ecg"),
+    (re.compile(r"\b(?:can't|can not|could(?: not|n't)|(?:un|not )able to|(?:im|not )possible to)\b"), "cannot"),
+    (re.compile(r"n't\b"), " not"),
+    (re.compile(r"\b\w+ly "), ""),  # reliably, definitively, ...
+)
 
 
 def normalise(text: str) -> str:
@@ -57,24 +87,91 @@ def is_empty(prediction: str) -> bool:
     return not normalise(prediction)
 
 
+def is_abstention(prediction: str, vocabulary: Collection[str] | None = None) -> bool:
+    """Whether the prediction declines to answer: it has one of the phrases of `ABSTENTIONS`, or ends in "no ECG".
+
+    Contractions, adverbs and other ways to say "cannot" do not matter. Meant for short answers: a sentence of a report
+    may say that one finding cannot be assessed.
+
+    Args:
+        prediction: What was said.
+        vocabulary: The terms that are answers. What consists of them is an answer and no abstention, however it sounds:
+            "not sure" is one of the answers of ECG-QA.
+    """
+    if vocabulary is not None and parse(prediction, vocabulary) is not None:
+        return False
+    text = normalise(prediction)
+    for pattern, plain in _PLAIN:
+        text = pattern.sub(plain, text)
+    return _ABSTENTION.search(text) is not None
+
+
+def outcome(prediction: str, answer: Iterable[str], vocabulary: Collection[str]) -> Outcome:
+    """What became of one question; exactly one of `OUTCOMES`.
+
+    `"right"`: exactly this set of terms (`is_correct`). `"wrong"`: another answer. `"abstained"`: `is_abstention`.
+    `"empty"`: nothing said (`is_empty`). `"unparsed"`: any other text, with terms that are no answer to any question.
+    All but the first count as not right.
+    """
+    if is_empty(prediction):
+        return "empty"
+    if is_correct(prediction, answer):
+        return "right"
+    if parse(prediction, vocabulary) is not None:
+        return "wrong"
+    return "abstained" if is_abstention(prediction) else "unparsed"
+
+
+def upstream_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[float | None, int]:
+    """Accuracy by the rule of ECG-Bench (github.com/willxxy/ECG-Bench), for comparison with numbers published with it.
+
+    A prediction is right if it equals the answer's terms joined by single spaces, in their order and case, after
+    stripping both. Pairs with an empty prediction or answer are left out, which flatters a model that says nothing, and
+    no other wording is accepted. A set of several terms is right only in its own order and without commas: a model that
+    was trained on `answer_text` never says it so.
+
+    Returns:
+        The accuracy, None where no pair is left; and the number of pairs that were counted.
+
+    Raises:
+        ValueError: There are not as many predictions as answers.
+    """
+    if len(predictions) != len(answers):
+        raise ValueError(f"{len(predictions)} predictions but {len(answers)} answers")
+    pairs = [(said.strip(), " ".join(answer).strip()) for said, answer in zip(predictions, answers)]
+    counted = [said == right for said, right in pairs if said and right]
+    return (sum(counted) / len(counted) if counted else None), len(counted)
+
+
 def vocabulary(rows: Iterable[Row]) -> frozenset[str]:
     """Every term that is an answer to some row."""
     return frozenset(term for row in rows for term in answer_set(row["answer"]))
 
 
+def _by_question(row: Row) -> list[Hashable]:
+    """What a row's majority answer is looked up by, most specific first."""
+    kind = row["question_type"]
+    return [("question", normalise(row["question"])), ("attribute", row["attribute"], kind), *_by_type(row)]
+
+
+def _by_type(row: Row) -> list[Hashable]:
+    return [("type", row["question_type"]), ("all",)]
+
+
 @dataclass(frozen=True)
 class Majority:
-    """The best answer without an ECG: the most common answer set of the question, learned from training rows.
+    """The best answer without an ECG: the most common answer set, learned from training rows.
 
-    `Majority(...)(row)` gives that set, for a question not seen in training that of its attribute and type, of its
-    type, or of all rows, whichever is the first that is known.
+    `Majority(...)(row)` gives that set for the first of the row's keys that is known: its question, its attribute and
+    type, its type, all rows (`majority_by_question`); or its type, all rows (`majority`).
     """
 
     answers: dict[Hashable, AnswerSet]
+    keys: Callable[[Row], list[Hashable]] = _by_question
 
     def __call__(self, row: Row) -> AnswerSet:
         """What to answer to this row's question."""
-        return next(self.answers[key] for key in _keys(row) if key in self.answers)
+        return next(self.answers[key] for key in self.keys(row) if key in self.answers)
 
 
 def majority_by_question(train_rows: Sequence[Row]) -> Majority:
@@ -83,16 +180,187 @@ def majority_by_question(train_rows: Sequence[Row]) -> Majority:
     Raises:
         ValueError: There are no training rows. (The test rows must not stand in: their majority is an upper bound.)
     """
+    return _learn(train_rows, _by_question)
+
+
+def majority(train_rows: Sequence[Row]) -> Majority:
+    """Learn the most common answer set of every question type, whatever is asked: the plainest baseline.
+
+    Ties and errors as `majority_by_question`.
+    """
+    return _learn(train_rows, _by_type)
+
+
+def _learn(train_rows: Sequence[Row], keys: Callable[[Row], list[Hashable]]) -> Majority:
     if not train_rows:
         raise ValueError("the majority answer is learned from training rows, and there are none")
     counts: dict[Hashable, Counter[AnswerSet]] = {}
     for row in train_rows:
-        for key in _keys(row):
-            counts.setdefault(key, Counter())[answer_set(row["answer"])] += 1
-    return Majority({key: min(seen, key=lambda terms: (-seen[terms], sorted(terms))) for key, seen in counts.items()})
+        terms = answer_set(row["answer"])
+        for key in keys(row):
+            counts.setdefault(key, Counter())[terms] += 1
+    most_common = {key: min(seen, key=lambda terms: (-seen[terms], sorted(terms))) for key, seen in counts.items()}
+    return Majority(most_common, keys)
 
 
-def _keys(row: Row) -> list[Hashable]:
-    """What a row's majority answer is looked up by, most specific first."""
-    kind = row["question_type"]
-    return [("question", normalise(row["question"])), ("attribute", row["attribute"], kind), ("type", kind), ("all",)]
+@dataclass(frozen=True)
+class Options:
+    """The closed set of answers of a question, learned from training rows (`options_by_question`).
+
+    `Options(...)(row)` gives answer texts (`answer_text`) in alphabetical order: what the question was answered with in
+    training; where that is not known or is one answer only, what the same attribute was answered with in the same
+    template and type (verify and choose questions), then what its type was (verify questions). None where the question
+    is open: more than `most` answer sets, or fewer than two.
+
+    The right answer of a test row may be missing from its options, if no training row has it: scored among the options
+    such a row cannot be right, and counts as wrong.
+    """
+
+    texts: dict[Hashable, list[str]]
+    most: int
+
+    def __call__(self, row: Row) -> list[str] | None:
+        """The options of this row's question."""
+        texts = next((self.texts[key] for key in _by_form(row) if len(self.texts.get(key, ())) > 1), [])
+        return list(texts) if 1 < len(texts) <= self.most else None
+
+
+def options_by_question(train_rows: Sequence[Row], most: int = MAX_OPTIONS) -> Options:
+    """Learn the options of every question.
+
+    Raises:
+        ValueError: There are no training rows (the test rows must not stand in: they would tell which answers occur),
+            or `most` is less than 2.
+    """
+    from data.conversations.rows import answer_text
+
+    if not train_rows:
+        raise ValueError("the options of a question are learned from training rows, and there are none")
+    if most < 2:
+        raise ValueError(f"a closed question has at least two options, got most={most}")
+    seen: dict[Hashable, dict[AnswerSet, str]] = {}
+    for row in train_rows:
+        terms, text = answer_set(row["answer"]), answer_text(row["answer"])
+        for key in _by_form(row):
+            texts = seen.setdefault(key, {})
+            texts[terms] = min(text, texts.get(terms, text))  # of several spellings one, whatever the order of the rows
+    return Options({key: sorted(texts.values()) for key, texts in seen.items()}, most)
+
+
+def _by_form(row: Row) -> list[Hashable]:
+    """What a row's options are looked up by, most specific first."""
+    kind, attribute = row["question_type"], row["attribute"]
+    keys: list[Hashable] = [("question", normalise(row["question"]))]
+    # Not for query questions: some sets name the answer in their attribute, and the option would give it away.
+    if attribute and kind.endswith(("verify", "choose")):
+        keys.append(("attribute", row["template_id"], attribute, kind))
+    if kind.endswith("verify"):
+        keys.append(("type", kind))
+    return keys
+
+
+def choice(options: Sequence[str], logp: ArrayLike) -> str:
+    """The option with the highest log probability; of equal ones the first.
+
+    Args:
+        options: Answer texts.
+        logp: Natural log of the probability of each `[options]`.
+
+    Raises:
+        ValueError: There is no option, or not one finite number or -inf for each; names the option.
+    """
+    return options[int(np.argmax(_checked(options, logp)))]
+
+
+def probabilities(logp: ArrayLike) -> NDArray[np.float64]:
+    """Probabilities `[options]` that sum to 1, given that the answer is one of the options (softmax of `logp`).
+
+    Raises:
+        ValueError: There is no option, or none that is possible.
+    """
+    logp = _checked(None, logp)
+    if np.isneginf(logp).all():
+        raise ValueError(f"all {len(logp)} options have probability zero: there is nothing to compare")
+    weights = np.exp(logp - logp.max())
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
+
+
+def yes_margin(options: Sequence[str], logp: ArrayLike) -> float | None:
+    """`log p(yes) - log p(no)`: the score of a verify question, for its AUROC. None unless both are options.
+
+    Errors as `choice`; also where both are impossible.
+    """
+    logp = _checked(options, logp)
+    place = {normalise(option): i for i, option in enumerate(options)}
+    if not {"yes", "no"} <= place.keys():
+        return None
+    yes, no = logp[place["yes"]], logp[place["no"]]
+    if np.isneginf(yes) and np.isneginf(no):
+        raise ValueError("yes and no both have probability zero: there is nothing to compare")
+    return float(yes - no)
+
+
+def _checked(options: Sequence[str] | None, logp: ArrayLike) -> NDArray[np.float64]:
+    logp = np.asarray(logp, dtype=np.float64)
+    if logp.ndim != 1 or not len(logp) or (options is not None and len(options) != len(logp)):
+        given = "" if options is None else f" for {len(options)} options"
+        raise ValueError(f"log probabilities must be one number per option, got shape {logp.shape}{given}")
+    if (wrong := np.isnan(logp) | np.isposinf(logp)).any():
+        i = int(np.argmax(wrong))
+        raise ValueError(f"the log probability of option {i if options is None else repr(options[i])} is {logp[i]}")
+    return logp
+
+
+def brier(p_yes: ArrayLike, is_yes: ArrayLike) -> float:
+    """Mean squared difference of the probability of "yes" `[n]` and the truth `[n]` (Brier, Mon. Weather Rev. 1950).
+
+    0 is perfect; 0.25 is what 0.5 for every question gets.
+
+    Raises:
+        ValueError: No questions, shapes that do not match, or probabilities outside 0 to 1.
+    """
+    p, truth = _paired("p_yes", p_yes, "is_yes", is_yes)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_yes must lie between 0 and 1, got {p[~((p >= 0) & (p <= 1))][0]}")
+    return float(np.mean((p - truth) ** 2))
+
+
+def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Sequence[float]) -> list[float]:
+    """Accuracy among the most confident share of the answers (El-Yaniv and Wiener, JMLR 2010).
+
+    Answers of equal confidence each count with the mean of their group, which is what choosing among them at random
+    gives on average: the result does not depend on their order. A share that ends within an answer counts it in part.
+
+    Args:
+        confidence: The higher, the surer `[n]`.
+        right: Whether each answer is right `[n]`.
+        coverages: Shares of the answers to keep, above 0 and up to 1.
+
+    Returns:
+        One accuracy per share; the last is the accuracy of all answers where the share is 1.
+
+    Raises:
+        ValueError: No answers, shapes that do not match, a confidence that is NaN, or a share outside that range.
+    """
+    sureness, hits = _paired("confidence", confidence, "right", right)
+    if np.isnan(sureness).any():
+        raise ValueError(f"the confidence of answer {int(np.argmax(np.isnan(sureness)))} is not a number")
+    if bad := [share for share in coverages if not 0 < share <= 1]:
+        raise ValueError(f"a coverage is a share above 0 and up to 1, got {bad[0]}")
+    _, group, size = np.unique(-sureness, return_inverse=True, return_counts=True)  # the surest group first
+    kept = np.concatenate([[0], np.cumsum(size)])
+    hit = np.concatenate([[0.0], np.cumsum(np.bincount(group, hits))])
+    wanted = np.asarray(coverages, dtype=np.float64) * len(hits)
+    return [float(accuracy) for accuracy in np.interp(wanted, kept, hit) / wanted]
+
+
+def _paired(
+    name: str, values: ArrayLike, other_name: str, others: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or not len(first):
+        raise ValueError(
+            f"{name} and {other_name} must be one number per answer, got shapes {first.shape} and {second.shape}"
+        )
+    return first, second
