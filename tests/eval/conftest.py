@@ -62,6 +62,7 @@ def cohort() -> Cohort:
                     answer=["no"],
                     template_id=template,
                     attribute=attribute,
+                    group="voltage" if control else "rhythm",
                     control=control,
                 )
                 answer = made.answer(row) if not control else ["yes" if i % 2 else "no"]

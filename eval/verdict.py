@@ -1,0 +1,243 @@
+"""The verdict: does a model read the ECG? One rule, stated in docs/audit.md, applied to numbers.
+
+It rests on flip pairs: one question asked about two patients' ECGs whose right answers differ. A reader gives two right
+answers; a guesser, however good, gives the same answer twice and is right once. What a model does without an ECG, or on
+zeros, decides nothing: a guesser may break there, and a reader need not (`brittle` names that case).
+
+`eval.calibrate` measures how often the rule errs, on answerers whose reading is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.statistics import Clusters, Interval, cluster_intervals, holm, sign_flip_p
+
+Verdict = Literal["reads", "partly", "brittle", "ignores", "inconclusive"]
+Flags = NDArray[np.bool_]
+
+SENTENCES: Mapping[Verdict, str] = {
+    "reads": "The model reads the ECG.",
+    "partly": "The model reads the ECG in part.",
+    "brittle": "The model does not read the ECG: it only breaks when there is none.",
+    "ignores": "The model ignores the ECG.",
+    "inconclusive": "These answers do not show whether the model reads the ECG.",
+}
+
+# The rule's numbers. docs/audit.md states them; changing one means calibrating again.
+LEAST_GAP = 0.10  # of the swap-flip gap, to be called reading
+LEVEL = 0.05
+LEAST_PATIENTS = 20  # with a flip pair: with fewer, intervals over patients are too narrow
+LEAST_PAIRS = 50
+LEAST_ANSWERED = 0.5  # share of valid answers about the real ECG
+FLIPS = 10_000  # sign flips of the permutation test
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the rule looks at, per question `[n]`.
+
+    Attributes:
+        clusters: Patients of each question.
+        real: Right about the real ECG.
+        answered: A valid answer about the real ECG, right or wrong.
+        majority: The most common answer to the question in training is right.
+        paired: The question was also asked about an ECG whose right answer differs. The next three are read there only.
+        flip_still: The answer about the other ECG is the one that was right about the real ECG.
+        flip_follows: The answer about the other ECG is right about that one.
+        real_as_flip: The answer about the real ECG would have been right about the other one.
+        without: Right under conditions that take the ECG away (`zero`, `none`), where they were asked.
+    """
+
+    clusters: Clusters
+    real: Flags
+    answered: Flags
+    majority: Flags
+    paired: Flags
+    flip_still: Flags
+    flip_follows: Flags
+    real_as_flip: Flags
+    without: Mapping[str, Flags]
+
+    def take(self, index: NDArray[Any]) -> Answers:
+        """Those of some questions, by their indices."""
+        flags = {
+            name: getattr(self, name)[index]
+            for name in ("real", "answered", "majority", "paired", "flip_still", "flip_follows", "real_as_flip")
+        }
+        return Answers(
+            clusters=[self.clusters[int(i)] for i in index],
+            without={name: right[index] for name, right in self.without.items()},
+            **flags,
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers a verdict is made of; `verdict` follows from them, and from the p-value after correction.
+
+    Attributes:
+        questions: How many.
+        pairs: How many flip pairs among them.
+        patients: Patients of these pairs.
+        answered: Share of valid answers about the real ECG.
+        gap: Swap-flip gap, with its interval: right about the real ECG minus the same answer about the other.
+        paired_flip: Share of pairs with both answers right.
+        exchanged: Share of pairs where both would be right had the ECGs been exchanged: what chance gives.
+        p: Of the difference of the two, by sign flips of patients.
+        over_majority: Right about the real ECG minus majority-by-question, with its interval.
+        breaks: The largest lower limit of real minus a condition without an ECG; None where none was asked.
+    """
+
+    questions: int
+    pairs: int
+    patients: int
+    answered: float
+    gap: float | None
+    gap_interval: Interval
+    paired_flip: float | None
+    exchanged: float | None
+    p: float
+    over_majority: float
+    over_majority_interval: Interval
+    breaks: float | None
+
+
+def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
+    """The evidence in the answers to a set of questions.
+
+    Raises:
+        ValueError: There are no questions.
+    """
+    if len(answers.real) == 0:
+        raise ValueError("no questions to weigh")
+    real = answers.real.astype(float)
+    names = list(answers.without)
+    columns = np.column_stack([real - answers.majority, *(real - answers.without[name] for name in names)])
+    over, *breaking = cluster_intervals(columns, answers.clusters, draws, seed)
+    lows = [interval.low for interval in breaking if not np.isnan(interval.low)]
+    here = np.flatnonzero(answers.paired)
+    clusters = [answers.clusters[i] for i in here]
+    gap: float | None = None
+    both = exchanged = gap
+    gap_interval, p = Interval(np.nan, np.nan), float("nan")
+    if len(here):
+        drop = real[here] - answers.flip_still[here]
+        right = answers.real[here] & answers.flip_follows[here]
+        crossed = answers.real_as_flip[here] & answers.flip_still[here]
+        gap, both, exchanged = float(drop.mean()), float(right.mean()), float(crossed.mean())
+        gap_interval = cluster_intervals(drop[:, None], clusters, draws, seed)[0]
+        p = sign_flip_p(right.astype(float) - crossed, clusters, draws=FLIPS, seed=seed)
+    return Evidence(
+        questions=len(real),
+        pairs=len(here),
+        patients=len({name for cluster in clusters for name in _names(cluster)}),
+        answered=float(answers.answered.mean()),
+        gap=gap,
+        gap_interval=gap_interval,
+        paired_flip=both,
+        exchanged=exchanged,
+        p=p,
+        over_majority=float(columns[:, 0].mean()),
+        over_majority_interval=over,
+        breaks=max(lows) if lows else None,
+    )
+
+
+def judge(evidence: Evidence, p: float | None = None) -> Verdict:
+    """The verdict on one set of questions.
+
+    Args:
+        evidence: From `weigh`.
+        p: The p-value after correction for several sets; the evidence's own when not given.
+    """
+    p = evidence.p if p is None else p
+    low, high = evidence.gap_interval
+    if (
+        evidence.patients < LEAST_PATIENTS
+        or evidence.pairs < LEAST_PAIRS
+        or evidence.answered < LEAST_ANSWERED
+        or np.isnan([low, high, p]).any()
+    ):
+        return "inconclusive"
+    follows = low > 0 and p < LEVEL
+    if follows and low >= LEAST_GAP and evidence.over_majority_interval.low > 0:
+        return "reads"
+    if follows:
+        return "partly"
+    if high >= LEAST_GAP:
+        return "inconclusive"
+    return "brittle" if evidence.breaks is not None and evidence.breaks >= LEAST_GAP else "ignores"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on a model: on all questions that count, and on each group of attributes."""
+
+    verdict: Verdict
+    evidence: Evidence
+    groups: Mapping[str, tuple[Verdict, Evidence, float]]  # verdict, evidence, corrected p
+    excluded: Sequence[str]  # groups that are judged but do not count
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, with the groups it rests on."""
+        reading = [name for name, (verdict, _, _) in self.groups.items() if verdict == "reads"]
+        counted = [name for name in reading if name not in self.excluded]
+        words = SENTENCES[self.verdict]
+        if self.verdict == "partly" and counted:
+            words += f" It reads: {', '.join(counted)}."
+        if self.verdict == "inconclusive" and self.evidence.answered < LEAST_ANSWERED:
+            words += f" Only {100 * self.evidence.answered:.0f} % of its answers are valid."
+        if self.verdict in ("ignores", "brittle") and self.evidence.over_majority_interval.low > 0:
+            words += (
+                " Yet it is more often right than the most common answer: something other than the ECG tells it, so "
+                "look for answers that leak through the question, the prompt or the choice of patients."
+            )
+        return words
+
+
+def verdict(
+    answers: Answers, groups: Sequence[str], excluded: Collection[str] = ("noise",), draws: int = 2000, seed: int = 0
+) -> Finding:
+    """The verdict on a model.
+
+    Args:
+        answers: To all ordinary questions; controls are not among them.
+        groups: The group of attributes of each question.
+        excluded: Groups that are judged and shown, but neither count for nor against the verdict: seeing noise is not
+            reading an ECG.
+        draws: Resamples of the intervals.
+        seed: Of resamples and sign flips.
+
+    Raises:
+        ValueError: Groups and answers differ in number, or no question counts.
+    """
+    if len(groups) != len(answers.real):
+        raise ValueError(f"{len(answers.real)} answers but {len(groups)} groups")
+    of = np.array(groups, dtype=object)
+    counts = ~np.isin(of, list(excluded))
+    if not counts.any():
+        raise ValueError(f"no question counts: all belong to {', '.join(sorted(set(groups)))}")
+    names = sorted(set(groups))
+    weighed = {name: weigh(answers.take(np.flatnonzero(of == name)), draws, seed) for name in names}
+    corrected = dict(zip(names, holm([weighed[name].p for name in names])))
+    judged = {name: (judge(weighed[name], corrected[name]), weighed[name], corrected[name]) for name in names}
+    everything = weigh(answers.take(np.flatnonzero(counts)), draws, seed)
+    overall = judge(everything)
+    known = [told for name, (told, _, _) in judged.items() if name not in excluded and told != "inconclusive"]
+    reading = known.count("reads")
+    if overall == "reads" and known and 2 * reading < len(known):
+        overall = "partly"
+    if overall in ("ignores", "brittle", "inconclusive") and reading:
+        overall = "partly"
+    return Finding(overall, everything, judged, sorted(set(excluded) & set(names)))
+
+
+def _names(cluster: str | Sequence[str]) -> tuple[str, ...]:
+    return (cluster,) if isinstance(cluster, str) else tuple(cluster)
