@@ -98,7 +98,7 @@ DOSES = (
 
 
 class Beside:
-    """A corpus with simulated patients beside it, so that a model of the corpus can be asked about doses; an `EcgSource`.
+    """A corpus with simulated patients beside it, so that its models can be asked about doses; an `EcgSource`.
 
     Args:
         corpus: Recordings; one whose id a simulated one has, too, is not found any more.

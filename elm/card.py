@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from data.conditions import CONDITIONS, FAST
 from data.files import written_whole
 from elm.configuration import ElmConfig
 
@@ -37,10 +40,45 @@ def write_card(folder: Path | str) -> None:
     ]  # fmt: skip
     report = folder / "ablation" / "report.json"
     if report.exists():
-        found = json.loads(report.read_text())
-        lines += ["## Does it read the ECG?", "", "| ECG given | accuracy |", "|---|---|"]
-        lines += [f"| {name} | {value['accuracy']:.3f} |" for name, value in found["conditions"].items()]
-        lines += [f"| (majority answer by question) | {found['majority_by_question']:.3f} |", ""]
-        lines += ["Intervals, question types and how to read this: `ablation/report.md`.", ""]
+        lines += ["## Does it read the ECG?", "", *_audit(json.loads(report.read_text(encoding="utf-8")))]
     with written_whole(folder / "README.md", "w") as file:
         file.write("\n".join(lines))
+
+
+def _audit(found: Mapping[str, Any]) -> list[str]:
+    """The audit's verdict, the three numbers it rests on, and right answers under the conditions that matter most."""
+    lines, verdict = [], found["verdict"]
+    if verdict is not None:
+        lines += [f"**{verdict['sentence']}**", ""]
+    if verdict is not None and verdict["pairs"] > 0:
+        p = "unknown" if verdict["p"] is None else "< 0.001" if verdict["p"] < 0.001 else f"= {verdict['p']:.3f}"
+        lines += [
+            f"- Swap-flip gap: {_points(verdict['gap'], verdict['gap_interval'])}. So much more often an answer is "
+            "given about the ECG it is right about than about one whose right answer is another: "
+            f"{verdict['pairs']:,} pairs of ECGs, {verdict['patients']:,} patients.",
+            f"- Both answers of a pair right: {_percent(verdict['paired_flip'])}; with the two ECGs exchanged "
+            f"{_percent(verdict['exchanged'])}, p {p}.",
+            "- Over the most common answer to each question: "
+            f"{_points(verdict['over_majority'], verdict['over_majority_interval'])}.",
+            "",
+        ]
+    lines += ["| the model is given | right about the question's own ECG |", "|---|---|"]
+    for name in FAST:
+        if told := found["conditions"].get(name):
+            lines.append(f"| {CONDITIONS[name].label} | {_percent(told['accuracy'])}{_interval(told['interval'])} |")
+    majority = _percent(found["majority_by_question"]) + _interval(found["majority_interval"])
+    lines += [f"| (most common answer to each question) | {majority} |", ""]
+    return [*lines, "Intervals are 95 %, by patient. Everything else, and how to read it: `ablation/report.html`.", ""]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(value: float, limits: Sequence[float | None]) -> str:
+    return f"{100 * value:+.1f} points{_interval(limits, '+')}".replace("-", "−")
+
+
+def _interval(limits: Sequence[float | None], sign: str = "") -> str:
+    low, high = limits
+    return "" if low is None or high is None else f" ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"

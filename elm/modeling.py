@@ -46,16 +46,38 @@ class ElmModel(ElmPreTrainedModel):
     @property
     def ecg_inputs(self) -> tuple[str, ...]:
         """Every name under which `forward` takes something of an ECG."""
-        return (*self.encoder.ecg_inputs, "token_mask", "ecg_features", "ecg_mask")
+        return (*self.encoder.ecg_inputs, "token_mask", "ecg_features", "ecg_embeds", "ecg_mask")
 
     def ecg_embeddings(
-        self, ecg_features: torch.Tensor | None = None, ecg_mask: torch.Tensor | None = None, **features: torch.Tensor
+        self,
+        ecg_features: torch.Tensor | None = None,
+        ecg_mask: torch.Tensor | None = None,
+        ecg_embeds: torch.Tensor | None = None,
+        **features: torch.Tensor,
     ) -> torch.Tensor:
         """Projected tokens of all ECGs, one after the other: `[tokens, H]`.
 
-        Takes either the feature extractor's tensors, or what the encoder made of them before: `ecg_features`
-        `[B, T, D]` with `ecg_mask` `[B, T]`.
+        Takes the ECGs in one of three forms: the feature extractor's tensors; what the encoder made of them,
+        `ecg_features` `[B, T, D]`; or what the projector made of that, `ecg_embeds` `[B, ceil(T / pool), H]`. With the
+        latter two, `ecg_mask` `[B, T]` says which of the encoder's tokens carry signal (without it, all).
+
+        Raises:
+            ValueError: The ECGs come in two forms, or `ecg_embeds` and `ecg_mask` are for other numbers of tokens.
         """
+        given = [name for name in self.encoder.ecg_inputs if name in features][:1]
+        given += ["ecg_features"] if ecg_features is not None else []
+        given += ["ecg_embeds"] if ecg_embeds is not None else []
+        if len(given) > 1:
+            raise ValueError(f"the ECGs are given in two forms, {' and '.join(given)}: give one of them")
+        if ecg_embeds is not None:
+            if ecg_mask is None:
+                return ecg_embeds.flatten(0, 1)
+            kept = pooled_mask(ecg_mask, self.config.projector_pool)
+            if kept.shape != ecg_embeds.shape[:2]:
+                raise ValueError(
+                    f"ecg_embeds has {tuple(ecg_embeds.shape[:2])} tokens, those of ecg_mask are {tuple(kept.shape)}"
+                )
+            return ecg_embeds[kept]
         if ecg_features is None:
             encoded = self.encoder(**features)
             ecg_features, ecg_mask = encoded.last_hidden_state, encoded.mask

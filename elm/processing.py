@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from data.conversations.rows import Message, Part
+from data.conversations.rows import Message, Part, assistant, user
 from data.ecg import Ecg
 from elm.configuration import tokens_per_ecg
 
@@ -174,6 +174,11 @@ class ElmProcessor(ProcessorMixin):
             raise ValueError(f"the conversations have {position} ECG placeholders but {len(counts)} ECGs are given")
         batch.update(self._pad(rows, padding_side, return_labels))
         return batch
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids an assistant says to answer `text` and end his turn: what `labels` hold of such an answer, in order."""
+        _, labels = self._encode(*self.render([user(0, "?"), assistant(text)], []))
+        return [token for token in labels if token != -100]
 
     def _encode(self, text: str, spans: list[Span]) -> tuple[list[int], list[int]]:
         """Ids of the text, and the same with -100 for all that the assistant does not say.

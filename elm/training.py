@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 import transformers
@@ -25,11 +27,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
 
-from data.conditions import apply, derangement
+from data.conditions import Altered, apply
 from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row
+from data.donors import derangement
 from data.files import written_whole
 from data.readers.wfdb import write_wfdb
+from data.synthetic import SyntheticCohort
 from elm import tiny
 from elm.collator import EcgCollator
 from elm.configuration import ElmConfig
@@ -38,6 +42,7 @@ from elm.folder import save, save_adapter
 from elm.modeling import ElmForConditionalGeneration
 from elm.processing import ElmProcessor
 from encoders import load_encoder
+from encoders.patch import patch_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +68,21 @@ class ElmArguments:
     dataset_args: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Settings of the question set, as JSON (a mapping in YAML)."}
     )
+    question_types: list[str] | None = field(
+        default=None, metadata={"help": "Train and ask only questions of these types, e.g. single-verify."}
+    )
     encoder: str = field(
         default="tiny",
-        metadata={"help": "ECG encoder: a folder, a hub id, or 'tiny' to train a small one from the reports first."},
+        metadata={
+            "help": "ECG encoder: a folder, a hub id, 'tiny' to train a small one from the reports first, or 'patch' "
+            "for patches of the signal itself."
+        },
     )
     encoder_args: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Settings of the encoder to change, as JSON, e.g. {"output": "features"}.'}
     )
     train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
+    tiny_seed: int | None = field(default=None, metadata={"help": "Seed of what is 'tiny', if not that of the run."})
     projector_type: str = field(default="mlp", metadata={"help": "linear or mlp."})
     projector_pool: int = field(default=1, metadata={"help": "Encoder tokens that become one language-model token."})
     projector_pool_mode: str = field(default="stack", metadata={"help": "stack or mean."})
@@ -124,36 +136,43 @@ def check_launch() -> None:
 
 
 def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Note in `checkpoints/run.json` which run the output folder belongs to.
+    """Note in `checkpoints/run.json` which run the output folder belongs to. Raises as `claim_folder` does."""
+    folder = Path(training_args.output_dir) / "checkpoints"
+    settings = settings_of_a_run(arguments, training_args, model_args)
+    claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
 
-    Raises:
-        ValueError: It holds checkpoints of a run with other settings; names the first that differ.
-    """
-    record = Path(training_args.output_dir) / "checkpoints" / "run.json"
+
+def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, Any]:
+    """All settings without which a checkpoint is one of another run, as JSON knows them."""
     settings = {
-        **{
-            k: v
-            for k, v in dataclasses.asdict(arguments).items()
-            if k not in ("resume", "ablation", "cache_dir", "threads")
-        },
+        **{k: v for k, v in dataclasses.asdict(arguments).items() if k not in _NOT_OF_A_RUN},
         **{k: v for k, v in dataclasses.asdict(model_args).items() if v is not None},
         "batch_size": training_args.train_batch_size
         * training_args.gradient_accumulation_steps
         * training_args.world_size,
         **{name: training_args.to_dict()[name] for name in _OF_A_RUN},
     }
-    settings = json.loads(json.dumps(settings))
-    if arguments.resume and record.exists():
+    return dict(json.loads(json.dumps(settings)))
+
+
+def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool, write: bool = True) -> None:
+    """Note in `folder/run.json` what a folder of results was made with; without `resume`, empty it first.
+
+    Raises:
+        ValueError: It was made with other settings; names the first that differ.
+    """
+    record = folder / "run.json"
+    if resume and record.exists():
         found = json.loads(record.read_text())
         differ = [f"{k} {found.get(k)!r} but now {settings.get(k)!r}" for k in settings if found.get(k) != settings[k]]
         if differ:
             raise ValueError(
-                f"{record.parent} holds checkpoints of another run ({'; '.join(differ[:3])}): "
+                f"{folder} holds checkpoints of another run ({'; '.join(differ[:3])}): "
                 "give another output_dir, or --resume false to start over"
             )
-    if training_args.process_index == 0:
-        if not arguments.resume:  # of what is there nothing may be taken for a checkpoint of this run
-            shutil.rmtree(record.parent, ignore_errors=True)
+    if write:
+        if not resume:  # of what is there nothing may be taken for a checkpoint of this run
+            shutil.rmtree(folder, ignore_errors=True)
         with written_whole(record, "w") as file:
             json.dump(settings, file, indent=2)
 
@@ -162,11 +181,25 @@ def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
 
 
 def questions_for(arguments: ElmArguments) -> QuestionSet:
-    """The question set of a run. Simulated recordings are cached with everything else."""
+    """The question set of a run. Simulated recordings are cached with everything else.
+
+    Raises:
+        ValueError: Of one of the `question_types` there are no questions.
+    """
     settings = _mapping("dataset_args", arguments.dataset_args)
     if arguments.dataset == "synthetic":
         settings.setdefault("cache", arguments.cache_dir)
-    return load_questions(arguments.dataset, **settings)
+    questions = load_questions(arguments.dataset, **settings)
+    if arguments.question_types is None:
+        return questions
+    present = {row["question_type"] for row in questions.train}
+    if missing := sorted(set(arguments.question_types) - present):
+        raise ValueError(f"{questions.name} has no training questions of type {missing[0]!r}: it has {sorted(present)}")
+    train, test = (
+        [row for row in rows if row["question_type"] in arguments.question_types]
+        for rows in (questions.train, questions.test)
+    )
+    return dataclasses.replace(questions, train=train, test=test)
 
 
 def questions_of(folder: Path | str) -> QuestionSet:
@@ -176,11 +209,20 @@ def questions_of(folder: Path | str) -> QuestionSet:
 
 def stores_of(
     folder: Path | str, model: ElmForConditionalGeneration, processor: ElmProcessor, questions: QuestionSet
-) -> tuple[FeatureStore, FeatureStore]:
-    """Caches of a saved model's encoder output: for the recordings, and for inputs set to zero."""
+) -> tuple[FeatureStore, FeatureStore, FeatureStore]:
+    """Caches of a saved model's encoder output: for the recordings, for inputs set to zero, for altered recordings.
+
+    The last one is for the ids that `data.conditions` makes, and for its present version: what an earlier one made of a
+    recording is another recording.
+    """
     arguments = _arguments_of(folder)
     features, zeros = (feature_store(arguments, model, processor, questions, zero=zero) for zero in (False, True))
-    return features, zeros
+    made_by = b"".join(Path(inspect.getfile(kind)).read_bytes() for kind in (Altered, SyntheticCohort))
+    version = f"{crc32(made_by):08x}"
+    altered = dataclasses.replace(
+        questions, source=Altered(questions.source), source_key=f"{questions.source_key}~{version}"
+    )
+    return features, zeros, feature_store(arguments, model, processor, altered)
 
 
 def _arguments_of(folder: Path | str) -> ElmArguments:
@@ -197,7 +239,7 @@ def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str,
     if condition == "shuffled":
         patients = {e: questions.patient_of[e] for row in rows for e in row["ecgs"]}
         other = derangement(patients, seed=seed)
-        return apply("swap", rows, [[other[e] for e in row["ecgs"]] for row in rows])
+        return [{**row, "ecgs": [other[e] for e in row["ecgs"]]} for row in rows]
     return list(rows)
 
 
@@ -210,7 +252,9 @@ def as_dataset(rows: Sequence[Row]) -> Dataset:
 
 def _length(row: Row) -> int:
     words = sum(len(part["text"]) for message in row["messages"] for part in message["content"])
-    return 10_000 * len(row["ecgs"]) + words
+    return (
+        10_000 * len(row["patient_ids"]) + words
+    )  # not `ecgs`: rows come in the same order where these are taken away
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -233,15 +277,18 @@ def build(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
     """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
-    cache = Path(arguments.cache_dir)
+    cache, tiny_seed = Path(arguments.cache_dir), seed if arguments.tiny_seed is None else arguments.tiny_seed
     text_path, encoder_path = model_args.model_name_or_path, arguments.encoder
     if text_path == encoder_path == "tiny":
-        text_path, encoder_path = map(str, tiny.both(questions, cache, seed))
+        text_path, encoder_path = map(str, tiny.both(questions, cache, tiny_seed))
     elif text_path == "tiny":
-        text_path = str(tiny.language_model(questions, cache, seed))
+        text_path = str(tiny.language_model(questions, cache, tiny_seed))
     elif encoder_path == "tiny":
-        encoder_path = str(tiny.encoder(questions, cache, seed))
-    encoder, extractor = load_encoder(encoder_path, **_mapping("encoder_args", arguments.encoder_args))
+        encoder_path = str(tiny.encoder(questions, cache, tiny_seed))
+    encoder_args = _mapping("encoder_args", arguments.encoder_args)
+    torch.manual_seed(seed)  # a new encoder's weights
+    new = encoder_path == "patch"
+    encoder, extractor = patch_encoder(**encoder_args) if new else load_encoder(encoder_path, **encoder_args)
     revision = model_args.model_revision if text_path == model_args.model_name_or_path else "main"
     tokenizer = AutoTokenizer.from_pretrained(text_path, revision=revision)
     if tokenizer.chat_template is None:
@@ -313,6 +360,15 @@ def feature_store(
     """The encoder's output for the recordings of a question set."""
     encoder, extractor = model.model.encoder, processor.feature_extractor
     return FeatureStore(encoder, extractor, questions.source, questions.source_key, arguments.cache_dir, zero=zero)
+
+
+def share(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> None:
+    """Make what several runs on these questions then find in the cache: tiny models, and a frozen encoder's output."""
+    model, processor = build(arguments, model_args, questions, training_args.seed)
+    if not arguments.train_encoder:
+        records = [record for row in (*questions.reports, *questions.train, *questions.test) for record in row["ecgs"]]
+        for zero in (False, True):
+            feature_store(arguments, model, processor, questions, zero=zero).fill(records)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

@@ -2,17 +2,17 @@
 
     python -m eval.ablation --model out/sft-llava
     python -m eval.ablation --model out/sft-llava --full --gate reads
-    python -m eval.ablation --model out/sft-llava --server http://127.0.0.1:8000
+    python -m eval.ablation --model out/sft-llava --server http://127.0.0.1:8000/v1 --served_name ecg
     python -m eval.ablation --model out/sft-llava --rescore
 
-Every held-out question of the model's data set is asked about its own ECG (`real`), about another patient's (`swap`), about
-one whose right answer differs (`swap-flip`), with zeros (`zero`) and with none (`none`); `--full` adds the other conditions of
-`data/conditions.py`, a dose-response on simulated patients, and the ladder from encoder to answer. The verdict follows
-the rule in docs/audit.md.
+Every held-out question of the model's data set is asked about its own ECG (`real`), about another patient's (`swap`),
+about one whose right answer differs (`swap-flip`), with zeros (`zero`) and with none (`none`); `--full` adds the other
+conditions of `data/conditions.py`, a dose-response on simulated patients, and the ladder from encoder to answer. The
+verdict follows the rule in docs/audit.md.
 
-Writes `report.html` (one page, for reading), `report.md`, `report.json`, figures and `predictions.jsonl` (one line per question
-and condition) into `MODEL/ablation`, and the verdict into the model's card. Interrupted, it goes on where it stopped when
-started again. Research use only; not a medical device.
+Writes `report.html` (one page, for reading), `report.md`, `report.json`, figures and `predictions.jsonl` (one line per
+question and condition) into `MODEL/ablation`, and the verdict into the model's card. Interrupted, it goes on where it
+stopped when started again. Research use only; not a medical device.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,9 +198,7 @@ class Plan:
         reports: The rows ask for reports: they are among its `test_reports`, and open.
     """
 
-    def __init__(
-        self, questions: QuestionSet, rows: Sequence[Row], key: Key, seed: int, reports: bool = False
-    ) -> None:
+    def __init__(self, questions: QuestionSet, rows: Sequence[Row], key: Key, seed: int, reports: bool = False) -> None:
         self.questions, self.rows, self.key, self.seed = questions, rows, key, seed
         self.everything = questions.test_reports if reports else questions.test
         self.options = (lambda row: None) if reports else key.options
@@ -213,13 +212,11 @@ class Plan:
         return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def donors(self, rule: Rule) -> dict[str, Donor]:
-        """Who gives an ECG to which row, by id. Chosen among all test rows, so that it does not depend on the sample."""
+        """Who gives an ECG to which row, by id. Chosen among all test rows: it does not depend on the sample."""
         from data.donors import choose_donors
 
         if rule not in self._donors:
-            chosen = choose_donors(
-                self.everything, self.questions.patient_of, rule, self.seed, self.questions.traits
-            )
+            chosen = choose_donors(self.everything, self.questions.patient_of, rule, self.seed, self.questions.traits)
             self._donors[rule] = {row["id"]: donor for row, donor in zip(self.everything, chosen) if donor is not None}
         return self._donors[rule]
 
@@ -317,9 +314,7 @@ def sample(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
     return [rows[i] for i in sorted(i for _, _, i in sorted(turns)[:limit])]
 
 
-def _names(
-    wanted: Sequence[str] | None, full: bool, responder: Responder, plan: Plan
-) -> tuple[list[str], list[str]]:
+def _names(wanted: Sequence[str] | None, full: bool, responder: Responder, plan: Plan) -> tuple[list[str], list[str]]:
     """Conditions to ask under, and notes on those that cannot be asked. One asked for by name must be possible."""
     names, notes = [], []
     for name in dict.fromkeys(wanted if wanted is not None else CONDITIONS if full else FAST):
@@ -401,9 +396,9 @@ def examples(questions: QuestionSet, lines: Sequence[Line], seed: int, count: in
 
 
 def _strips(questions: QuestionSet, record: str) -> dict[str, Any]:
-    """Some leads of a recording in mV, as a page can hold them: a hundredth of a millivolt is less than a pen's line."""
+    """Some leads of a recording in mV, as a page can hold them: 0.01 mV is less than the width of a pen's line."""
     ecg = questions.source[record]
-    leads = [lead for lead in ("II", "V1", "V5") if lead in ecg.leads] or list(ecg.leads[:3])
+    leads: list[str] = [lead for lead in ("II", "V1", "V5") if lead in ecg.leads] or list(ecg.leads[:3])
     signal = ecg.select(leads).crop(0, min(STRIP_SECONDS, ecg.signal.shape[1] / ecg.fs)).signal
     return {
         "record": record,
@@ -467,6 +462,18 @@ def _require(model_dir: Path, name: str, meaning: str) -> None:
         )
 
 
+def _served(args: argparse.Namespace, questions: QuestionSet) -> Responder:
+    """The server of the command line; its key, if it wants one, is in the environment."""
+    from data.conversations.rows import answer_text
+    from eval.remote import ServerResponder
+
+    longest = max(len(answer_text(row["answer"])) for row in questions.test)  # no token is shorter than a character
+    return ServerResponder(
+        args.server, args.served_name, questions.source, os.environ.get("OPENAI_API_KEY"),
+        prefix_caching_off=args.prefix_caching_off, max_new_tokens=max(48, longest),
+    )  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
@@ -487,12 +494,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="all conditions, the dose-response and the ladder")
     parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, evenly over templates")
     parser.add_argument("--text_only", type=Path, metavar="DIR", help="a model trained without ECGs, for reference")
-    parser.add_argument("--server", metavar="URL", help="ask this OpenAI-compatible server; --model says which questions")
-    parser.add_argument("--served_name", metavar="NAME", help="what the server calls the model (default: its only one)")
+    parser.add_argument(
+        "--server", metavar="URL", help="ask this OpenAI-compatible server what --model was trained for"
+    )
+    parser.add_argument("--served_name", metavar="NAME", help="what the server calls the model")
     parser.add_argument(
         "--prefix_caching_off", action="store_true", help="the server caches no prefixes: it can score by likelihood"
     )
-    parser.add_argument("--rescore", action="store_true", help="score the answers of the last audit again; asks nothing")
+    parser.add_argument("--rescore", action="store_true", help="score the answers of the last audit again, ask nothing")
     parser.add_argument("--gate", choices=list(GATES), help="exit status 1 unless the verdict is this, or better")
     parser.add_argument(
         "--batch_size", type=int, default=BATCH_SIZE, metavar="N", help=f"questions at once (default: {BATCH_SIZE})"
@@ -500,8 +509,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of donors, sample and resamples (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: MODEL/ablation)")
     args = parser.parse_args(argv)
+    if (args.server is None) != (args.served_name is None):
+        parser.error("--server and --served_name go together")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise
     out = args.out or args.model / "ablation"
     try:
         if args.rescore:
@@ -509,13 +519,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             questions = responder = None
             if args.server is not None:
-                from eval.remote import ServerResponder
-
                 _require(args.model, "training.json", "so what to ask is not known")
                 questions = with_simulated(load_questions(args.model))
-                responder = ServerResponder(
-                    args.server, questions.source, model=args.served_name, prefix_caching_off=args.prefix_caching_off
-                )
+                responder = _served(args, questions)
             report = run(
                 args.model,
                 conditions=args.conditions,

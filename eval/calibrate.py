@@ -3,9 +3,9 @@
     python -m eval.calibrate
     python -m eval.calibrate --audits 1000 --sizes 2000x200
 
-Each audit draws yes/no questions in groups of attributes, patients (with several questions each), right answers, and flip
-pairs; then every answerer below answers, and `eval.verdict` judges. The questions are unbalanced: of some, 90 % have one
-answer, so that a guesser is right as often as a middling reader.
+Each audit draws yes/no questions in groups of attributes, patients (with several questions each), right answers, and
+flip pairs; then every answerer below answers, and `eval.verdict` judges. The questions are unbalanced: of some, 90 %
+have one answer, so that a guesser is right as often as a middling reader.
 
 Prints the share of audits that end in each verdict. docs/audit.md shows the table and states the rule.
 """
@@ -65,7 +65,7 @@ class Audit:
 
 
 def draw(asked: int, patients: int, rng: np.random.Generator) -> Audit:
-    """A simulated audit. Patients differ in how hard their ECGs are to read (beta-distributed, mean `MISREAD`)."""
+    """A simulated audit. Patients' ECGs are unequally hard to read (beta-distributed, mean `MISREAD`)."""
     question, patient = rng.integers(QUESTIONS, size=asked), rng.integers(patients, size=asked)
     p_yes = rng.uniform(0.1, 0.9, QUESTIONS)
     answer = (rng.random(asked) < p_yes[question]).astype(int)
@@ -81,8 +81,8 @@ def draw(asked: int, patients: int, rng: np.random.Generator) -> Audit:
     return Audit(question, patient, answer, prior, np.maximum(p_yes, 1 - p_yes)[question], misread, donor)
 
 
-# Who answers: what is said about the real ECG, about the other one of a flip pair (read where there is one), and without
-# any ECG. Someone who reads answers about another patient's ECG as he answers that patient's own question.
+# Who answers: what is said about the real ECG, about the other one of a flip pair (read where there is one), and
+# without any ECG. Someone who reads answers about another patient's ECG as he answers that patient's own question.
 Said = tuple[Array, Array, Array]
 
 
@@ -111,8 +111,11 @@ def blind(audit: Audit, rng: np.random.Generator) -> Said:
 
 def dice(audit: Audit, rng: np.random.Generator) -> Said:
     """Throws dice for each answer, loaded as answers are distributed: a blind model that samples."""
-    thrown = [np.where(rng.random(len(audit.prior)) < audit.p_prior, audit.prior, 1 - audit.prior) for _ in range(3)]
-    return thrown[0], thrown[1], thrown[2]
+
+    def throw() -> Array:
+        return np.where(rng.random(len(audit.prior)) < audit.p_prior, audit.prior, 1 - audit.prior)
+
+    return throw(), throw(), throw()
 
 
 def distracted(audit: Audit, rng: np.random.Generator) -> Said:
@@ -128,8 +131,11 @@ def brittle(audit: Audit, rng: np.random.Generator) -> Said:
 
 def abstaining(audit: Audit, rng: np.random.Generator) -> Said:
     """Says that it cannot tell, four times in five; guesses otherwise."""
-    said = [np.where(rng.random(len(audit.prior)) < 0.8, NOTHING, audit.prior) for _ in range(3)]
-    return said[0], said[1], said[2]
+
+    def say() -> Array:
+        return np.where(rng.random(len(audit.prior)) < 0.8, NOTHING, audit.prior)
+
+    return say(), say(), say()
 
 
 def leaking(audit: Audit, rng: np.random.Generator) -> Said:
@@ -138,7 +144,8 @@ def leaking(audit: Audit, rng: np.random.Generator) -> Said:
 
 
 ANSWERERS: Mapping[str, Callable[[Audit, np.random.Generator], Said]] = {
-    "oracle": oracle, "30 % reader": third, "reads one group of eight": one_group, "blind": blind, "blind, samples": dice,
+    "oracle": oracle, "30 % reader": third, "reads one group of eight": one_group, "blind": blind,
+    "blind, samples": dice,
     "distracted": distracted, "blind, brittle": brittle, "abstaining": abstaining, "leaking": leaking,
 }  # fmt: skip
 

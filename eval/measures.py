@@ -1,4 +1,4 @@
-"""The numbers of a report, from scored answers (the lines of predictions.jsonl): no model is needed to compute them again.
+"""The numbers of a report, from scored answers (the lines of predictions.jsonl): no model is needed to repeat them.
 
 A line is one question under one condition. Numbers are given for all ordinary questions, for each kind, group of
 attributes, attribute and template, and for the controls apart from all of these.
@@ -413,10 +413,15 @@ def verdict_numbers(found: Finding) -> Numbers:
         "sentence": found.sentence,
         **_evidence(found.evidence),
         "groups": {
-            name: {"verdict": told, **_evidence(evidence), "p_corrected": _number(p), "counts": name not in found.excluded}
+            name: {
+                "verdict": told,
+                **_evidence(evidence),
+                "p_corrected": _number(p),
+                "counts": name not in found.excluded,
+            }
             for name, (told, evidence, p) in found.groups.items()
         },
-    }  # fmt: skip
+    }
 
 
 def _evidence(evidence: Evidence) -> Numbers:

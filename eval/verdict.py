@@ -122,9 +122,10 @@ def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
     over, *breaking = cluster_intervals(columns, answers.clusters, draws, seed)
     lows = [interval.low for interval in breaking if not np.isnan(interval.low)]
     here = np.flatnonzero(answers.paired)
-    clusters = [answers.clusters[i] for i in here]
+    clusters = [answers.clusters[i] for i in here.tolist()]
     gap: float | None = None
-    both = exchanged = gap
+    both: float | None = None
+    exchanged: float | None = None
     gap_interval, p = Interval(np.nan, np.nan), float("nan")
     if len(here):
         drop = real[here] - answers.flip_still[here]

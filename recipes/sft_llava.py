@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from data.conversations.rows import dialogues
+from data.conversations.rows import QuestionSet, dialogues
 from elm import training
 from elm.card import write_card
 from elm.features import weights_hash
@@ -30,14 +30,25 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 
 
 def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Runs the stages, saves one folder, asks the held-out questions."""
+    """Trains one model, then asks it the held-out questions."""
     training.check_launch()
+    with training_args.main_process_first(desc="questions"):
+        questions = training.questions_for(arguments)
+    folder = train(arguments, training_args, model_args, questions)
+    if not arguments.ablation or training_args.process_index > 0:
+        return
+    report = ablation.run(folder, questions=questions, batch_size=256)
+    write_card(folder)
+    print(f"\n{table(report)}\n\n{finding(report)}\n\nReport, picture and predictions: {folder / 'ablation'}")
+
+
+def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> Path:
+    """Runs the stages and saves one folder, `output_dir`."""
     training.claim(arguments, training_args, model_args)
     seed, condition = training_args.seed, arguments.train_condition
 
-    # Data and model: what is computed once is computed by the first process and read from the cache by the others.
-    with training_args.main_process_first(desc="data and model"):
-        questions = training.questions_for(arguments)
+    # Model: what is computed once is computed by the first process and read from the cache by the others.
+    with training_args.main_process_first(desc="model"):
         model, processor = training.build(arguments, model_args, questions, seed)
         collator = training.build_collator(arguments, model, processor, questions)
         if collator.features is not None and condition != "none":
@@ -48,7 +59,7 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
         torch.set_num_threads(arguments.threads)
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
-    if arguments.align_steps:
+    if arguments.align_steps and condition != "none":  # without ECGs a projector has nothing to learn from
         rows = under_condition(questions.reports, questions, condition, seed)
         args = stage_args(
             training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate
@@ -63,15 +74,11 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
     print(f"Stage sft: projector and LoRA learn to answer, {len(rows)} dialogues of {questions.name}")
     trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume, peft_config=lora)
 
-    # Save and ask
-    if not trainer.accelerator.is_main_process:
-        return
-    folder = training.save_run(trainer, processor, questions, arguments, model_args, training_args, base_weights)
-    print(f"The model is in {folder}")
-    if arguments.ablation:
-        report = ablation.run(folder, questions=questions, batch_size=256)
-        write_card(folder)
-        print(f"\n{table(report)}\n\n{finding(report)}\n\nReport, picture and predictions: {folder / 'ablation'}")
+    folder = Path(training_args.output_dir)
+    if trainer.accelerator.is_main_process:
+        training.save_run(trainer, processor, questions, arguments, model_args, training_args, base_weights)
+        print(f"The model is in {folder}")
+    return folder
 
 
 if __name__ == "__main__":

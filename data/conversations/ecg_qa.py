@@ -226,9 +226,7 @@ def _check_unique(rows: list[Row]) -> None:
         raise ValueError(f"sample_id is not unique: {len(repeated)} rows are named twice, such as {repeated[0]}")
 
 
-def _reports(
-    ptbxl: PtbXl, folds: Collection[int], voltage: bool, from_labels: bool = True
-) -> tuple[list[Row], int]:
+def _reports(ptbxl: PtbXl, folds: Collection[int], voltage: bool, from_labels: bool = True) -> tuple[list[Row], int]:
     """Rows that ask for the report of each record in these folds, and how many are answered in a reader's own words.
 
     `from_labels` says whether records without such a report get sentences made from their labels.

@@ -227,10 +227,10 @@ def load(
     start = patients + (held_out_patients if held_out == "validation" else 0)
     train, test = visits[:patients].ravel(), visits[start : start + held_out_patients].ravel()
     rng = np.random.default_rng([seed, 3])
-    reports = [_report_row(cohort, i, rng) for i in train]
+    reports = [_report_row(cohort, i, rng) for i in train.tolist()]
     first_visits = test[:: cohort.records_per_patient][:_HELD_OUT_REPORTS]
     rng = np.random.default_rng([seed, 6, start])
-    test_reports = [_report_row(cohort, i, rng) for i in first_visits]
+    test_reports = [_report_row(cohort, i, rng) for i in first_visits.tolist()]
     return QuestionSet(
         name="simulated cohort",
         source=cohort,

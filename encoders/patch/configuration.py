@@ -15,7 +15,8 @@ class PatchConfig(EcgEncoderConfig):
         seconds: Duration of the input.
         in_channels: Number of leads.
         patch_size: Samples per patch; the duration is a whole number of patches.
-        hidden_size: D of the tokens.
+        hidden_size: D of the tokens; None hands the samples of a patch on as they are, for the projector's linear layer
+            to be the only one.
 
     Raises:
         ValueError: The duration is not a whole number of patches.
@@ -27,7 +28,7 @@ class PatchConfig(EcgEncoderConfig):
     seconds: float = 10.0
     in_channels: int = 12
     patch_size: int = 20
-    hidden_size: int = 256
+    hidden_size: int | None = 256
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_samples < 1 or self.num_samples % self.patch_size:
@@ -45,7 +46,7 @@ class PatchConfig(EcgEncoderConfig):
     @property
     def output_dim(self) -> int:
         """D of the tokens."""
-        return self.hidden_size
+        return self.in_channels * self.patch_size if self.hidden_size is None else self.hidden_size
 
     @property
     def max_tokens(self) -> int:

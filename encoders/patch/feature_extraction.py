@@ -13,7 +13,7 @@ from data.ecg import LEADS, Ecg, canonical_lead
 from encoders.base import EcgFeatureExtractor, first_seconds
 from encoders.patch.configuration import PatchConfig
 
-Normalize = Literal["millivolts", "zscore"]
+Normalize = Literal["millivolts", "zscore", "minmax"]
 
 
 class PatchFeatureExtractor(EcgFeatureExtractor):
@@ -28,7 +28,8 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         patch_size: Samples per patch.
         leads: Lead names in the order of the rows.
         normalize: `"millivolts"` divides by `scale` and keeps amplitude; `"zscore"` takes each lead's mean and standard
-            deviation away, and with them all that voltage says.
+            deviation away, and with them all that voltage says; `"minmax"` puts the recording between 0 and 1, by the
+            least and the greatest value of all its leads together, as ECG-Bench does.
         scale: Millivolts that become 1.
     """
 
@@ -76,6 +77,8 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         signal = first_seconds(ecg, tuple(self.leads), self.sampling_rate, self.seconds)  # [leads, samples], mV
         if self.normalize == "millivolts":
             signal = signal / self.scale
+        elif self.normalize == "minmax":
+            signal = (signal - signal.min()) / (signal.max() - signal.min() + 1e-6)
         else:
             spread = signal.std(axis=1, keepdims=True)
             signal = (signal - signal.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)

@@ -1,18 +1,24 @@
 """The encoder-free route: the language model reads patches of the signal itself.
 
-One linear layer and a learned position, no norm and no attention, so a token is linear in millivolts. It is the
-baseline that says what a pretrained encoder is worth (after Fuyu, Adept 2023, and ECG-Bench's `projection` encoder).
+One linear layer, or the projector's alone, and a learned position, no norm and no attention, so a token is linear in
+millivolts. It is the baseline that says what a pretrained encoder is worth (after Fuyu, Adept 2023, and ECG-Bench's
+`projection` encoder).
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
 from encoders.patch.configuration import PatchConfig
+from encoders.patch.feature_extraction import PatchFeatureExtractor
 
 
 class PatchEncoder(EcgEncoder):
@@ -23,8 +29,9 @@ class PatchEncoder(EcgEncoder):
 
     def __init__(self, config: PatchConfig):
         super().__init__(config)
-        self.patch = nn.Linear(config.in_channels * config.patch_size, config.hidden_size)
-        self.position = nn.Parameter(torch.empty(config.max_tokens, config.hidden_size))
+        plain = config.hidden_size is None
+        self.patch = nn.Identity() if plain else nn.Linear(config.in_channels * config.patch_size, config.output_dim)
+        self.position = nn.Parameter(torch.empty(config.max_tokens, config.output_dim))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -33,7 +40,8 @@ class PatchEncoder(EcgEncoder):
             init.normal_(module.weight, std=module.in_features**-0.5)
             init.zeros_(module.bias)
         elif isinstance(module, PatchEncoder):
-            init.normal_(module.position, std=0.02)
+            # Beside samples nothing is drawn: frozen, such an encoder is no part of the model.
+            init.normal_(module.position, std=0.0 if self.config.hidden_size is None else 0.02)
 
     @can_return_tuple
     def forward(self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None) -> EcgEncoderOutput:
@@ -52,3 +60,23 @@ class PatchEncoder(EcgEncoder):
         patches = ecg_values.to(self.dtype).unflatten(-1, (-1, size)).transpose(1, 2).flatten(2)  # [B, T, leads * size]
         tokens = self.patch(patches) + self.position[: samples // size]  # [B, T, D]
         return EcgEncoderOutput(last_hidden_state=tokens, mask=output_mask(tokens, token_mask))
+
+
+def patch_encoder(**settings: Any) -> tuple[PatchEncoder, PatchFeatureExtractor]:
+    """A new encoder, its weights drawn from torch's generator, and its feature extractor.
+
+    Args:
+        **settings: Fields of `PatchConfig`, and the extractor's own (`leads`, `normalize`, `scale`).
+
+    Raises:
+        ValueError: There is no such setting.
+    """
+    own = PatchFeatureExtractor.own_settings
+    of_config = {field.name for field in fields(PatchConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    if unknown := settings.keys() - of_config - {*own}:
+        raise ValueError(
+            f"unknown setting {', '.join(sorted(unknown))}: a patch encoder has {', '.join(sorted({*of_config, *own}))}"
+        )
+    config = PatchConfig(**{name: value for name, value in settings.items() if name not in own})
+    extractor = PatchFeatureExtractor.from_config(config, **{name: settings[name] for name in own if name in settings})
+    return PatchEncoder(config).eval(), extractor

@@ -141,6 +141,52 @@ def test_encoder_output_may_be_given_in_place_of_signals(pair, make_ecg):
 
 
 @torch.no_grad()
+def test_projected_tokens_may_be_given_in_place_of_signals(pair, make_ecg):
+    model, processor = pair
+    batch = processor(*three_conversations(make_ecg))
+    want = model(**batch).logits
+    encoded = model.model.encoder(batch.pop("ecg_values"), token_mask=batch.pop("token_mask"))
+    embeds, kept = model.model.projector(encoded.last_hidden_state, encoded.mask)
+    embeds[~kept] = torch.nan  # never looked at
+    assert torch.equal(model(**batch, ecg_embeds=embeds, ecg_mask=encoded.mask).logits, want)
+    whole = processor([user(1, "Is it?")], [make_ecg(1)])
+    want = model(**whole).logits
+    text = {name: whole[name] for name in ("input_ids", "attention_mask")}
+    got = model(**text, ecg_embeds=embeds[:1]).logits  # without a mask every token counts
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"ecg_embeds has \(1, 3\) tokens, those of ecg_mask are \(1, 2\)"):
+        model(**text, ecg_embeds=embeds[:1], ecg_mask=encoded.mask[:1, :4])
+
+
+def test_an_ecg_is_given_in_one_form(pair, make_ecg):
+    model, processor = pair
+    batch = processor([user(1, "Is it?")], [make_ecg(1)])
+    features, embeds = torch.zeros(1, 5, 12), torch.zeros(1, 3, 32)
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for forms, named in (
+        ({"ecg_features": features, "ecg_embeds": embeds}, "ecg_features and ecg_embeds"),
+        ({"ecg_values": batch["ecg_values"], "ecg_embeds": embeds}, "ecg_values and ecg_embeds"),
+        ({"ecg_values": batch["ecg_values"], "ecg_features": features}, "ecg_values and ecg_features"),
+    ):
+        with pytest.raises(ValueError, match=f"the ECGs are given in two forms, {named}"):
+            model(**text, **forms)
+
+
+@torch.no_grad()
+def test_projected_tokens_survive_expansion(pair, make_ecg):
+    model, processor = pair
+    messages, ecgs = three_conversations(make_ecg)
+    messages = [turns[:1] for turns in messages[1:]] + [[user(2, "yes?")]]
+    ecgs = [ecgs[1], ecgs[2][:1], ecgs[2]]
+    batch = processor(messages, ecgs, add_generation_prompt=True, padding_side="left")
+    want = model.generate(**batch, num_beams=2, max_new_tokens=5)
+    encoded = model.model.encoder(batch.pop("ecg_values"), token_mask=batch.pop("token_mask"))
+    embeds, _ = model.model.projector(encoded.last_hidden_state, encoded.mask)
+    got = model.generate(**batch, ecg_embeds=embeds, ecg_mask=encoded.mask, num_beams=2, max_new_tokens=5)
+    assert torch.equal(got, want)
+
+
+@torch.no_grad()
 def test_loss_and_kept_logits(pair, make_ecg):
     model, processor = pair
     batch = processor(*three_conversations(make_ecg), return_labels=True)

@@ -48,12 +48,13 @@ def tiny(golden: Path) -> EcgEncoder:
     return load_encoder(golden / "encoder_tiny.safetensors", output="features", **TINY_HEADS)[0]
 
 
-@pytest.fixture(params=["features", "beats", "tokens", "rhythm", "patch"])
+@pytest.fixture(params=["features", "beats", "tokens", "rhythm", "patch", "samples"])
 def pair(request: pytest.FixtureRequest) -> tuple[EcgEncoder, EcgFeatureExtractor]:
     """Every encoder, with every choice of output."""
     torch.manual_seed(0)
-    if request.param == "patch":
-        config: EcgEncoderConfig = PatchConfig(hidden_size=32)
+    if request.param in ("patch", "samples"):
+        own = {"hidden_size": 32} if request.param == "patch" else {"hidden_size": None, "patch_size": 40}
+        config: EcgEncoderConfig = PatchConfig(**own)
         return PatchEncoder(config).eval(), PatchFeatureExtractor.from_config(config)
     config = MelpConfig(output=request.param, **SMALL_MELP)
     return MelpModel(config).eval(), MelpFeatureExtractor.from_config(config)

@@ -389,8 +389,10 @@ def test_command_line_prints_the_table_and_where_it_lies(saved, oracle, capsys):
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize(("who", "gate", "passes"), [("oracle", "reads", True), ("oracle", "partly", True),
-                                                      ("blind", "reads", False), ("blind", "partly", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("who", "gate", "passes"),
+    [("oracle", "reads", True), ("oracle", "partly", True), ("blind", "reads", False), ("blind", "partly", False)],
+)
 def test_the_gate(saved, request, capsys, who, gate, passes):
     saved.responder = request.getfixturevalue(who)
     if passes:

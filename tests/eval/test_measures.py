@@ -23,7 +23,8 @@ def line(id, condition, prediction, answer, shown=None, *, p=None, group="rhythm
     return scored(
         {
             "condition": condition, "id": id, "question": "Is it?", "question_type": "single-verify", "template_id": 1,
-            "attribute": "atrial fibrillation", "group": group, "control": "", "patient_ids": [f"p{id}"], "ecgs": [f"r{id}"],
+            "attribute": "atrial fibrillation", "group": group, "control": "",
+            "patient_ids": [f"p{id}"], "ecgs": [f"r{id}"],
             "donors": [], "answer": [answer], "shown_answer": [shown or answer], "prediction": prediction,
             "options": among, "logp": None if p is None else [math.log(p[o]) for o in among],
             "gold_logp": None if p is None else math.log(p[answer]),
@@ -111,8 +112,7 @@ def test_findings_are_ranked_by_margin_and_compared_with_another_patients_ecg():
     found = told(*reader())["findings"]["atrial fibrillation"]
     assert (found["n"], found["positives"], found["auroc"], found["balanced_accuracy"]) == (40, 20, 1, 1)
     assert found["auroc_swap"] == 0.5 and found["interval"] == [1, 1]
-    few = [x for x in reader(8)]
-    assert told(*few)["findings"] == {}  # four of each answer
+    assert told(*reader(8))["findings"] == {}  # four of each answer
 
 
 def test_every_option_of_a_question_is_a_finding():
@@ -171,8 +171,13 @@ def test_controls_stand_apart_and_take_no_part_in_the_verdict():
     blind = [line(i, c, "no", "no" if i % 2 else "yes", "yes" if (i % 2) ^ (c == "real") else "no", group="axis")
              for i in range(60) for c in ("real", "swap-flip")]  # fmt: skip
     found = told(*blind, *voltage)
-    assert found["excluded_controls"] == ["voltage"] and found["controls"]["voltage"]["conditions"]["real"]["accuracy"] == 1
-    assert found["n"] == 60 and found["verdict"]["verdict"] == "ignores" and list(found["verdict"]["groups"]) == ["axis"]
+    assert (
+        found["excluded_controls"] == ["voltage"]
+        and found["controls"]["voltage"]["conditions"]["real"]["accuracy"] == 1
+    )
+    assert (
+        found["n"] == 60 and found["verdict"]["verdict"] == "ignores" and list(found["verdict"]["groups"]) == ["axis"]
+    )
 
 
 def test_the_verdict_on_a_reader():

@@ -1,0 +1,140 @@
+"""What a report is made of, whoever sets it (Markdown, HTML): tables, pictures, lists; and how numbers are told.
+
+Shares are told in percent and their differences in points, a hundredth each: docs/audit.md's gap of 0.10 is 10 points.
+In texts, `this` is code; everything else is plain text, which whoever sets it must escape: names, questions and notes
+come from data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+Limits = Sequence[float | None]  # of an interval, both None where there is none
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a head; the first `words` columns are words, the others numbers."""
+
+    kind: ClassVar[str] = "table"
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, by the name of its file."""
+
+    kind: ClassVar[str] = "picture"
+    name: str
+    alt: str
+    caption: str
+
+
+class Fact(NamedTuple):
+    """One of the numbers of the rule: what it is, what it came to, what `reads` asks of it, and whether it is so."""
+
+    name: str
+    value: str
+    detail: str
+    needed: str
+    holds: bool
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The numbers of the rule."""
+
+    kind: ClassVar[str] = "facts"
+    facts: Sequence[Fact]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Words and what they mean."""
+
+    kind: ClassVar[str] = "terms"
+    terms: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list of sentences."""
+
+    kind: ClassVar[str] = "items"
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was typed."""
+
+    kind: ClassVar[str] = "command"
+    text: str
+
+
+Part = str | Table | Picture | Facts | Terms | Items | Command
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report; `key` is its name in links."""
+
+    key: str
+    title: str
+    parts: Sequence[Part]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def percent(value: float, places: int = 1) -> str:
+    """A share."""
+    return f"{100 * value:.{places}f} %"
+
+
+def points(value: float, places: int = 1) -> str:
+    """A difference of shares."""
+    return signed(100 * value, places)
+
+
+def signed(value: float, places: int = 2) -> str:
+    """A difference."""
+    return f"{value:+.{places}f}".replace("-", "−")
+
+
+def span(limits: Limits, told: Callable[[float], str]) -> str:
+    """An interval, its limits told by a function."""
+    low, high = limits
+    return "interval unknown" if low is None or high is None else f"{told(low)} to {told(high)}"
+
+
+def percent_span(value: float, limits: Limits) -> str:
+    """A share and its interval."""
+    return f"{percent(value)} ({span(limits, lambda limit: f'{100 * limit:.1f}')})"
+
+
+def points_span(value: float, limits: Limits) -> str:
+    """A difference of shares and its interval."""
+    return f"{points(value)} ({span(limits, points)})"
+
+
+def signed_span(value: float, limits: Limits, places: int = 2) -> str:
+    """A difference and its interval."""
+    return f"{signed(value, places)} ({span(limits, lambda limit: signed(limit, places))})"
+
+
+def auroc_span(value: float, limits: Limits) -> str:
+    """An AUROC and its interval."""
+    return f"{value:.3f} ({span(limits, lambda limit: f'{limit:.3f}')})"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value, as a table has it."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,156 @@
+r"""Train on real ECGs, zeros, no ECGs and shuffled ones; ask every model with each: what did training on ECGs bring?
+
+    accelerate launch recipes/ablation_grid.py
+    accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_ecgbench.yaml
+    accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_ecgbench.yaml --dev \
+        --dataset_args '{"root": "out/real"}' --output_dir out/grid-dev
+
+Without --config it takes recipes/configs/grid_tiny.yaml: simulated ECGs, tiny models, twelve trainings on two CPU
+cores. A config is one of recipes/sft_llava.py with the settings of a grid added; any field can be given as a flag.
+
+Within a seed all trainings have the same data order, steps and LoRA, and only the ECGs differ. What is computed once
+(tiny models, encoder outputs) is shared. Started again, it trains no finished model again and goes on with the ones it
+was interrupted in. Writes grid.json, grid.md and grid.png. Research use only; not a medical device.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from trl import ModelConfig, SFTConfig, TrlParser
+
+from elm import training
+from elm.training import TRAIN_CONDITIONS, ElmArguments
+from eval import ablation, grid
+from eval.items import read
+from recipes.sft_llava import train
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grid_tiny.yaml"
+# What --dev puts in place of a config's own settings. Flags on the command line still win.
+DEV = """
+    --model_name_or_path tiny --dtype float32 --bf16 false --load_in_4bit false --gradient_checkpointing false
+    --seeds 0 1 --align_steps 0 --max_steps 8 --warmup_steps 2 --save_steps 4 --logging_steps 4
+    --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --limit 60
+"""
+
+
+@dataclass
+class GridArguments:
+    """What is added to the settings of one training to make them those of a grid."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
+    train_conditions: list[str] = field(
+        default_factory=lambda: list(TRAIN_CONDITIONS), metadata={"help": "ECGs given in training, a model for each."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Ask only so many questions, evenly over templates."})
+    jobs: int = field(default=1, metadata={"help": "Models at a time, each in a process of its own, on CPUs."})
+    published: str = field(
+        default="", metadata={"help": f"Show the published grid of this protocol: {', '.join(grid.PUBLISHED)}."}
+    )
+    dev: bool = field(default=False, metadata={"help": "Does it run? Tiny language model, few steps, few questions."})
+
+    def __post_init__(self) -> None:
+        if self.published and self.published not in grid.PUBLISHED:
+            raise ValueError(f"published must be one of {', '.join(grid.PUBLISHED)}, got {self.published!r}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of the grid: what is trained and where."""
+
+    arguments: ElmArguments
+    training_args: SFTConfig
+    model_args: ModelConfig
+    limit: int | None
+
+    def run(self) -> str:
+        """Train the model, if it is not there yet, and ask it, if it was not asked; the name of its folder."""
+        folder = Path(self.training_args.output_dir)
+        if not (folder / "ablation" / "report.json").exists():
+            questions = training.questions_for(self.arguments)
+            if not (folder / "config.json").exists():
+                train(self.arguments, self.training_args, self.model_args, questions)
+            if self.training_args.process_index == 0:
+                conditions = grid.INFER_CONDITIONS
+                ablation.run(folder, conditions=conditions, limit=self.limit, questions=questions, batch_size=256)
+        return folder.name
+
+    def run_aside(self) -> str:
+        """The same in a process of its own, which writes what it has to say to a file beside the folder."""
+        log = Path(f"{self.training_args.output_dir}.log")
+        with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            return self.run()
+
+
+def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Trains and asks every model, then puts them side by side."""
+    training.check_launch()
+    if arguments.train_condition != "real":
+        raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
+    if grid_args.jobs > 1 and training_args.world_size > 1:
+        raise ValueError(f"{training_args.world_size} processes train one model together: give --jobs 1")
+    out = Path(training_args.output_dir)
+    if arguments.tiny_seed is None:  # one language model and one encoder for all seeds
+        arguments = dataclasses.replace(arguments, tiny_seed=training_args.seed)
+    settings = training.settings_of_a_run(arguments, training_args, model_args) | {"limit": grid_args.limit}
+    training.claim_folder(out / "cells", settings, resume=arguments.resume, write=training_args.process_index == 0)
+
+    cells = {
+        (condition, seed): Cell(
+            dataclasses.replace(arguments, train_condition=condition),
+            dataclasses.replace(training_args, output_dir=str(out / "cells" / f"{condition}-{seed}"), seed=seed),
+            model_args,
+            grid_args.limit,
+        )
+        for seed in grid_args.seeds
+        for condition in grid_args.train_conditions
+    }
+
+    # What all models share
+    with training_args.main_process_first(desc="data and shared parts"):
+        questions = training.questions_for(arguments)
+        training.share(arguments, training_args, model_args, questions)
+
+    # Training and asking
+    if grid_args.jobs == 1:
+        for number, cell in enumerate(cells.values(), start=1):
+            print(f"{cell.run()} is trained and asked ({number} of {len(cells)})")
+    else:
+        print(f"{len(cells)} models, {grid_args.jobs} at a time; what they are doing: {out}/cells/*.log")
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(grid_args.jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
+            for number, name in enumerate(pool.map(Cell.run_aside, cells.values()), start=1):
+                print(f"{name} is trained and asked ({number} of {len(cells)})", flush=True)
+
+    # Side by side
+    if training_args.process_index > 0:
+        return
+    answers = {key: read(out / "cells" / "{}-{}".format(*key) / "ablation" / "predictions.jsonl") for key in cells}
+    numbers = grid.summarise(answers, questions) | {"dev": grid_args.dev, "settings": settings}
+    numbers["published"] = "" if grid_args.dev else grid_args.published
+    grid.write(out, numbers)
+    print(f"\n{grid.table(numbers)}\n\n{grid.gaps(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
+
+
+def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:
+    """The settings on a command line."""
+    argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
+    argv = [*DEV.split(), *argv] if "--dev" in argv else argv
+    return TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(argv)
+
+
+def _end_with_parent() -> None:
+    """Else a process whose parent was killed trains on, and a grid that is started again trains beside it."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(*parse(sys.argv[1:]))

@@ -1,0 +1,217 @@
+"""The grid: what is the same and what differs between its trainings, resuming, and what it refuses."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file
+
+from data.conversations.rows import dialogues
+from elm import training
+from elm.collator import EcgCollator
+from elm.training import TRAIN_CONDITIONS, ElmArguments, as_dataset, under_condition
+from eval import grid
+from eval.items import read
+from recipes import ablation_grid
+
+CONFIGS = Path(ablation_grid.__file__).parent / "configs"
+SMALL = {"align_steps": 0, "max_steps": 4, "train_conditions": ["real", "none"], "seeds": [0, 1], "limit": 30}
+
+
+@pytest.fixture
+def run(flags):
+    """Run a grid of two conditions and two seeds in this process."""
+
+    def run(output_dir, **changes):
+        words = flags(output_dir)
+        for name, value in {**SMALL, **changes}.items():
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        ablation_grid.main(*ablation_grid.parse(words))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folder of an uninterrupted grid, and the words of every batch it was trained on, in order."""
+    return tmp_path_factory.mktemp("grid") / "whole", []
+
+
+@pytest.fixture
+def done(whole, run, monkeypatch):
+    folder, batches = whole
+    if not folder.exists():
+        collate = EcgCollator.__call__
+
+        def note(self, rows):
+            batches.append([[part["text"] for m in row["messages"] for part in m["content"] if part["type"] == "text"]
+                            for row in rows])  # fmt: skip
+            return collate(self, rows)
+
+        monkeypatch.setattr(EcgCollator, "__call__", note)
+        run(folder)
+        monkeypatch.undo()
+    return folder
+
+
+def written(folder):
+    return [(folder / name).read_bytes() for name in ("grid.json", "grid.md")]
+
+
+def test_numbers_are_those_of_the_answers(done):
+    numbers = json.loads((done / "grid.json").read_text())
+    assert numbers["train_conditions"] == ["real", "none"] and numbers["seeds"] == [0, 1]
+    for train in ("real", "none"):
+        for seed in ("0", "1"):
+            lines = read(done / "cells" / f"{train}-{seed}" / "ablation" / "predictions.jsonl")
+            for infer in grid.INFER_CONDITIONS:
+                right = [line["correct"] for line in lines if line["condition"] == infer and not line["control"]]
+                cell = numbers["accuracy"][train][infer]
+                assert cell["by_seed"][seed] == pytest.approx(np.mean(right), abs=1e-6)
+                assert cell["n"][seed] == len(right) <= 30
+    assert numbers["settings"]["model_name_or_path"] and numbers["dev"] is False and numbers["published"] == ""
+    assert (done / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_the_ecgs_differ_between_the_trainings_of_a_seed(whole, done):
+    _, batches = whole
+    each = len(batches) // 4  # two conditions for either seed; a data loader collates ahead
+    real, none, other_seed = (batches[i * each : (i + 1) * each] for i in range(3))
+    assert each >= 4 and real == none and real != other_seed and len({str(batch) for batch in real}) == each
+    settings = {}
+    for name in ("real-0", "none-0", "real-1"):
+        told = json.loads((done / "cells" / name / "training.json").read_text())
+        settings[name] = {**told["arguments"], **told["trainer"], **told["lora"]}
+    different = {k for k in settings["real-0"] if settings["real-0"][k] != settings["none-0"][k]}
+    assert different <= {"train_condition", "output_dir", "run_name"} and "train_condition" in different
+    assert settings["real-0"]["seed"] == 0 and settings["real-1"]["seed"] == 1
+    assert settings["real-0"]["tiny_seed"] == settings["real-1"]["tiny_seed"], "tiny models belong to all seeds"
+    weights = [load_file(done / "cells" / name / "model.safetensors") for name in ("real-0", "none-0", "real-1")]
+    adapted = "model.language_model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(weights[0][adapted], weights[1][adapted])
+    assert not torch.equal(weights[0][adapted], weights[2][adapted])
+    projector = "model.projector.layers.0.weight"
+    assert not torch.equal(weights[0][projector], weights[1][projector])
+
+
+def test_the_order_of_rows_is_that_of_all_conditions(parts):
+    """Also where rows of like length are put together, and questions about two ECGs are among them."""
+    arguments = ElmArguments(dataset_args={"patients": 12, "held_out_patients": 6, "questions": 4},
+                             cache_dir=parts["cache_dir"])  # fmt: skip
+    questions = training.questions_for(arguments)
+    rows = dialogues(questions.train, 3, 0)
+    assert {len(row["ecgs"]) for row in rows} == {1, 2}
+    lengths = [as_dataset(under_condition(rows, questions, name, 0))["length"] for name in TRAIN_CONDITIONS]
+    assert all(list(length) == list(lengths[0]) for length in lengths)
+
+
+def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkeypatch):
+    before = written(done)
+    for name in ("train", "ablation"):
+        monkeypatch.setattr(ablation_grid, name, None)
+    run(done)
+    assert written(done) == before
+
+
+def test_resume_after_kill_gives_the_same_bytes(done, run, tmp_path):
+    """The child dies by SIGKILL in the second training, while it writes its last checkpoint; two processes go on."""
+    folder = tmp_path / "killed"
+
+    def run_until_killed():
+        save = transformers.Trainer._save_rng_state
+
+        def kill(self, output_dir):
+            if "none-0" in output_dir and output_dir.endswith("checkpoint-4"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(self, output_dir)
+
+        transformers.Trainer._save_rng_state = kill
+        run(folder)
+
+    child = multiprocessing.get_context("fork").Process(target=run_until_killed)
+    child.start()
+    child.join(240)
+    assert child.exitcode == -signal.SIGKILL
+    cells = folder / "cells"
+    assert (cells / "real-0" / "ablation" / "report.json").exists() and not (cells / "none-0" / "config.json").exists()
+    kept = (cells / "real-0" / "model.safetensors").stat().st_mtime_ns
+    run(folder, jobs=2)
+    assert written(folder) == written(done)
+    assert (cells / "real-0" / "model.safetensors").stat().st_mtime_ns == kept
+    assert "going on from" in (cells / "none-0.log").read_text() + str(sorted(cells.rglob("checkpoint-*")))
+
+
+def test_another_grid_does_not_go_on_in_this_folder(done, run):
+    with pytest.raises(ValueError, match="limit 30 but now 20.*another output_dir, or --resume false"):
+        run(done, limit=20)
+    with pytest.raises(ValueError, match="max_steps 4 but now 5"):
+        run(done, max_steps=5)
+
+
+def test_settings_a_grid_cannot_have(run, tmp_path):
+    with pytest.raises(ValueError, match="a grid sets train_condition itself: give --train_conditions"):
+        run(tmp_path, train_condition="zero")
+    with pytest.raises(ValueError, match="train_condition must be one of real, zero, none, shuffled, got 'zeros'"):
+        run(tmp_path, train_conditions=["real", "zeros"])
+    with pytest.raises(ValueError, match="published must be one of ecg_bench, got 'gem'"):
+        run(tmp_path, published="gem")
+    with pytest.raises(ValueError, match="simulated cohort has no training questions of type 'single-guess'"):
+        run(tmp_path, question_types=["single-verify", "single-guess"])
+
+
+def test_an_error_in_a_process_of_its_own_is_told(run, tmp_path):
+    with pytest.raises(ValueError, match="limit must be positive, got 0"):
+        run(tmp_path / "out", jobs=2, limit=0, max_steps=1, train_conditions=["none"], seeds=[0])
+
+
+def test_questions_of_some_types_only(parts):
+    arguments = ElmArguments(dataset_args={"patients": 12, "held_out_patients": 6, "questions": 4},
+                             cache_dir=parts["cache_dir"], question_types=["single-verify"])  # fmt: skip
+    questions = training.questions_for(arguments)
+    assert {row["question_type"] for row in (*questions.train, *questions.test)} == {"single-verify"}
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("grid_*.yaml")), ids=lambda path: path.stem)
+def test_every_grid_config_parses_and_dev_makes_it_small(config):
+    told = yaml.safe_load(config.read_text())
+    cpu = ["--use_cpu", "true", "--bf16", "false"]
+    grid_args, arguments, training_args, model_args = ablation_grid.parse(["--config", str(config), *cpu])
+    assert len(grid_args.seeds) >= 3 and grid_args.train_conditions == list(TRAIN_CONDITIONS)
+    assert model_args.model_name_or_path == told["model_name_or_path"]
+    words = ["--config", str(config), "--dev", "--max_steps", "3", *cpu]
+    grid_args, small, training_args, model_args = ablation_grid.parse(words)
+    assert grid_args.dev and model_args.model_name_or_path == "tiny" and grid_args.limit == 60
+    assert training_args.max_steps == 3, "flags win over --dev"
+    assert small == arguments, "data and encoder stay those of the config"
+
+
+def test_ecg_benchs_input_is_one_token_of_the_samples(parts, flags):
+    """The config's encoder and projector: minimum and maximum of the whole recording, then one linear layer."""
+    _, arguments, _, _ = ablation_grid.parse(
+        ["--config", str(CONFIGS / "grid_ecgbench.yaml"), "--use_cpu", "true", "--bf16", "false"]
+    )
+    _, _, _, small = ablation_grid.parse(flags("unused"))
+    arguments.cache_dir = parts["cache_dir"]
+    data = ElmArguments(
+        dataset_args={"patients": 12, "held_out_patients": 6, "questions": 4}, cache_dir=parts["cache_dir"]
+    )
+    questions = training.questions_for(data)
+    model, processor = training.build(arguments, small, questions, seed=0)
+    record = questions.source[questions.train[0]["ecgs"][0]]
+    features = processor.feature_extractor(record)
+    with torch.no_grad():
+        token = model.model.ecg_embeddings(**features).numpy()
+    signal = record.resample(250).signal[:, :1250]
+    flat = ((signal - signal.min()) / (np.ptp(signal) + 1e-6)).reshape(-1)
+    flat = (flat - flat.mean()) / np.sqrt(flat.var() + 1e-5)  # the projector's norm
+    layer = model.model.projector.layers[0]
+    assert layer.weight.shape == (model.config.text_config.hidden_size, 12 * 1250)
+    np.testing.assert_allclose(token[0], layer.weight.detach().numpy() @ flat + layer.bias.detach().numpy(), atol=1e-4)
+    assert len(token) == 1 and len(model.model.projector.layers) == 1
