@@ -33,6 +33,7 @@ class ElmConfig(PreTrainedConfig):
         encoder_config: The ECG encoder's configuration (an `EcgEncoderConfig`).
         ecg_token_id: Id of the placeholder token whose embeddings are replaced by an ECG's projected tokens.
         projector_type: `"linear"` or `"mlp"` (linear, GELU, linear).
+        projector_norm: Whether a LayerNorm stands before it.
         projector_pool: How many encoder tokens in a row become one language-model token.
         projector_pool_mode: `"stack"` joins their features, `"mean"` averages them.
     """
@@ -46,6 +47,7 @@ class ElmConfig(PreTrainedConfig):
     encoder_config: Any = None
     ecg_token_id: int = 0
     projector_type: str = "mlp"
+    projector_norm: bool = True
     projector_pool: int = 1
     projector_pool_mode: str = "stack"
     tie_word_embeddings: bool = False

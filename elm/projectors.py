@@ -20,7 +20,8 @@ class Projector(nn.Module):
         self.pool, self.mode = config.projector_pool, config.projector_pool_mode
         width_in = config.encoder_config.output_dim * (self.pool if self.mode == "stack" else 1)
         width_out = config.text_config.hidden_size
-        self.norm = nn.LayerNorm(width_in)  # encoders differ in scale by orders of magnitude; embeddings do not
+        # Encoders differ in scale by orders of magnitude; embeddings do not.
+        self.norm = nn.LayerNorm(width_in) if config.projector_norm else nn.Identity()
         layers: list[nn.Module] = [nn.Linear(width_in, width_out)]
         if config.projector_type == "mlp":
             layers += [nn.GELU(), nn.Linear(width_out, width_out)]
@@ -32,7 +33,7 @@ class Projector(nn.Module):
         kept = pooled_mask(mask, self.pool)
         missing = kept.shape[1] * self.pool - features.shape[1]
         # Filled, not multiplied by 0: what an encoder says of padding need not be finite.
-        x = features.masked_fill(~mask[..., None], 0).to(self.norm.weight.dtype)
+        x = features.masked_fill(~mask[..., None], 0).to(self.layers[0].weight.dtype)
         x = nn.functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, self.pool))  # [B, T', pool, D]
         if self.mode == "stack":
             x = x.flatten(2)

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ _OF_A_RUN = (
     "warmup_steps",
     "weight_decay",
 )
-_NOT_OF_A_RUN = ("resume", "ablation", "cache_dir", "threads")
+_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "threads")
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
 
@@ -84,6 +84,7 @@ class ElmArguments:
     train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
     tiny_seed: int | None = field(default=None, metadata={"help": "Seed of what is 'tiny', if not that of the run."})
     projector_type: str = field(default="mlp", metadata={"help": "linear or mlp."})
+    projector_norm: bool = field(default=True, metadata={"help": "Put a LayerNorm before the projector."})
     projector_pool: int = field(default=1, metadata={"help": "Encoder tokens that become one language-model token."})
     projector_pool_mode: str = field(default="stack", metadata={"help": "stack or mean."})
     align_steps: int = field(default=0, metadata={"help": "Steps of the align stage: projector only, report text."})
@@ -98,6 +99,10 @@ class ElmArguments:
         default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
     )
     resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
+    text_only: bool = field(
+        default=False,
+        metadata={"help": "Train the same without ECGs, too, into text-only/: a row of reference in the audit."},
+    )
     ablation: bool = field(
         default=True, metadata={"help": "Ask the held-out questions at the end, with and without ECG."}
     )
@@ -308,6 +313,7 @@ def build(
         encoder_config=encoder.config,
         ecg_token_id=tokenizer.convert_tokens_to_ids(token),
         projector_type=arguments.projector_type,
+        projector_norm=arguments.projector_norm,
         projector_pool=arguments.projector_pool,
         projector_pool_mode=arguments.projector_pool_mode,
     )
@@ -403,6 +409,27 @@ def newest_whole_checkpoint(folder: Path | str) -> str | None:
     return None
 
 
+class LengthGrouped(LengthGroupedSampler):
+    """Rows of like length together, in an order that follows from the seed and the epoch alone.
+
+    The stock sampler draws from the global generator: what else was drawn from it, and where in an epoch a run was
+    interrupted, would change the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The trainer says which epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of all rows."""
+        self.generator.manual_seed(1_000_003 * self.seed + self.epoch)
+        return super().__iter__()
+
+
 class ElmTrainer(SFTTrainer):
     """TRL's trainer, with rows of like length grouped over the global batch.
 
@@ -412,7 +439,7 @@ class ElmTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            sampler.batch_size *= self.args.world_size
+            return LengthGrouped(sampler.batch_size * self.args.world_size, sampler.lengths, self.args.seed)
         return sampler
 
 

@@ -96,12 +96,9 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
     if grid_args.jobs > 1 and training_args.world_size > 1:
         raise ValueError(f"{training_args.world_size} processes train one model together: give --jobs 1")
-    out = Path(training_args.output_dir)
+    out, main_process = Path(training_args.output_dir), training_args.process_index == 0
     if arguments.tiny_seed is None:  # one language model and one encoder for all seeds
         arguments = dataclasses.replace(arguments, tiny_seed=training_args.seed)
-    settings = training.settings_of_a_run(arguments, training_args, model_args) | {"limit": grid_args.limit}
-    training.claim_folder(out / "cells", settings, resume=arguments.resume, write=training_args.process_index == 0)
-
     cells = {
         (condition, seed): Cell(
             dataclasses.replace(arguments, train_condition=condition),
@@ -112,6 +109,8 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         for seed in grid_args.seeds
         for condition in grid_args.train_conditions
     }
+    settings = training.settings_of_a_run(arguments, training_args, model_args) | {"limit": grid_args.limit}
+    training.claim_folder(out / "cells", settings, resume=arguments.resume, write=main_process)
 
     # What all models share
     with training_args.main_process_first(desc="data and shared parts"):
@@ -121,7 +120,9 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
     # Training and asking
     if grid_args.jobs == 1:
         for number, cell in enumerate(cells.values(), start=1):
-            print(f"{cell.run()} is trained and asked ({number} of {len(cells)})")
+            name = cell.run()
+            if main_process:
+                print(f"{name} is trained and asked ({number} of {len(cells)})")
     else:
         print(f"{len(cells)} models, {grid_args.jobs} at a time; what they are doing: {out}/cells/*.log")
         spawn = multiprocessing.get_context("spawn")
@@ -130,7 +131,7 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
                 print(f"{name} is trained and asked ({number} of {len(cells)})", flush=True)
 
     # Side by side
-    if training_args.process_index > 0:
+    if not main_process:
         return
     answers = {key: read(out / "cells" / "{}-{}".format(*key) / "ablation" / "predictions.jsonl") for key in cells}
     numbers = grid.summarise(answers, questions) | {"dev": grid_args.dev, "settings": settings}

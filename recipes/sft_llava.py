@@ -8,10 +8,11 @@ Without --config it takes recipes/configs/tiny_cpu.yaml: simulated ECGs, a tiny 
 two CPU cores. Any field of a config can be given as a flag; a flag wins over the file, and an unknown key is an error.
 
 Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions. A run that was interrupted goes
-on from its newest whole checkpoint when started again. Ends with the ablation: the held-out questions, asked with and
-without the ECG. Research use only; not a medical device.
+on from its newest whole checkpoint when started again. With `text_only`, the same is trained once more without ECGs.
+Ends with the audit: the held-out questions, asked with and without the ECG. Research use only; not a medical device.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet, dialogues
 from elm import training
-from elm.card import write_card
 from elm.features import weights_hash
 from elm.training import ElmArguments, stage_args, train_stage, under_condition
 from eval import ablation
@@ -35,11 +35,19 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
     with training_args.main_process_first(desc="questions"):
         questions = training.questions_for(arguments)
     folder = train(arguments, training_args, model_args, questions)
+    without = None
+    if arguments.text_only:
+        print("The same without ECGs: what it answers right, an ECG is not needed for")
+        without = train(
+            dataclasses.replace(arguments, train_condition="none"),
+            dataclasses.replace(training_args, output_dir=str(folder / "text-only")),
+            model_args,
+            questions,
+        )
     if not arguments.ablation or training_args.process_index > 0:
         return
-    report = ablation.run(folder, questions=questions, batch_size=256)
-    write_card(folder)
-    print(f"\n{table(report)}\n\n{finding(report)}\n\nReport, picture and predictions: {folder / 'ablation'}")
+    report = ablation.run(folder, questions=questions, batch_size=256, text_only=without)
+    print(f"\n{table(report)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}")
 
 
 def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> Path:

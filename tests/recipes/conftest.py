@@ -45,7 +45,7 @@ def flags(parts):
         settings = {
             **parts, "output_dir": str(output_dir), "turns": 3, "align_steps": 2, "max_steps": 6, "save_steps": 2,
             "per_device_train_batch_size": 4, "logging_steps": 1, "report_to": "none", "bf16": False, "use_cpu": True,
-            "gradient_checkpointing": False, "ablation": False, "disable_tqdm": True, "threads": 1,
+            "gradient_checkpointing": False, "ablation": False, "text_only": False, "disable_tqdm": True, "threads": 1,
             "learning_rate": 1e-3, **changes,
         }  # fmt: skip
         words = ["--config", REPO / "recipes" / "configs" / "tiny_cpu.yaml", "--dataset_args", json.dumps(DATASET)]

@@ -103,9 +103,8 @@ def test_only_the_ecgs_differ_between_the_trainings_of_a_seed(whole, done):
 
 def test_the_order_of_rows_is_that_of_all_conditions(parts):
     """Also where rows of like length are put together, and questions about two ECGs are among them."""
-    arguments = ElmArguments(dataset_args={"patients": 12, "held_out_patients": 6, "questions": 4},
-                             cache_dir=parts["cache_dir"])  # fmt: skip
-    questions = training.questions_for(arguments)
+    dataset = {"patients": 60, "held_out_patients": 6, "questions": 40}
+    questions = training.questions_for(ElmArguments(dataset_args=dataset, cache_dir=parts["cache_dir"]))
     rows = dialogues(questions.train, 3, 0)
     assert {len(row["ecgs"]) for row in rows} == {1, 2}
     lengths = [as_dataset(under_condition(rows, questions, name, 0))["length"] for name in TRAIN_CONDITIONS]
@@ -145,7 +144,7 @@ def test_resume_after_kill_gives_the_same_bytes(done, run, tmp_path):
     run(folder, jobs=2)
     assert written(folder) == written(done)
     assert (cells / "real-0" / "model.safetensors").stat().st_mtime_ns == kept
-    assert "going on from" in (cells / "none-0.log").read_text() + str(sorted(cells.rglob("checkpoint-*")))
+    assert "going on from" in (cells / "none-0.log").read_text()
 
 
 def test_another_grid_does_not_go_on_in_this_folder(done, run):
@@ -163,7 +162,13 @@ def test_settings_a_grid_cannot_have(run, tmp_path):
     with pytest.raises(ValueError, match="published must be one of ecg_bench, got 'gem'"):
         run(tmp_path, published="gem")
     with pytest.raises(ValueError, match="simulated cohort has no training questions of type 'single-guess'"):
-        run(tmp_path, question_types=["single-verify", "single-guess"])
+        run(tmp_path / "other", question_types=["single-verify", "single-guess"])
+
+
+def test_processes_train_one_model_together_or_one_each(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_grid.SFTConfig, "world_size", property(lambda self: 4))
+    with pytest.raises(ValueError, match="4 processes train one model together: give --jobs 1"):
+        run(tmp_path, jobs=2)
 
 
 def test_an_error_in_a_process_of_its_own_is_told(run, tmp_path):
@@ -210,8 +215,9 @@ def test_ecg_benchs_input_is_one_token_of_the_samples(parts, flags):
         token = model.model.ecg_embeddings(**features).numpy()
     signal = record.resample(250).signal[:, :1250]
     flat = ((signal - signal.min()) / (np.ptp(signal) + 1e-6)).reshape(-1)
-    flat = (flat - flat.mean()) / np.sqrt(flat.var() + 1e-5)  # the projector's norm
     layer = model.model.projector.layers[0]
     assert layer.weight.shape == (model.config.text_config.hidden_size, 12 * 1250)
     np.testing.assert_allclose(token[0], layer.weight.detach().numpy() @ flat + layer.bias.detach().numpy(), atol=1e-4)
     assert len(token) == 1 and len(model.model.projector.layers) == 1
+    zeros = torch.zeros(1, 12, 1250)
+    assert torch.equal(model.model.ecg_embeddings(ecg_values=zeros)[0], layer.bias)
