@@ -33,7 +33,7 @@ class Projector(nn.Module):
         kept = pooled_mask(mask, self.pool)
         missing = kept.shape[1] * self.pool - features.shape[1]
         # Filled, not multiplied by 0: what an encoder says of padding need not be finite.
-        x = features.masked_fill(~mask[..., None], 0).to(self.layers[0].weight.dtype)
+        x = features.masked_fill(~mask[..., None], 0).to(next(self.layers.parameters()).dtype)
         x = nn.functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, self.pool))  # [B, T', pool, D]
         if self.mode == "stack":
             x = x.flatten(2)

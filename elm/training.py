@@ -427,7 +427,8 @@ class LengthGrouped(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         """Indices of all rows."""
         self.generator.manual_seed(1_000_003 * self.seed + self.epoch)
-        return super().__iter__()
+        order: Iterator[int] = super().__iter__()
+        return order
 
 
 class ElmTrainer(SFTTrainer):

@@ -22,6 +22,7 @@ from eval.statistics import (
     cluster_interval,
     cluster_intervals,
     holm,
+    mcnemar_p,
     sign_flip_p,
     smallest_detectable_difference,
     spearman,
@@ -156,6 +157,8 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
         least = smallest_detectable_difference(gaps["swap"], clusters)
         numbers["smallest_detectable"] = None if np.isnan(least) else _rounded(least)
         numbers["swap_p"] = sign_flip_p(gaps["swap"], clusters, seed=seed, alternative="two-sided")
+        if numbers["patients"] == len(ids) == sum(map(len, clusters)):  # one answer of each patient: an exact test
+            numbers["swap_mcnemar_p"] = mcnemar_p(int((gaps["swap"] > 0).sum()), int((gaps["swap"] < 0).sum()))
     return numbers
 
 

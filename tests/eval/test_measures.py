@@ -59,6 +59,7 @@ def test_accuracy_gap_and_what_answers_fall_into():
     by_hand = cluster_interval([float(i % 4 >= 2) for i in range(40)], [f"p{i}" for i in range(40)], DRAWS)
     assert gap["difference"] == 0.5 and gap["interval"] == pytest.approx(by_hand, abs=1e-6)
     assert found["majority_by_question"] == found["majority"] == 0.5
+    assert found["swap_mcnemar_p"] == pytest.approx(2 * 0.5**20)  # of 20 answers that differ, all for the real ECG
     assert found["real_minus"]["majority_by_question"]["difference"] == 0.5
     assert list(found["by_group"]) == ["rhythm"] and found["by_type"]["single-verify"]["n"] == 40
 
