@@ -18,37 +18,28 @@ stopped when started again. Research use only; not a medical device.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import json
 import logging
 import os
 import shlex
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from data.conditions import CONDITIONS, FAST, apply, condition_named
+from data.conditions import CONDITIONS, FAST, condition_named
 from data.files import written_whole
 from eval import report as reporting
 from eval.answers import Responder, load_questions, load_responder
+from eval.plan import Plan, check, choose_conditions, sample, with_simulated
 
 if TYPE_CHECKING:  # torch and scipy take seconds to import, which `--help` need not wait for
-    from data.conversations.rows import QuestionSet, Row
-    from data.donors import Donor, Question, Rule
-    from eval.items import Key, Line
-    from eval.journal import Journal
+    from data.conversations.rows import QuestionSet
+    from eval.items import Line
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 REPORT_CONDITIONS = ("real", "swap", "none")  # under which reports are asked for
-SIMULATED_PATIENTS = 25  # beside the recordings of a corpus
-STRIP_SECONDS = 5.0  # of the ECGs that the page shows
-SCORED_ONLY = ("question-swap", "both-swap", "planted")  # what they measure is a likelihood, not words
 GATES = {"reads": ("reads",), "partly": ("reads", "partly")}  # verdicts that pass
 
 
@@ -102,19 +93,20 @@ def run(
         _require(model_dir, "training.json", "so what it was trained on is not known")
         questions = with_simulated(load_questions(model_dir))
 
+    from eval.examples import examples
     from eval.items import Key
     from eval.journal import Journal
     from eval.measures import TEXT_ONLY
 
     # What can fail does so before hours of asking.
     rows = sample(questions.test, limit, seed)
-    _check(questions.name, rows)
+    check(questions.name, rows)
     key = Key.of(questions)
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan(questions, rows, key, seed)
     if responder is None:
         responder = load_responder(model_dir, questions, batch_size)
-    names, notes = _names(conditions, full, responder, plan)
+    names, notes = choose_conditions(conditions, full, responder, plan)
 
     settings = {"questions": plan.digest, "limit": limit, "seed": seed, "batch_size": batch_size}
     with Journal(out, {"model": responder.name, **settings}) as journal:
@@ -147,17 +139,6 @@ def run(
     return found
 
 
-def with_simulated(questions: QuestionSet) -> QuestionSet:
-    """The question set with simulated patients beside its recordings, in whom doses can be planted."""
-    from data.planted import Beside, simulated
-    from data.synthetic import SyntheticCohort
-
-    if simulated(questions.source) is not None:
-        return questions
-    cohort = SyntheticCohort(SIMULATED_PATIENTS, records_per_patient=1, fs=500)
-    return dataclasses.replace(questions, source=Beside(questions.source, cohort))
-
-
 def finish(report: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
     """The report with all numbers that follow from its lines."""
     from eval.measures import by_condition, measure
@@ -187,157 +168,6 @@ def rescore(out: Path | str) -> dict[str, Any]:
     return found
 
 
-class Plan:
-    """What is asked under each condition, and what is known about the right answers.
-
-    Args:
-        questions: The question set.
-        rows: Those of its test rows that are asked.
-        key: What answers are scored with.
-        seed: Of donors.
-        reports: The rows ask for reports: they are among its `test_reports`, and open.
-    """
-
-    def __init__(self, questions: QuestionSet, rows: Sequence[Row], key: Key, seed: int, reports: bool = False) -> None:
-        self.questions, self.rows, self.key, self.seed = questions, rows, key, seed
-        self.everything = questions.test_reports if reports else questions.test
-        self.options = (lambda row: None) if reports else key.options
-        self._donors: dict[str, dict[str, Donor]] = {}
-
-    @property
-    def digest(self) -> str:
-        """A hash of the questions, their options and their order."""
-        told = [[row["id"], row["question"], row["answer"], row["ecgs"], self.options(row)] for row in self.rows]
-        whole = [told, len(self.everything), self.questions.source_key]
-        return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode()).hexdigest()[:16]
-
-    def donors(self, rule: Rule) -> dict[str, Donor]:
-        """Who gives an ECG to which row, by id. Chosen among all test rows: it does not depend on the sample."""
-        from data.donors import choose_donors
-
-        if rule not in self._donors:
-            chosen = choose_donors(self.everything, self.questions.patient_of, rule, self.seed, self.questions.traits)
-            self._donors[rule] = {row["id"]: donor for row, donor in zip(self.everything, chosen) if donor is not None}
-        return self._donors[rule]
-
-    def ask(
-        self, responder: Responder, condition: str, journal: Journal, batch_size: int, called: str | None = None
-    ) -> list[Line]:
-        """The scored lines of one condition; `called` is its name in them, where another one says more."""
-        from data.conversations.rows import answer_text
-        from eval.items import lines
-        from eval.journal import ask_all
-
-        known, rows = CONDITIONS[condition], list(self.rows)
-        donors = questions = more = None
-        if condition == "planted":
-            rows, more = self.planted()
-        if known.donors:
-            given = self.donors(known.donors)
-            rows = [row for row in rows if row["id"] in given]
-        if known.questions:
-            other = self.other_questions()
-            rows = [row for row in rows if row["id"] in other]
-            questions = [other[row["id"]] for row in rows]
-        if known.donors:
-            donors = [given[row["id"]] for row in rows]
-        asked = apply(condition, rows, donors, questions)
-        options = [self.options(row) if responder.scores else None for row in rows]
-        gold = [answer_text(row["answer"]) for row in rows]
-        answers = ask_all(responder, condition, asked, options, gold, journal, batch_size)
-        return lines(called or condition, rows, answers, options, self.key, donors, more)
-
-    @property
-    def can_plant(self) -> bool:
-        """Whether there are simulated recordings, and training questions about what can be planted in them."""
-        from data.planted import DOSES, simulated
-
-        return simulated(self.questions.source) is not None and bool(
-            wordings(self.questions.train).keys() & {doses.finding for doses in DOSES}
-        )
-
-    def other_questions(self) -> dict[str, Question]:
-        """What else could be asked about the ECGs of each row, by id."""
-        from data.donors import choose_questions
-
-        chosen = choose_questions(self.everything, self.seed)
-        return {row["id"]: other for row, other in zip(self.everything, chosen) if other is not None}
-
-    def planted(self) -> tuple[list[Row], dict[str, dict[str, Any]]]:
-        """Questions about simulated recordings with one parameter moved, and the dose of each.
-
-        Asked in the words of the training questions; what these never ask about is left out.
-        """
-        from data.planted import DOSES, planted_rows, simulated
-
-        cohort = simulated(self.questions.source)
-        assert cohort is not None  # `_names` has looked
-        mine = {record for row in self.questions.test for record in row["ecgs"] if record in cohort.patient_of}
-        words = wordings(self.questions.train)
-        rows = [
-            row
-            for doses in DOSES
-            if doses.finding in words
-            for row in planted_rows(
-                cohort, mine or cohort.records, seed=self.seed, question=words[doses.finding], doses=[doses]
-            )
-        ]
-        return list(rows), {row["id"]: {name: row[name] for name in ("parameter", "dose", "sign")} for row in rows}
-
-
-def wordings(train: Sequence[Row]) -> dict[str, str]:
-    """How training questions ask whether a finding is there, as a pattern with `{finding}`, by finding."""
-    found: dict[str, str] = {}
-    for row in sorted(train, key=lambda row: (row["template_id"], row["question"])):
-        if row["question_type"] == "single-verify" and row["attribute"] and row["attribute"] in row["question"]:
-            found.setdefault(row["attribute"], row["question"].replace(row["attribute"], "{finding}"))
-    return found
-
-
-def sample(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
-    """At most `limit` rows, one from each template in turn, in their old order; which ones depends on the seed only."""
-    if limit is None or limit >= len(rows):
-        return list(rows)
-    if limit < 1:
-        raise ValueError(f"limit must be positive, got {limit}")
-    rng = np.random.default_rng(seed)
-    templates: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    for i in sorted(range(len(rows)), key=lambda i: rows[i]["id"]):
-        row = rows[i]
-        templates[row["template_id"], row["question_type"], row["control"]].append(i)
-    # (turn, template, row): the first rows of all templates, in shuffled order, then the second ones, ...
-    turns = [
-        (turn, place, members[j])
-        for place, (_, members) in zip(rng.permutation(len(templates)), sorted(templates.items()))
-        for turn, j in enumerate(rng.permutation(len(members)))
-    ]
-    return [rows[i] for i in sorted(i for _, _, i in sorted(turns)[:limit])]
-
-
-def _names(wanted: Sequence[str] | None, full: bool, responder: Responder, plan: Plan) -> tuple[list[str], list[str]]:
-    """Conditions to ask under, and notes on those that cannot be asked. One asked for by name must be possible."""
-    names, notes = [], []
-    for name in dict.fromkeys(wanted if wanted is not None else CONDITIONS if full else FAST):
-        level = CONDITIONS[name].level
-        reason = None
-        if level not in responder.levels:
-            reason = (
-                f"condition {name!r} is done to the model's {level}s, which a server keeps to itself: it can be asked "
-                f"under {', '.join(n for n, c in CONDITIONS.items() if c.level in responder.levels)}"
-            )
-        elif name in SCORED_ONLY and not responder.scores:
-            reason = f"condition {name!r} is read from log-probabilities, which this responder does not give"
-        elif name == "planted" and not plan.can_plant:
-            reason = "condition 'planted' asks about findings of simulated recordings; no training question does"
-        if reason is None:
-            names.append(name)
-        elif wanted is not None:
-            raise ValueError(reason)
-        else:
-            notes.append(f"Not asked: {reason}.")
-    return names, notes
-
-
 def _ladder(
     responder: Responder, questions: QuestionSet, lines: Sequence[Line], seed: int, draws: int
 ) -> dict[str, Any] | None:
@@ -361,50 +191,6 @@ def _ladder(
         responder.model, responder.processor, questions, responder.features, answers=answers, rows=rows,
         batch_size=responder.batch_size, draws=draws, seed=seed,
     )  # fmt: skip
-
-
-def examples(questions: QuestionSet, lines: Sequence[Line], seed: int, count: int = 4) -> list[dict[str, Any]]:
-    """Flip pairs to be shown, each of another group, with their ECGs: drawn at random, right answered or not."""
-    from eval.measures import by_condition
-    from eval.score import is_correct, probabilities
-
-    told = by_condition(lines)
-    real, flip = told.get("real", {}), told.get("swap-flip", {})
-    rng = np.random.default_rng(seed)
-    ids = sorted(id for id in real.keys() & flip.keys() if len(real[id]["ecgs"]) == 1 and not real[id]["control"])
-    found: dict[str, dict[str, Any]] = {}
-    for i in rng.permutation(len(ids)):
-        pair = real[ids[i]], flip[ids[i]]
-        if len(found) == count or pair[0]["group"] in found:
-            continue
-        found[pair[0]["group"]] = {
-            "question": pair[0]["question"],
-            "ecgs": [
-                {
-                    **_strips(questions, record),
-                    "right": line["shown_answer"],
-                    "said": line["prediction"],
-                    "correct": is_correct(line["prediction"], line["shown_answer"]),
-                    "p": None
-                    if line["logp"] is None
-                    else {o: round(float(p), 3) for o, p in zip(line["options"], probabilities(line["logp"]))},
-                }
-                for line, record in zip(pair, (pair[0]["ecgs"][0], pair[1]["donors"][0]))
-            ],
-        }
-    return list(found.values())
-
-
-def _strips(questions: QuestionSet, record: str) -> dict[str, Any]:
-    """Some leads of a recording in mV, as a page can hold them: 0.01 mV is less than the width of a pen's line."""
-    ecg = questions.source[record]
-    leads: list[str] = [lead for lead in ("II", "V1", "V5") if lead in ecg.leads] or list(ecg.leads[:3])
-    signal = ecg.select(leads).crop(0, min(STRIP_SECONDS, ecg.signal.shape[1] / ecg.fs)).signal
-    return {
-        "record": record,
-        "fs": ecg.fs,
-        "leads": {lead: [round(float(v), 2) for v in values] for lead, values in zip(leads, signal)},
-    }
 
 
 def _write(out: Path, report: Mapping[str, Any], lines: Sequence[Line], shown: Sequence[Mapping[str, Any]]) -> None:
@@ -437,21 +223,6 @@ def _command(
     options += [] if text_only is None else ["--text_only", str(text_only)]
     options += [] if out == model_dir / "ablation" else ["--out", str(out)]
     return shlex.join(["python", "-m", "eval.ablation", "--model", str(model_dir), "--seed", str(seed), *options])
-
-
-def _check(name: str, rows: Sequence[Row]) -> None:
-    """Refuse questions that would be counted wrongly rather than fail."""
-    if not any(row["control"] == "" for row in rows):
-        raise ValueError(
-            f"{name}: of {len(rows)} held-out questions none is other than a control: there is no headline"
-        )
-    seen: set[str] = set()
-    for row in rows:
-        if row["id"] in seen:
-            raise ValueError(f"{name}: two questions have the id {row['id']!r}")
-        if not row["patient_ids"]:
-            raise ValueError(f"{name}: question {row['id']!r} names no patient, so it cannot be resampled")
-        seen.add(row["id"])
 
 
 def _require(model_dir: Path, name: str, meaning: str) -> None:

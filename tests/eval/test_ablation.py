@@ -15,8 +15,9 @@ from data.planted import DOSES
 from elm import card
 from eval import ablation
 from eval import report as reporting
-from eval.ablation import run, sample
+from eval.ablation import run
 from eval.answers import ScriptedResponder
+from eval.plan import sample
 from eval.score import answer_set, majority_by_question
 
 
