@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.parts import markdown_table
+
 if TYPE_CHECKING:  # scipy takes a second to import, which `--help` need not wait for
     from eval.verdict import Answers
 
@@ -211,12 +213,12 @@ def table(found: Mapping[tuple[int, int], Mapping[str, Counter[str]]]) -> str:
     from eval.verdict import Verdict
 
     verdicts = get_args(Verdict)
-    lines = [["questions, patients", "answerer", *verdicts], ["---", "---", *["---:"] * len(verdicts)]]
+    lines = [["questions, patients", "answerer", *verdicts]]
     for (asked, patients), by_answerer in found.items():
         for name, counts in by_answerer.items():
             shares = [100 * counts[v] / counts.total() for v in verdicts]
             lines.append([f"{asked:,}, {patients}", name, *(f"{share:.1f}" if share else "" for share in shares)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines, words=2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.files import written_whole
+from eval.parts import markdown_table
 from eval.score import answer_set, majority_by_question, upstream_accuracy
 from eval.statistics import paired_interval
 
@@ -204,7 +205,7 @@ def table(numbers: Numbers, kind: str = "accuracy") -> str:
     lines = [["trained on \\ asked with", *(ASKED[infer] for infer in numbers["infer_conditions"])]]
     for train, cells in numbers[kind].items():
         lines.append([TRAINED[train], *(_written(cell) for cell in cells.values())])
-    return _markdown_table(lines)
+    return markdown_table(lines)
 
 
 def gaps(numbers: Numbers) -> str:
@@ -213,7 +214,7 @@ def gaps(numbers: Numbers) -> str:
     lines = [["real minus another patient's ECG, trained on", *(f"seed {seed}" for seed in seeds)]]
     for train, by_seed in numbers["real_minus_swap"].items():
         lines.append([TRAINED[train], *(_gap_written(by_seed[seed]) for seed in seeds)])
-    return _markdown_table(lines)
+    return markdown_table(lines)
 
 
 def published_table(published: Published) -> str:
@@ -224,7 +225,7 @@ def published_table(published: Published) -> str:
         [TRAINED[train], *(f"{cells[infer]:.2f}{_mark(train, infer)}" for infer in columns)]
         for train, cells in published.accuracy.items()
     ]
-    return _markdown_table(lines)
+    return markdown_table(lines)
 
 
 def markdown(numbers: Numbers) -> str:
@@ -289,7 +290,7 @@ def draw(numbers: Numbers, path: Path) -> None:
         _heat_map(panels[1], theirs, f"Published\n{published.source.partition(',')[0]}, one number per cell")
     figure.supxlabel(
         f"most common answer to each question: {100 * numbers['majority_by_question']:.1f}     "
-        "framed: the input of training     † another: mixes distribution shift with reading",
+        "framed: the input of training\n† another input: mixes distribution shift with reading",
         fontsize=9,
     )
     with written_whole(path) as file:
@@ -341,11 +342,3 @@ def _gap_written(gap: Numbers) -> str:
     low, high = gap["interval"]
     limits = "unknown" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
     return f"{100 * gap['difference']:+.1f} ({limits})"
-
-
-def _markdown_table(lines: list[list[str]]) -> str:
-    # Aligned in the source too: it is also printed.
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [[line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (padded[0], rule, *padded[1:]))

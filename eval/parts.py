@@ -138,3 +138,17 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown, its first row the head; the first `words` columns are words, the others numbers."""
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]  # aligned: it is also printed
+    rule = ["-" * width if i < words else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.ljust(width) if i < words else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+        )
+        + " |"
+        for row in (rows[0], rule, *rows[1:])
+    )

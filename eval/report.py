@@ -11,7 +11,7 @@ from typing import Any
 from data.files import written_whole
 from eval.figures import FIGURES, draw
 from eval.headline import DISCLAIMER, Report, asked, finding, headline, model_name, reasons
-from eval.parts import Command, Facts, Items, Part, Picture, Section, Table, Terms
+from eval.parts import Command, Facts, Items, Part, Picture, Section, Table, Terms, markdown_table
 from eval.sections import main_table, sections, without_text_only
 
 __all__ = ["finding", "markdown", "table", "write"]
@@ -105,16 +105,8 @@ def _part(part: Part) -> str:
 
 
 def _table(table: Table) -> str:
-    # Aligned in the source too: it is also printed.
-    cells = [[_safe(cell).replace("|", "\\|") for cell in row] for row in (table.head, *table.rows)]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(cells[0]))]
-    words = [i < table.words for i in range(len(widths))]
-    cells.insert(1, ["-" * width if word else "-" * (width - 1) + ":" for word, width in zip(words, widths)])
-    return "\n".join(
-        "| "
-        + " | ".join(c.ljust(width) if word else c.rjust(width) for c, word, width in zip(row, words, widths))
-        + " |"
-        for row in cells
+    return markdown_table(
+        [[_safe(cell).replace("|", "\\|") for cell in row] for row in (table.head, *table.rows)], table.words
     )
 
 
