@@ -228,6 +228,16 @@ def published_table(published: Published) -> str:
     return markdown_table(lines)
 
 
+def summary(numbers: Numbers) -> str:
+    """What is printed at the end: both tables, and the published grid of the same protocol beside them."""
+    published = PUBLISHED.get(numbers.get("published", ""))
+    parts = [table(numbers), f"† {SHIFT}", gaps(numbers)]
+    if published:
+        parts += ["By ECG-Bench's rule:", table(numbers, "upstream_accuracy")]
+        parts += [f"{published.source}:", published_table(published), published.caveat]
+    return "\n\n".join([*([DEV] if numbers.get("dev") else []), *parts])
+
+
 def markdown(numbers: Numbers) -> str:
     """`grid.md`."""
     seeds, published = numbers["seeds"], PUBLISHED.get(numbers.get("published", ""))
@@ -252,8 +262,9 @@ def markdown(numbers: Numbers) -> str:
         "are another axis than patients and are not pooled with them.",
         "## The same answers by ECG-Bench's rule, per cent",
         table(numbers, "upstream_accuracy"),
-        "Exact, case-sensitive text; empty answers are left out, so that a model which says nothing looks better. For "
-        "comparison with numbers published by that rule, and for nothing else.",
+        "Exact, case-sensitive text; empty answers are left out, so that a model which says nothing looks better. "
+        "Several terms are joined by spaces there and by commas here, so such answers count as wrong. For comparison "
+        "with numbers published by that rule, and for nothing else.",
     ]
     if published:
         parts += [

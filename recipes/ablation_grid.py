@@ -135,9 +135,9 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         return
     answers = {key: read(out / "cells" / "{}-{}".format(*key) / "ablation" / "predictions.jsonl") for key in cells}
     numbers = grid.summarise(answers, questions) | {"dev": grid_args.dev, "settings": settings}
-    numbers["published"] = "" if grid_args.dev else grid_args.published
+    numbers["published"] = grid_args.published
     grid.write(out, numbers)
-    print(f"\n{grid.table(numbers)}\n\n{grid.gaps(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
+    print(f"\n{grid.summary(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
 
 
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:

@@ -139,6 +139,10 @@ def test_the_published_grid_is_shown_only_where_it_belongs(numbers, tmp_path):
     told = grid.markdown({**numbers, "published": "ecg_bench"})
     assert "| no ECGs                 |      37.09 † | 28.75 † |   30.05 |" in told
     assert all(word in told for word in ("acc_heatmap.png", "not stated", "sampled"))
+    printed = grid.summary({**numbers, "published": "ecg_bench", "dev": True})
+    assert "37.09 †" in printed and "distribution shift" in printed and printed.startswith(grid.DEV)
+    assert grid.table(numbers, "upstream_accuracy") in printed and grid.gaps(numbers) in printed
+    assert "37.09" not in grid.summary(numbers) and grid.table(numbers) in grid.summary(numbers)
 
 
 def test_what_is_written_is_the_same_every_time(numbers, tmp_path):
