@@ -68,7 +68,8 @@ def run(
         batch_size: Questions asked at once.
         seed: Of donors, sample and resamples.
         out: Where to write; `model_dir/ablation` if not given.
-        text_only: Folder of a model trained on the same questions without ECGs: a row of reference.
+        text_only: Folder of a model trained on the same questions without ECGs: a row of reference. That of the model
+            itself, `model_dir/text-only`, if not given and there is one.
         responder: Who answers, in place of the saved model.
         questions: What to ask, in place of what the model's folder records.
         draws: Resamples for the intervals.
@@ -81,22 +82,24 @@ def run(
         ValueError: Unknown conditions, conditions the responder cannot be asked under, or questions that cannot be
             asked; names the question.
     """
+    from eval.examples import examples
+    from eval.items import Key
+    from eval.journal import Journal
+    from eval.measures import TEXT_ONLY
+
     model_dir = Path(model_dir)
     for name in conditions or ():
         condition_named(name)
     out = Path(out) if out is not None else model_dir / "ablation"
     if responder is None:
         _require(model_dir, "config.json", "so it is not a saved model")
-    if text_only is not None:
+    if text_only is None and (model_dir / TEXT_ONLY / "config.json").is_file():
+        text_only = model_dir / TEXT_ONLY
+    elif text_only is not None:
         _require(Path(text_only), "config.json", "so it is not a saved model")
     if questions is None:
         _require(model_dir, "training.json", "so what it was trained on is not known")
         questions = with_simulated(load_questions(model_dir))
-
-    from eval.examples import examples
-    from eval.items import Key
-    from eval.journal import Journal
-    from eval.measures import TEXT_ONLY
 
     # What can fail does so before hours of asking.
     rows = sample(questions.test, limit, seed)
@@ -220,7 +223,7 @@ def _command(
     options += ["--full"] if full else []
     options += [] if limit is None else ["--limit", str(limit)]
     options += [] if batch_size == BATCH_SIZE else ["--batch_size", str(batch_size)]
-    options += [] if text_only is None else ["--text_only", str(text_only)]
+    options += [] if text_only in (None, model_dir / "text-only") else ["--text_only", str(text_only)]
     options += [] if out == model_dir / "ablation" else ["--out", str(out)]
     return shlex.join(["python", "-m", "eval.ablation", "--model", str(model_dir), "--seed", str(seed), *options])
 
@@ -264,7 +267,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--full", action="store_true", help="all conditions, the dose-response and the ladder")
     parser.add_argument("--limit", type=int, metavar="N", help="ask only N questions, evenly over templates")
-    parser.add_argument("--text_only", type=Path, metavar="DIR", help="a model trained without ECGs, for reference")
+    parser.add_argument(
+        "--text_only",
+        type=Path,
+        metavar="DIR",
+        help="a model trained without ECGs, for reference (default: MODEL/text-only if it is there)",
+    )
     parser.add_argument(
         "--server", metavar="URL", help="ask this OpenAI-compatible server what --model was trained for"
     )

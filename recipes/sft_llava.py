@@ -35,18 +35,14 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
     with training_args.main_process_first(desc="questions"):
         questions = training.questions_for(arguments)
     folder = train(arguments, training_args, model_args, questions)
-    without = None
     if arguments.text_only:
         print("The same without ECGs: what it answers right, an ECG is not needed for")
-        without = train(
-            dataclasses.replace(arguments, train_condition="none"),
-            dataclasses.replace(training_args, output_dir=str(folder / "text-only")),
-            model_args,
-            questions,
-        )
+        none = dataclasses.replace(arguments, train_condition="none")
+        aside = dataclasses.replace(training_args, output_dir=str(folder / "text-only"))
+        train(none, aside, model_args, questions)
     if not arguments.ablation or training_args.process_index > 0:
         return
-    report = ablation.run(folder, questions=questions, batch_size=256, text_only=without)
+    report = ablation.run(folder, questions=questions, batch_size=256)
     print(f"\n{table(report)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}")
 
 

@@ -132,11 +132,7 @@ def test_resume_in_a_later_epoch_sees_the_rows_in_the_same_order(train, tmp_path
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, tmp_path, monkeypatch, recipe):
-    asked = []
-    monkeypatch.setattr(recipe.ablation, "run", lambda folder, **settings: asked.append((folder, settings)) or {})
-    monkeypatch.setattr(recipe, "table", lambda report: "")
-    monkeypatch.setattr(recipe, "finding", lambda report: "")
+def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, tmp_path):
     folder = tmp_path / "both"
     train(folder, text_only=True, ablation=True)
     told = [json.loads((where / "training.json").read_text()) for where in (folder, folder / "text-only")]
@@ -144,8 +140,10 @@ def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, t
     same = ("max_steps", "learning_rate", "per_device_train_batch_size", "seed")
     assert all(told[0]["trainer"][name] == told[1]["trainer"][name] for name in same)
     assert told[0]["lora"] == told[1]["lora"]
-    ((model, settings),) = asked
-    assert model == folder and settings["text_only"] == folder / "text-only"
+    report = json.loads((folder / "ablation" / "report.json").read_text())
+    assert report["text_only"] == str(folder / "text-only") and "--text_only" not in report["command"]
+    assert report["conditions"]["text-only"]["n"] == report["n"]
+    assert report["verdict"]["sentence"] in (folder / "README.md").read_text()
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(trained, train, tmp_path, monkeypatch):
