@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # scipy takes a second to import, which `--help` need not wai
 
 GROUPS, QUESTIONS = 8, 40  # of attributes; of texts, divided among the groups
 MISREAD = 0.1  # share of recordings a reader gets wrong, on average over patients
-SIZES = ((500, 50), (2000, 200), (5000, 500))
+SIZES = ((500, 50), (1000, 100), (2000, 200))
 
 Array = NDArray[Any]
 NOTHING = -1  # not an answer
@@ -161,6 +161,7 @@ def answers(audit: Audit, said: Said) -> Answers:
     right = without == audit.answer
     return Answers(
         clusters=[f"{patient}" for patient in audit.patient],
+        pair_clusters=[(f"{one}", f"{other}") for one, other in zip(audit.patient, audit.patient[audit.donor])],
         real=real == audit.answer,
         answered=real != NOTHING,
         majority=audit.prior == audit.answer,

@@ -58,6 +58,7 @@ def lines(
     options: Sequence[Sequence[str] | None],
     key: Key,
     donors: Sequence[Donor] | None = None,
+    patient_of: Mapping[str, str] | None = None,
     more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Line]:
     """The scored lines of the answers to some rows under a condition.
@@ -69,6 +70,7 @@ def lines(
         options: Those the answers' log-probabilities belong to; None for an open question.
         key: What to score with.
         donors: Where other ECGs were given.
+        patient_of: Then, the patient of each recording.
         more: Further fields of a line, by id of the row.
     """
     found = []
@@ -78,6 +80,7 @@ def lines(
             "condition": condition,
             **{name: row[name] for name in _OF_A_ROW},  # type: ignore[literal-required]
             "donors": donors[i].ecgs if donors is not None else [],
+            "donor_patients": sorted({(patient_of or {})[ecg] for ecg in donors[i].ecgs}) if donors is not None else [],
             "answer": row["answer"],
             "shown_answer": row["answer"] if donors is None else donors[i].answer or None,
             "prediction": answer.text,

@@ -23,6 +23,7 @@ from eval.statistics import (
     cluster_intervals,
     holm,
     mcnemar_p,
+    robust_interval,
     sign_flip_p,
     smallest_detectable_difference,
     spearman,
@@ -106,7 +107,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
     told = {condition: some for condition, some in told.items() if some}
     first = {id: next(of[id] for of in lines.values() if id in of) for id in ids}
     clusters = _clusters([first[id] for id in ids])
-    whole = {c: _right(some) for c, some in told.items() if len(some) == len(ids)}
+    whole = {c: _right(some) for c, some in told.items() if len(some) == len(ids) and c != "swap-flip"}
     columns = {
         "majority": _flags([line["majority_right"] for line in first.values()]),
         "majority_by_question": _flags([line["majority_by_question_right"] for line in first.values()]),
@@ -123,12 +124,11 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
     for condition, some in told.items():
         if condition in whole:
             continue
-        own = _clusters(some)
         columns[condition] = _right(some)
-        limits[condition] = cluster_interval(columns[condition], own, draws, seed)
+        limits[condition] = _interval(columns[condition], some, draws, seed)
         if "real" in lines and all(line["id"] in lines["real"] for line in some):
             gap = _right([lines["real"][line["id"]] for line in some]) - columns[condition]
-            interval = cluster_interval(gap, own, draws, seed)
+            interval = _interval(gap, some, draws, seed)
             differences[condition] = {
                 "difference": _rounded(gap.mean()), "interval": _limits(interval), "n": len(some),
             }  # fmt: skip
@@ -148,7 +148,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
         "majority_by_question": _rounded(columns["majority_by_question"].mean()),
         "majority_interval": _limits(limits["majority_by_question"]),
         "real_minus": {name: differences[name] for name in (*columns, *differences) if name in differences},
-        "flips": flips(lines, ids, draws, seed),
+        "flips": flips(lines, ids, seed),
         "changed": changed(lines, ids),
         "lift": lift(lines, ids, draws, seed),
         "verify": verify(told.get("real", [])),
@@ -177,18 +177,18 @@ def _by_likelihood(lines: Sequence[Line]) -> Numbers | None:
     return {"accuracy": _rounded(np.mean(right)), "n": len(closed)}
 
 
-def flips(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers | None:
+def flips(lines: Lines, ids: Sequence[str], seed: int) -> Numbers | None:
     """Answers to one question about two ECGs whose right answers differ."""
     pairs = _pairs(lines, ids)
     if not pairs:
         return None
-    clusters = _clusters([real for real, _ in pairs])
+    clusters = _clusters([flip for _, flip in pairs])
     answered = _answers(lines, [real["id"] for real, _ in pairs])
     both = (answered.real & answered.flip_follows).astype(float)
     exchanged = (answered.real_as_flip & answered.flip_still).astype(float)
     gap = answered.real.astype(float) - answered.flip_still
-    columns = np.column_stack([gap, both, answered.flip_follows.astype(float)])
-    of_gap, of_both, of_follows = cluster_intervals(columns, clusters, draws, seed)
+    follows = answered.flip_follows.astype(float)
+    of_gap, of_both, of_follows = (robust_interval(values, clusters) for values in (gap, both, follows))
     return {
         "n": len(pairs),
         "patients": len({patient for cluster in clusters for patient in cluster}),
@@ -198,7 +198,7 @@ def flips(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers | 
         "paired_flip_interval": _limits(of_both),
         "exchanged": _rounded(exchanged.mean()),
         "p": _rounded(sign_flip_p(both - exchanged, clusters, seed=seed)),
-        "follows": _rounded(answered.flip_follows.mean()),
+        "follows": _rounded(follows.mean()),
         "follows_interval": _limits(of_follows),
     }
 
@@ -227,7 +227,7 @@ def lift(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> dict[str, N
         if not both:
             continue
         values = np.array([a["gold_logp"] - b["gold_logp"] for a, b in both])
-        interval = cluster_interval(values, _clusters([a for a, _ in both]), draws, seed)
+        interval = _interval(values, [b for _, b in both], draws, seed)
         found[condition] = {"mean": _rounded(values.mean()), "interval": _limits(interval), "n": len(both)}
     return found
 
@@ -449,6 +449,7 @@ def _answers(lines: Lines, ids: Sequence[str]) -> Answers:
     real, flip = [lines["real"][id] for id in ids], [lines.get("swap-flip", {}).get(id) for id in ids]
     return Answers(
         clusters=_clusters(real),
+        pair_clusters=_clusters([line or real[i] for i, line in enumerate(flip)]),
         real=_right(real) > 0,
         answered=np.array([line["outcome"] in ("right", "wrong") for line in real]),
         majority=_flags([line["majority_by_question_right"] for line in real]) > 0,
@@ -501,7 +502,17 @@ def _p_yes(line: Line) -> float:
 
 
 def _clusters(lines: Sequence[Line]) -> list[list[str]]:
-    return [line["patient_ids"] for line in lines]
+    """Patients of each line; of one about the other ECG of a flip pair, those of both."""
+    return [
+        [*line["patient_ids"], *(line["donor_patients"] if line["condition"] == "swap-flip" else [])] for line in lines
+    ]
+
+
+def _interval(values: NDArray[np.float64], lines: Sequence[Line], draws: int, seed: int) -> Interval:
+    """Of a mean over lines of one condition; flip pairs are about two patients each (`robust_interval` says why)."""
+    if lines[0]["condition"] == "swap-flip":
+        return robust_interval(values, _clusters(lines))
+    return cluster_interval(values, _clusters(lines), draws, seed)
 
 
 def _right(lines: Sequence[Line]) -> NDArray[np.float64]:

@@ -76,7 +76,7 @@ class Plan:
         options = [self.options(row) if responder.scores else None for row in rows]
         gold = [answer_text(row["answer"]) for row in rows]
         answers = ask_all(responder, condition, asked, options, gold, journal, batch_size)
-        return lines(called or condition, rows, answers, options, self.key, donors, more)
+        return lines(called or condition, rows, answers, options, self.key, donors, self.questions.patient_of, more)
 
     @property
     def can_plant(self) -> bool:

@@ -121,8 +121,7 @@ def resampled_means(columns: Floats, clusters: Clusters, draws: int, seed: int) 
 
 def percentile_interval(resampled: ArrayLike, level: float = 0.95) -> Interval:
     """The interval between the outer percentiles of a quantity in the resamples `[draws]`; NaN are left out."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    _refuse_level(level)
     resampled = np.asarray(resampled, dtype=np.float64)
     kept = resampled[~np.isnan(resampled)]
     if len(kept) == 0:
@@ -152,6 +151,38 @@ def cluster_se(values: ArrayLike, clusters: Clusters) -> float:
     """
     values = _one_each(values)
     return _standard_error(values, _partition(_units(clusters), len(values)))
+
+
+def robust_interval(values: ArrayLike, clusters: Clusters, level: float = 0.95) -> Interval:
+    """The interval of the mean of `values` from `cluster_se`, by Student's t for one less than the number of patients.
+
+    For values that are all about two patients, such as the flip pairs of `eval.verdict`, in which every ECG is seen
+    twice. There the bootstrap's product weights give intervals up to 1.7 times too wide, and patients of one side alone
+    give intervals 1.4 times too narrow. Simulated for flip pairs about 20 questions whose answers are right in 62 % of
+    cases, with effects of patients as above of 0 and 1, intervals of 95 % held the mean in 95.5 and 96.0 % of cases
+    with 200 patients (10 questions each), and in 94.8 and 94.5 % with 50 (8 each).
+
+    Args:
+        values: One number per answer `[n]`.
+        clusters: As for `cluster_interval`.
+        level: Coverage aimed at.
+
+    Returns:
+        The interval; NaN and NaN where all answers share their patients.
+
+    Raises:
+        ValueError: As `cluster_interval`.
+    """
+    from scipy.special import stdtrit
+
+    _refuse_level(level)
+    values = _one_each(values)
+    partition = _partition(_units(clusters), len(values))
+    error, mean = _standard_error(values, partition), float(values.mean())
+    if np.isnan(error):
+        return Interval(np.nan, np.nan)
+    half = float(stdtrit(partition.patients - 1, (1 + level) / 2)) * error
+    return Interval(mean - half, mean + half)
 
 
 def smallest_detectable_difference(
@@ -503,6 +534,11 @@ def _one_each(values: ArrayLike) -> Floats:
 def _refuse_beyond(fit: ArrayLike, what: str) -> None:
     if not np.all(fit):
         raise ValueError(f"value {int(np.argmin(fit))} is not {what}")
+
+
+def _refuse_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
 
 
 def _refuse_no_draws(draws: int) -> None:

@@ -145,8 +145,8 @@ def test_report_holds_what_readers_rely_on(cohort, oracle, tmp_path):
         row = rows[line["id"]]
         assert list(line) == [
             "condition", "id", "question", "question_type", "template_id", "attribute", "group", "control",
-            "patient_ids", "ecgs", "donors", "answer", "shown_answer", "prediction", "options", "logp", "gold_logp",
-            "majority_right", "majority_by_question_right", "parsed", "outcome", "correct",
+            "patient_ids", "ecgs", "donors", "donor_patients", "answer", "shown_answer", "prediction", "options",
+            "logp", "gold_logp", "majority_right", "majority_by_question_right", "parsed", "outcome", "correct",
         ]  # fmt: skip
         assert line["ecgs"] == row["ecgs"] and line["patient_ids"] == row["patient_ids"]
         assert len(line["donors"]) == (len(row["ecgs"]) if line["condition"].startswith("swap") else 0)

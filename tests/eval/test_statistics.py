@@ -26,6 +26,7 @@ from eval.statistics import (
     percentile_interval,
     resampled_aurocs,
     resampled_means,
+    robust_interval,
     sign_flip_p,
     smallest_detectable_difference,
     spearman,
@@ -121,6 +122,31 @@ def test_intervals_are_sound_for_any_answers(items, random):
     assert np.isnan(low) or 0 <= low <= high <= 1
     random.shuffle(items)
     assert interval(items) == pytest.approx((low, high), nan_ok=True)  # the order of answers says nothing
+
+
+def test_robust_intervals_hold_the_mean_of_flip_pairs_and_the_bootstrap_is_too_wide():
+    rng, patients, held, wider = np.random.default_rng(3), 60, [], []
+    for _ in range(150):
+        effect = rng.normal(0, 0.4, patients)
+        one, other = rng.integers(patients, size=(2, 400))
+        other = np.where(one == other, (one + 1) % patients, other)
+        values = effect[one] + effect[other] + rng.normal(size=400)
+        clusters = [(f"{a}", f"{b}") for a, b in zip(one, other)]
+        low, high = robust_interval(values, clusters)
+        held.append(low <= 0 <= high)
+        wide = cluster_interval(values, clusters, draws=200)
+        wider.append((wide.high - wide.low) / (high - low))
+    assert 0.90 < np.mean(held) <= 0.99 and 1.1 < np.mean(wider) < 1.8
+    assert robust_interval([1.0, 1.0, 1.0], [("a", "b"), ("b", "c"), ("c", "a")]) == (1, 1)
+    assert np.isnan(robust_interval([1.0, 0.0], ["a", "a"])).all()
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        robust_interval([1.0, 0.0], ["a", "b"], level=95)
+
+
+def test_robust_intervals_of_one_patient_an_answer_are_the_usual_ones():
+    values = np.random.default_rng(0).normal(size=40)
+    usual = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert robust_interval(values, [f"p{i}" for i in range(40)], level=0.9) == pytest.approx(tuple(usual), rel=1e-9)
 
 
 def test_the_same_seed_gives_the_same_interval_and_columns_share_resamples():

@@ -56,7 +56,8 @@ def test_the_page_states_the_numbers_of_the_code():
     assert f"p < {rule.LEVEL:.2f}" in page and f"{rule.FLIPS:,} sign flips" in page
     assert f"fewer than {rule.LEAST_PAIRS} flip pairs or {rule.LEAST_PATIENTS} patients" in page
     assert rule.LEAST_ANSWERED == 0.5 and "fewer than half of the answers" in page
-    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(rule.SENTENCES)
+    table = page[page.index("| verdict | when |") :].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == set(rule.SENTENCES)
 
 
 def made(reads: np.ndarray, *, without: bool = True) -> Answers:
@@ -65,8 +66,10 @@ def made(reads: np.ndarray, *, without: bool = True) -> Answers:
     yes = np.arange(n) % 2 == 0  # each item's pair is its neighbour, whose answer is the other one
     said_yes = yes & reads
     flip_says_yes = said_yes.reshape(-1, 2)[:, ::-1].ravel()
+    patients = [f"p{i}" for i in np.random.default_rng(1).permutation(np.arange(n) % (n // 8))]
     return Answers(
-        clusters=[f"p{i // 2 % (n // 8)}" for i in range(n)],
+        clusters=patients,
+        pair_clusters=[(patients[i], patients[i ^ 1]) for i in range(n)],
         real=said_yes == yes,
         answered=np.ones(n, bool),
         majority=~yes,
@@ -86,6 +89,25 @@ def test_the_numbers_of_a_perfect_reader_and_of_a_guesser():
     assert guesser.over_majority == 0.0
     assert (reader.pairs, reader.patients, reader.questions) == (800, 100, 800)
     assert weigh(made(np.ones(800, bool), without=False)).breaks is None
+
+
+def test_intervals_know_that_every_ecg_is_in_two_pairs():
+    """A yes/no question whose answers change with the ECG but not with the finding: the gap is 2 * accuracy - 1."""
+    rng, gaps, widths, rejected = np.random.default_rng(0), [], [], []
+    for seed in range(150):
+        answers = made(np.zeros(400, bool))
+        yes, said = np.arange(400) % 2 == 0, rng.random(400) < 0.5
+        other = said.reshape(-1, 2)[:, ::-1].ravel()
+        answers = replace(
+            answers, real=said == yes, flip_still=other == yes, flip_follows=other != yes, real_as_flip=said != yes
+        )
+        evidence = weigh(answers, draws=300, seed=seed)
+        gaps.append(evidence.gap)
+        widths.append(evidence.gap_interval.high - evidence.gap_interval.low)
+        rejected.append(evidence.p < 0.05)
+    needed = 2 * 1.96 * np.std(gaps)
+    assert 0.85 * needed < np.mean(widths) < 1.2 * needed
+    assert np.mean(rejected) < 0.12
 
 
 def test_questions_without_a_pair_count_for_accuracy_alone():
