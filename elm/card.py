@@ -66,6 +66,8 @@ def _audit(found: Mapping[str, Any]) -> list[str]:
     for name in FAST:
         if told := found["conditions"].get(name):
             lines.append(f"| {CONDITIONS[name].label} | {_percent(told['accuracy'])}{_interval(told['interval'])} |")
+    if told := found["conditions"].get("text-only"):
+        lines.append(f"| (a model trained without ECGs) | {_percent(told['accuracy'])}{_interval(told['interval'])} |")
     majority = _percent(found["majority_by_question"]) + _interval(found["majority_interval"])
     lines += [f"| (most common answer to each question) | {majority} |", ""]
     return [*lines, "Intervals are 95 %, by patient. Everything else, and how to read it: `ablation/report.html`.", ""]

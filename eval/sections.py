@@ -259,6 +259,8 @@ def _findings(report: Report) -> Section | None:
         "How well the probabilities of the model's answers tell ECGs with a finding from those without. Balanced "
         "accuracy is the mean of the shares recognised among both; it and the AUROC do not reward saying always the "
         "same."
+        + " Another patient is one of like age and sex where these are known. They tell something of findings, too, so "
+        "the AUROC with his ECG need not be 0.5." * swapped
     )
     return Section("findings", "Finding by finding", [text, Table(head, rows, words=2)])
 
