@@ -279,12 +279,12 @@ class ModelResponder:
         settings["messages"] = [question_messages(row) for row in rows]
         records = [record for row in rows for record in row["ecgs"]]
         if not records:
-            return self._placed(self.processor(**settings))
+            return placed(self.model, self.processor(**settings))
         ecgs = self._encoded(records, zero=level == "input")
         inputs = self.processor(ecg_mask=ecgs["ecg_mask"].cpu(), **settings)
         if level == "embedding":
             ecgs = {"ecg_embeds": self._mean.expand(len(records), -1, -1), "ecg_mask": ecgs["ecg_mask"]}
-        return self._placed({**inputs, **ecgs})
+        return placed(self.model, {**inputs, **ecgs})
 
     def _encoded(self, records: Sequence[str], zero: bool = False) -> Mapping[str, Any]:
         """`ecg_features` `[N, T, D]` and `ecg_mask` `[N, T]` of these recordings."""
@@ -292,7 +292,7 @@ class ModelResponder:
         if store is not None:
             return store.get(records)
         encoder = self.model.model.encoder
-        tensors = self._placed(self.processor.feature_extractor([self.source[record] for record in records]))
+        tensors = placed(self.model, self.processor.feature_extractor([self.source[record] for record in records]))
         if zero:
             tensors = zero_features(tensors, encoder.ecg_inputs)
         encoded = encoder(**tensors)
@@ -314,17 +314,11 @@ class ModelResponder:
             self.features.fill(records)
         total, count = torch.zeros(1), torch.zeros(1)
         for start in range(0, len(records), self.batch_size):
-            ecgs = self._placed(self._encoded(records[start : start + self.batch_size]))
+            ecgs = placed(self.model, self._encoded(records[start : start + self.batch_size]))
             projected, kept = self.model.model.projector(ecgs["ecg_features"], ecgs["ecg_mask"])
             total = total + projected.double().cpu().masked_fill(~kept.cpu()[..., None], 0).sum(0)  # [T', H]
             count = count + kept.cpu().sum(0)[:, None]  # [T', 1]
         return torch.where(count > 0, total / count.clamp(min=1), total.sum(0) / count.sum())
-
-    def _placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs on the model's device, signals in its precision."""
-        from transformers import BatchFeature
-
-        return dict(BatchFeature(dict(inputs)).to(self.model.device, self.model.dtype))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -345,6 +339,13 @@ def _rows_of(cache: Any, rows: torch.Tensor) -> Any:
     chosen.layers = [copy.copy(layer) for layer in cache.layers]  # selecting and growing put new tensors in them
     chosen.batch_select_indices(rows)
     return chosen
+
+
+def placed(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs on the model's device, signals in its precision."""
+    from transformers import BatchFeature
+
+    return dict(BatchFeature(dict(inputs)).to(model.device, model.dtype))
 
 
 def question_messages(row: Row) -> list[Message]:

@@ -22,7 +22,7 @@ import numpy as np
 from data.files import written_whole
 from eval.parts import markdown_table
 from eval.score import answer_set, majority_by_question, upstream_accuracy
-from eval.statistics import paired_interval
+from eval.statistics import paired_interval, rounded
 
 if TYPE_CHECKING:
     from data.conversations.rows import QuestionSet
@@ -113,7 +113,7 @@ def summarise(
         "questions": len(asked),
         "patients": len({patient for row in asked for patient in row["patient_ids"]}),
         "draws": draws,
-        "majority_by_question": _rounded(np.mean([majority(row) == answer_set(row["answer"]) for row in asked])),
+        "majority_by_question": rounded(np.mean([majority(row) == answer_set(row["answer"]) for row in asked])),
         "accuracy": cells(_accuracy),
         "upstream_accuracy": cells(_upstream),
         "real_minus_swap": {train: {str(s): _gap(told[train, s], draws, seed) for s in seeds} for train in trained},
@@ -140,9 +140,9 @@ def _cell(train: str, infer: str, by_seed: Mapping[int, tuple[float | None, int]
     """One cell: a number per seed, their mean and their ends; off the diagonal with its warning."""
     values = [value for value, _ in by_seed.values() if value is not None]
     cell: Numbers = {
-        "by_seed": {str(s): None if value is None else _rounded(value) for s, (value, _) in by_seed.items()},
+        "by_seed": {str(s): None if value is None else rounded(value) for s, (value, _) in by_seed.items()},
         "n": {str(s): n for s, (_, n) in by_seed.items()},
-        **{name: _rounded(of(values)) if values else None for name, of in _SPREAD.items()},
+        **{name: rounded(of(values)) if values else None for name, of in _SPREAD.items()},
     }
     return {**cell, "warning": SHIFT} if _mark(train, infer) else cell
 
@@ -169,12 +169,8 @@ def _gap(told: Mapping[str, Mapping[str, Line]], draws: int, seed: int) -> Numbe
     both = [name for name in told["real"] if name in told["swap"]]
     real, swap = (np.array([told[infer][name]["correct"] for name in both], float) for infer in ("real", "swap"))
     interval = paired_interval(real, swap, [told["real"][name]["patient_ids"] for name in both], draws, seed)
-    limits = [None if np.isnan(limit) else _rounded(limit) for limit in interval]
-    return {"difference": _rounded(np.mean(real - swap)), "interval": limits, "n": len(both)}
-
-
-def _rounded(value: Any) -> float:
-    return round(float(value), 6)  # the last digits of a sum depend on the number of threads
+    limits = [None if np.isnan(limit) else rounded(limit) for limit in interval]
+    return {"difference": rounded(np.mean(real - swap)), "interval": limits, "n": len(both)}
 
 
 # --- what people read -------------------------------------------------------------------------------------------------

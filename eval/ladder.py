@@ -220,14 +220,16 @@ def _tokens(
     import torch
     from tqdm import tqdm
 
+    from eval.answers import placed
+
     parts = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(records), batch_size), desc="projecting ECGs", unit="batch"):
             cached = dict(features.get(records[start : start + batch_size]))
-            placed = _placed(model, cached)
+            there = placed(model, cached)
             both = [
                 (cached["ecg_features"], cached["ecg_mask"]),
-                model.model.projector(placed["ecg_features"], placed["ecg_mask"]),
+                model.model.projector(there["ecg_features"], there["ecg_mask"]),
             ]
             flat = all(tokens[0].numel() <= WIDEST for tokens, _ in both)
             parts.append([_row_of(tokens.float(), kept, flat).cpu().numpy() for tokens, kept in both])
@@ -255,7 +257,7 @@ def _states(model: Any, processor: Any, features: FeatureSource, rows: Sequence[
     import torch
     from tqdm import tqdm
 
-    from eval.answers import question_messages
+    from eval.answers import placed, question_messages
 
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["question"]))  # of like length together
     states = np.empty((len(rows), model.config.text_config.hidden_size), np.float32)
@@ -272,7 +274,7 @@ def _states(model: Any, processor: Any, features: FeatureSource, rows: Sequence[
                     add_generation_prompt=True,
                     padding_side="left",
                 )
-                inputs = _placed(model, {**prompts, **cached})
+                inputs = placed(model, {**prompts, **cached})
                 # As `generate` numbers them: padding has no place.
                 inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
                 last = model.model(**inputs, use_cache=False).last_hidden_state[:, -1]
@@ -281,13 +283,6 @@ def _states(model: Any, processor: Any, features: FeatureSource, rows: Sequence[
     finally:
         model.train(was_training)
     return states
-
-
-def _placed(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device, signals in its precision."""
-    from transformers import BatchFeature
-
-    return dict(BatchFeature(dict(inputs)).to(model.device, model.dtype))
 
 
 def _probed(finding: Finding, table: Features, place: Mapping[str, int], seed: int) -> Array:
@@ -304,7 +299,7 @@ def _probed(finding: Finding, table: Features, place: Mapping[str, int], seed: i
 
 def _numbers(found: Sequence[Finding], scores: Sequence[Array], draws: int, seed: int) -> dict[str, Any]:
     """AUROCs by finding, their means over the headline, and intervals, from scores `[questions, rungs]`."""
-    from eval.statistics import auroc, percentile_interval, resampled_means
+    from eval.statistics import auroc, percentile_interval, resampled_means, rounded
 
     single = [np.array([auroc(column, _yes(finding.test)) for column in of.T]) for finding, of in zip(found, scores)]
     headline = [i for i, finding in enumerate(found) if finding.group != NOISE]
@@ -317,15 +312,15 @@ def _numbers(found: Sequence[Finding], scores: Sequence[Array], draws: int, seed
 
     def limits(values: Array) -> list[float] | None:
         interval = percentile_interval(values)
-        return None if np.isnan(interval.low) else [_rounded(limit) for limit in interval]
+        return None if np.isnan(interval.low) else [rounded(limit) for limit in interval]
 
     rungs: dict[str, dict[str, Any]] = {}
     for k, rung in enumerate(RUNGS):
         rungs[rung] = {
             "label": RUNGS[rung],
-            "auroc": _rounded(macro[k]),
+            "auroc": rounded(macro[k]),
             "interval": limits(resampled[:, k]),
-            "change": _rounded(macro[k] - macro[k - 1]) if k else None,
+            "change": rounded(macro[k] - macro[k - 1]) if k else None,
             "change_interval": limits(resampled[:, k] - resampled[:, k - 1]) if k else None,
         }
     told = rungs["encoder"]["interval"]
@@ -333,7 +328,7 @@ def _numbers(found: Sequence[Finding], scores: Sequence[Array], draws: int, seed
     fraction, of_encoder = macro - 0.5, resampled - 0.5
     return {
         "rungs": rungs,
-        "fraction_read": _rounded(fraction[-1] / fraction[0]) if readable else None,
+        "fraction_read": rounded(fraction[-1] / fraction[0]) if readable else None,
         "fraction_interval": limits(of_encoder[:, -1] / of_encoder[:, 0]) if readable else None,
         "n": len(patients),
         "patients": len(set(patients)),
@@ -342,7 +337,7 @@ def _numbers(found: Sequence[Finding], scores: Sequence[Array], draws: int, seed
             finding.name: {
                 "group": finding.group,
                 "headline": i in headline,
-                "auroc": {rung: _rounded(value) for rung, value in zip(RUNGS, single[i])},
+                "auroc": {rung: rounded(value) for rung, value in zip(RUNGS, single[i])},
                 "train": len(finding.train),
                 "n": len(finding.test),
                 "positives": sum(_yes(finding.test)),
@@ -366,7 +361,3 @@ def _parts(scores: Array, positive: NDArray[np.bool_], areas: Array) -> Array:
             passed = sum(np.searchsorted(others, column[here], side) for side in ("left", "right")) / 2 / len(others)
             parts[here, k] = (passed - areas[k]) / here.sum()
     return parts
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 6)  # the last digits of a sum depend on the number of threads

@@ -23,7 +23,9 @@ from eval.statistics import (
     cluster_intervals,
     holm,
     mcnemar_p,
+    patients_of,
     robust_interval,
+    rounded,
     sign_flip_p,
     smallest_detectable_difference,
     spearman,
@@ -118,7 +120,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
     intervals = cluster_intervals(np.column_stack([*columns.values(), *gaps.values()]), clusters, draws, seed)
     limits = dict(zip([*columns, *(("gap", name) for name in gaps)], intervals))
     differences = {
-        name: {"difference": _rounded(gap.mean()), "interval": _limits(limits["gap", name]), "n": len(ids)}
+        name: {"difference": rounded(gap.mean()), "interval": _limits(limits["gap", name]), "n": len(ids)}
         for name, gap in gaps.items()
     }
     for condition, some in told.items():
@@ -130,22 +132,22 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
             gap = _right([lines["real"][line["id"]] for line in some]) - columns[condition]
             interval = _interval(gap, some, draws, seed)
             differences[condition] = {
-                "difference": _rounded(gap.mean()), "interval": _limits(interval), "n": len(some),
+                "difference": rounded(gap.mean()), "interval": _limits(interval), "n": len(some),
             }  # fmt: skip
     numbers: Numbers = {
         "n": len(ids),
-        "patients": len({patient for cluster in clusters for patient in cluster}),
+        "patients": len(patients_of(clusters)),
         "conditions": {
             condition: {
-                "accuracy": _rounded(columns[condition].mean()),
+                "accuracy": rounded(columns[condition].mean()),
                 "interval": _limits(limits[condition]),
                 **outcomes(some),
                 "by_likelihood": _by_likelihood(some),
             }
             for condition, some in told.items()
         },
-        "majority": _rounded(columns["majority"].mean()),
-        "majority_by_question": _rounded(columns["majority_by_question"].mean()),
+        "majority": rounded(columns["majority"].mean()),
+        "majority_by_question": rounded(columns["majority_by_question"].mean()),
         "majority_interval": _limits(limits["majority_by_question"]),
         "real_minus": {name: differences[name] for name in (*columns, *differences) if name in differences},
         "flips": flips(lines, ids, seed),
@@ -155,7 +157,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
     }
     if "swap" in gaps:
         least = smallest_detectable_difference(gaps["swap"], clusters)
-        numbers["smallest_detectable"] = None if np.isnan(least) else _rounded(least)
+        numbers["smallest_detectable"] = None if np.isnan(least) else rounded(least)
         numbers["swap_p"] = sign_flip_p(gaps["swap"], clusters, seed=seed, alternative="two-sided")
         if numbers["patients"] == len(ids) == sum(map(len, clusters)):  # one answer of each patient: an exact test
             numbers["swap_mcnemar_p"] = mcnemar_p(int((gaps["swap"] > 0).sum()), int((gaps["swap"] < 0).sum()))
@@ -165,7 +167,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Numbers:
 def outcomes(lines: Sequence[Line]) -> Numbers:
     """How the answers fall: right, wrong, or no valid answer at all, which counts as wrong."""
     counts = {name: sum(line["outcome"] == name for line in lines) for name in ("abstained", "empty", "unparsed")}
-    return {"n": len(lines), "valid": _rounded(1 - sum(counts.values()) / len(lines)), **counts}
+    return {"n": len(lines), "valid": rounded(1 - sum(counts.values()) / len(lines)), **counts}
 
 
 def _by_likelihood(lines: Sequence[Line]) -> Numbers | None:
@@ -174,7 +176,7 @@ def _by_likelihood(lines: Sequence[Line]) -> Numbers | None:
     if not closed:
         return None
     right = [score.is_correct(score.choice(line["options"], line["logp"]), line["answer"]) for line in closed]
-    return {"accuracy": _rounded(np.mean(right)), "n": len(closed)}
+    return {"accuracy": rounded(np.mean(right)), "n": len(closed)}
 
 
 def flips(lines: Lines, ids: Sequence[str], seed: int) -> Numbers | None:
@@ -191,14 +193,14 @@ def flips(lines: Lines, ids: Sequence[str], seed: int) -> Numbers | None:
     of_gap, of_both, of_follows = (robust_interval(values, clusters) for values in (gap, both, follows))
     return {
         "n": len(pairs),
-        "patients": len({patient for cluster in clusters for patient in cluster}),
-        "gap": _rounded(gap.mean()),
+        "patients": len(patients_of(clusters)),
+        "gap": rounded(gap.mean()),
         "gap_interval": _limits(of_gap),
-        "paired_flip": _rounded(both.mean()),
+        "paired_flip": rounded(both.mean()),
         "paired_flip_interval": _limits(of_both),
-        "exchanged": _rounded(exchanged.mean()),
-        "p": _rounded(sign_flip_p(both - exchanged, clusters, seed=seed)),
-        "follows": _rounded(follows.mean()),
+        "exchanged": rounded(exchanged.mean()),
+        "p": rounded(sign_flip_p(both - exchanged, clusters, seed=seed)),
+        "follows": rounded(follows.mean()),
         "follows_interval": _limits(of_follows),
     }
 
@@ -210,7 +212,7 @@ def changed(lines: Lines, ids: Sequence[str]) -> dict[str, Numbers]:
         both = [(lines["real"][id], of[id]) for id in ids if id in of and id in lines.get("real", {})]
         if condition in ("real", TEXT_ONLY) or not both:
             continue
-        found[condition] = {"rate": _rounded(np.mean([_said(a) != _said(b) for a, b in both])), "n": len(both)}
+        found[condition] = {"rate": rounded(np.mean([_said(a) != _said(b) for a, b in both])), "n": len(both)}
     return found
 
 
@@ -228,7 +230,7 @@ def lift(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> dict[str, N
             continue
         values = np.array([a["gold_logp"] - b["gold_logp"] for a, b in both])
         interval = _interval(values, [b for _, b in both], draws, seed)
-        found[condition] = {"mean": _rounded(values.mean()), "interval": _limits(interval), "n": len(both)}
+        found[condition] = {"mean": rounded(values.mean()), "interval": _limits(interval), "n": len(both)}
     return found
 
 
@@ -243,8 +245,8 @@ def verify(real: Sequence[Line]) -> Numbers | None:
     selective = score.selective_accuracy(np.maximum(p_yes, 1 - p_yes), right, COVERAGES)
     return {
         "n": len(asked),
-        "brier": _rounded(score.brier(p_yes, is_yes)),
-        "selective": {f"{coverage:g}": _rounded(value) for coverage, value in zip(COVERAGES, selective)},
+        "brier": rounded(score.brier(p_yes, is_yes)),
+        "selective": {f"{coverage:g}": rounded(value) for coverage, value in zip(COVERAGES, selective)},
     }
 
 
@@ -286,15 +288,15 @@ def _finding(scored: Mapping[str, list[tuple[Line, float, bool]]], draws: int, s
         "positives": positives,
         "group": told[0][0]["group"],
         "control": told[0][0]["control"],
-        "auroc": _rounded(auroc(values, present)),
+        "auroc": rounded(auroc(values, present)),
         "interval": _limits(
             auroc_interval(values, present, _clusters([line for line, _, _ in told]), draws=draws, seed=seed)
         ),
-        "balanced_accuracy": _rounded(balanced_accuracy(values > threshold, present)),
+        "balanced_accuracy": rounded(balanced_accuracy(values > threshold, present)),
     }
     other = scored.get("swap", [])
     if other and 0 < sum(p for _, _, p in other) < len(other):
-        found["auroc_swap"] = _rounded(auroc(np.array([v for _, v, _ in other]), np.array([p for _, _, p in other])))
+        found["auroc_swap"] = rounded(auroc(np.array([v for _, v, _ in other]), np.array([p for _, _, p in other])))
     return found
 
 
@@ -325,9 +327,9 @@ def shapley(lines: Lines, ids: Sequence[str]) -> Numbers | None:
     question = ((value["both"] - value["ecg"]) + (value["question"] - value["neither"])) / 2
     return {
         "n": len(closed),
-        "accuracy": {name: _rounded(v) for name, v in value.items()},
-        "ecg": _rounded(ecg),
-        "question": _rounded(question),
+        "accuracy": {name: rounded(v) for name, v in value.items()},
+        "ecg": rounded(ecg),
+        "question": rounded(question),
     }
 
 
@@ -354,12 +356,12 @@ def dose_response(planted: Mapping[str, Line], draws: int, seed: int) -> dict[st
         interval = cluster_interval(followed, list(patients), draws, seed)
         found[name] = {
             "patients": len(patients),
-            "correlation": _rounded(np.mean(followed)),
+            "correlation": rounded(np.mean(followed)),
             "interval": _limits(interval),
             "curve": [
                 {
                     "dose": dose,
-                    "p_yes": _rounded(np.mean([_p_yes(line) for line in told])),
+                    "p_yes": rounded(np.mean([_p_yes(line) for line in told])),
                     "right_answer": told[0]["answer"][0],
                 }
                 for dose, told in sorted(doses.items())
@@ -383,7 +385,7 @@ def reports(lines: Lines, draws: int, seed: int) -> Numbers | None:
             "n": len(some),
             **{
                 name: {
-                    "value": _rounded(value.value),
+                    "value": rounded(value.value),
                     "interval": None
                     if value.each is None
                     else _limits(cluster_interval(value.each, _clusters(some), draws, seed)),
@@ -523,12 +525,8 @@ def _flags(values: Sequence[bool]) -> NDArray[np.float64]:
     return np.array(values, dtype=np.float64)
 
 
-def _rounded(value: float | np.floating[Any]) -> float:
-    return round(float(value), 6)  # the last digits of a sum depend on the number of threads
-
-
 def _number(value: float | None) -> float | None:
-    return None if value is None or np.isnan(value) else _rounded(value)
+    return None if value is None or np.isnan(value) else rounded(value)
 
 
 def _limits(interval: Interval) -> list[float | None]:

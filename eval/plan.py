@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class Plan:
         known = CONDITIONS[condition]
         rows, more = self.planted() if condition == "planted" else (list(self.rows), None)
         given = self.donors(known.donors) if known.donors else None
-        other = self.other_questions() if known.questions else None
+        other = self.other_questions if known.questions else None
         rows = [row for row in rows if all(by_id is None or row["id"] in by_id for by_id in (given, other))]
         donors = None if given is None else [given[row["id"]] for row in rows]
         questions = None if other is None else [other[row["id"]] for row in rows]
@@ -87,6 +88,7 @@ class Plan:
             wordings(self.questions.train).keys() & {doses.finding for doses in DOSES}
         )
 
+    @cached_property
     def other_questions(self) -> dict[str, Question]:
         """What else could be asked about the ECGs of each row, by id."""
         from data.donors import choose_questions

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +46,16 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+def patients_of(clusters: Clusters) -> set[str]:
+    """All patients the answers are about."""
+    return {name for cluster in clusters for name in _names(cluster)}
+
+
+def rounded(value: float | np.floating[Any]) -> float:
+    """As a report keeps a number: the last digits of a sum depend on the number of threads."""
+    return round(float(value), 6)
 
 
 def cluster_interval(

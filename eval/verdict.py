@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.statistics import Clusters, Interval, cluster_intervals, holm, robust_interval, sign_flip_p
+from eval.statistics import Clusters, Interval, cluster_intervals, holm, patients_of, robust_interval, sign_flip_p
 
 Verdict = Literal["reads", "partly", "brittle", "ignores", "inconclusive"]
 Flags = NDArray[np.bool_]
@@ -142,7 +142,7 @@ def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
     return Evidence(
         questions=len(real),
         pairs=len(here),
-        patients=len({name for cluster in clusters for name in _names(cluster)}),
+        patients=len(patients_of(clusters)),
         answered=float(answers.answered.mean()),
         gap=gap,
         gap_interval=gap_interval,
@@ -243,7 +243,3 @@ def verdict(
     if overall in ("ignores", "brittle", "inconclusive") and reading:
         overall = "partly"
     return Finding(overall, everything, judged, sorted(set(excluded) & set(names)))
-
-
-def _names(cluster: str | Sequence[str]) -> tuple[str, ...]:
-    return (cluster,) if isinstance(cluster, str) else tuple(cluster)
