@@ -6,26 +6,53 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from data import plugins
 from data.conversations import ecg_qa, synthetic
+from data.conversations.contract import check_questions
 from data.conversations.rows import QuestionSet
 
 _SETS: dict[str, Callable[..., QuestionSet]] = {"synthetic": synthetic.load, "ecg_qa": ecg_qa.load}
+GROUP = "ecg_elm.questions"
+
+__all__ = ["check_questions", "load_questions"]
 
 
 def load_questions(name: str, **settings: Any) -> QuestionSet:
-    """The named question set.
+    """The named question set, checked (`check_questions`).
 
     Args:
-        name: `"synthetic"` or `"ecg_qa"`.
+        name: `"synthetic"`, `"ecg_qa"`, or one that an installed package provides (docs/extending.md).
         **settings: The arguments of its `load` function.
 
     Raises:
-        ValueError: An unknown name or setting.
+        ImportError: An installed package provides it, but cannot be imported.
+        ValueError: An unknown name or setting, a name that two packages provide, or questions that would be trained or
+            counted wrongly.
     """
-    if name not in _SETS:
-        raise ValueError(f"unknown dataset {name!r}: one of {', '.join(_SETS)}")
-    known = inspect.signature(_SETS[name]).parameters
+    load = _load_function(name)
+    known = inspect.signature(load).parameters
     unknown = settings.keys() - known.keys()
     if unknown:
         raise ValueError(f"dataset {name!r} has no setting {', '.join(sorted(unknown))}: it has {', '.join(known)}")
-    return _SETS[name](**settings)
+    questions = load(**settings)
+    if not isinstance(questions, QuestionSet):
+        raise ValueError(
+            f"dataset {name!r} gives a {type(questions).__name__}, not a data.conversations.rows.QuestionSet"
+        )
+    check_questions(questions)
+    return questions
+
+
+def _load_function(name: str) -> Callable[..., QuestionSet]:
+    installed = plugins.providers(GROUP)
+    entries = installed.get(name, [])
+    plugins.refuse_several("dataset", name, entries, ours=name in _SETS)
+    if name in _SETS:
+        return _SETS[name]
+    if not entries:
+        raise ValueError(
+            f"unknown dataset {name!r}: one of {', '.join([*_SETS, *sorted(installed)])}; "
+            "is the package that provides it installed?"
+        )
+    load: Callable[..., QuestionSet] = plugins.load("dataset", entries[0])
+    return load

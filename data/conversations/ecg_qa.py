@@ -1,24 +1,34 @@
-"""ECG-QA on PTB-XL: questions about one ECG or two, with sets of answers (Oh et al., NeurIPS Datasets 2023).
+"""ECG-QA: questions about one ECG or two of PTB-XL or MIMIC-IV-ECG, with sets of answers (Oh et al., NeurIPS 2023).
 
-Source: https://github.com/Jwoo5/ecg-qa (CC BY 4.0). Expected layout, for each set:
+Source: https://github.com/Jwoo5/ecg-qa (CC BY 4.0), release 1.0.2. Expected layout, for each set:
 
-    root/ecgqa/ptbxl/{template,paraphrased}/{train,valid,test}/*.json    lists of questions
+    root/ecgqa/{ptbxl,mimic-iv-ecg}/{template,paraphrased}/{train,valid,test}/*.json    lists of questions
+    root/ptbxl, root/mimic-iv-ecg                                                      the recordings, if not elsewhere
 
-ECG-QA splits by patient, but not along PTB-XL's folds, which encoders are pretrained on. Here both must agree: a
-training row comes from ECG-QA's `train` and its ECGs lie in training folds; a test row comes from `valid` or `test` and
-its ECGs lie in test folds. What fits neither is dropped and counted in the notes.
+A question names its ECGs by PTB-XL's `ecg_id` or MIMIC-IV-ECG's `study_id`. Both wordings ask the same questions about
+the same ECGs, sample by sample.
+
+ECG-QA splits by patient, but not along PTB-XL's folds, which encoders are pretrained on: of its 3,214 test ECGs 2,324
+lie in folds 1-8. By default both must agree: a training row comes from ECG-QA's `train` and its ECGs lie in training
+folds; a test row comes from `valid` or `test` and its ECGs lie in test folds. What fits neither is dropped and counted
+in the notes.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from data.conversations.rows import QuestionSet, Row, question_row
-from data.corpora.ptbxl import VOLTAGE_CODES, PtbXl
+from data.conversations.super_classes import super_class_rows
+from data.corpora.mimic_iv_ecg import MimicIvEcg
+from data.corpora.ptbxl import TRAIN_FOLDS, VOLTAGE_CODES, PtbXl
+from data.translate import translate
 
 QUESTION_TYPES = {
     "single-verify": 1,
@@ -30,6 +40,14 @@ QUESTION_TYPES = {
     "comparison_irrelevant-query": 2,
 }  # and how many ECGs each is about
 
+SOURCES = ("ptbxl", "mimic-iv-ecg")
+SPLITS = ("folds+own", "folds", "own")
+REPORTS = {
+    "english": "in English as written",
+    "german": "in German as written",
+    "translated": "translated from German",
+    "labels": "sentences made from labels",
+}  # where a report may come from, and what the notes say of it
 DERIVED = "ecgqa-derived"  # questions in ECG-QA's schema that are not ECG-QA
 
 _FIELDS = {
@@ -51,58 +69,128 @@ _ASK_REPORT = (
 _WHERE = "see https://github.com/Jwoo5/ecg-qa, or pass only the sets and the version that are there"
 
 
+@dataclass(frozen=True)
+class _Split:
+    """Which questions are trained on and which are asked.
+
+    Attributes:
+        kind: One of `SPLITS`.
+        fold_of: PTB-XL's fold of each ECG.
+        train_folds: Folds of training rows.
+        test_folds: Folds of test rows.
+        held_out: ECG-QA's split that is asked when its own counts alone.
+    """
+
+    kind: str
+    fold_of: dict[str, int]
+    train_folds: Collection[int]
+    test_folds: Collection[int]
+    held_out: str
+
+    def place(self, row: Row, own: str) -> tuple[bool, str]:
+        """Whether a row of ECG-QA's split `own` is for training, and why it is for nothing, in words after a count."""
+        if self.kind == "own":
+            if own in ("train", self.held_out):
+                return own == "train", ""
+            return False, f"questions of ECG-QA's own {own} split left out"
+        folds = {self.fold_of[ecg] for ecg in row["ecgs"]}
+        into = own == "train" if self.kind == "folds+own" else not folds & set(self.test_folds)
+        split = {"folds": "", "folds+own": "training " if into else "test "}[self.kind]
+        if folds <= set(self.train_folds if into else self.test_folds):
+            return into, ""
+        if folds & set(self.train_folds) and folds & set(self.test_folds):
+            return into, f"{split}questions dropped: they compare an ECG of a training fold with one of a test fold"
+        if folds & set(self.test_folds if into else self.train_folds):
+            return into, f"{split}questions dropped: their ECGs are in a {'test' if into else 'training'} fold"
+        return into, f"{split}questions dropped: their ECGs are in a fold that is used for neither split"
+
+
 def load(
     root: Path | str,
-    ptbxl: PtbXl | Path | str | None = None,
+    recordings: PtbXl | MimicIvEcg | Path | str | None = None,
     *,
-    sets: Sequence[str] = ("ecgqa", DERIVED),
+    source: str = "ptbxl",
+    sets: Sequence[str] | None = None,
     version: str = "template",
-    train_folds: Collection[int] = tuple(range(1, 9)),
+    split: str | None = None,
+    train_folds: Collection[int] = TRAIN_FOLDS,
     test_folds: Collection[int] = (9,),
+    held_out: str = "test",
+    super_classes: bool = False,
     voltage: bool = False,
-    rate: int = 100,
+    reports: Sequence[str] = ("english", "labels"),
+    translator: Path | str | None = None,
+    cache: Path | str | None = None,
+    rate: int | None = None,
 ) -> QuestionSet:
-    """Load the questions whose ECGs are on disk, split so that no test patient was trained on.
+    """Load the questions whose ECGs are there, split so that no test patient was trained on.
 
     Rows about noise have `control="noise"` (noise can be filtered out of the records) and rows about voltage
-    `control="voltage"`. The rows for the align stage ask for the report of each training record: the English report
-    where there is one, else the sentences its labels make.
+    `control="voltage"`. The rows for the align stage ask for the report of each training record.
 
     Args:
         root: Folder that holds the sets.
-        ptbxl: The recordings, or the folder of them; `root/ptbxl` when not given.
-        sets: Folders of `root`, in ECG-QA's layout.
-        version: `"template"` or `"paraphrased"`: the wording of the questions.
+        recordings: The recordings, or the folder of them; `root/ptbxl` or `root/mimic-iv-ecg` when not given.
+        source: `"ptbxl"` or `"mimic-iv-ecg"`: the ECGs that are asked about.
+        sets: Folders of `root`, in ECG-QA's layout. When not given `ecgqa` and, with PTB-XL, `ecgqa-derived`.
+        version: `"template"` or `"paraphrased"`: the wording of the questions; `"both"` has each of them twice.
+        split: `"folds+own"`: PTB-XL's folds and ECG-QA's own split must agree (PTB-XL's default). `"folds"`: the folds
+            alone. `"own"`: ECG-QA's alone, as its makers published it (MIMIC-IV-ECG has no other).
         train_folds: PTB-XL folds of training rows.
         test_folds: PTB-XL folds of test rows.
+        held_out: With `split="own"`, ECG-QA's split that is asked: `"test"` or `"valid"`.
+        super_classes: Whether to train on all five of `SUPER_CLASSES` about every training record of PTB-XL, too.
         voltage: Whether reports may speak of voltage: only true millivolts show it, to an encoder that keeps them.
-        rate: Sampling rate at which the records of a folder are read, 100 or 500 Hz.
+        reports: Where a record's report comes from; the first of these that a record has is taken. `"english"`: its
+            English report. `"german"`: its German report as written. `"translated"`: its German report in English, by
+            `translator`. `"labels"`: sentences made from its labels, for training records only. German stands alone.
+        translator: Hub id or folder of a sequence-to-sequence model from German to English.
+        cache: Folder for translations; `root/cache` when not given.
+        rate: Sampling rate at which PTB-XL's records are read from their folder, 100 (default) or 500 Hz.
 
     Returns:
         Rows, recordings, and notes on what was dropped and why.
 
     Raises:
-        ValueError: A folder is missing, a question breaks the schema (names file and index), or the folds overlap.
+        ValueError: A folder is missing, a question breaks the schema (names file and index), settings contradict each
+            other, or the folds overlap.
     """
+    if source not in SOURCES:
+        raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
+    of_ptbxl = source == "ptbxl"
+    split = split or ("folds+own" if of_ptbxl else "own")
+    _check_settings(of_ptbxl, version, split, held_out, rate)
+    _check_reports(of_ptbxl, reports, translator)
     if both := sorted(set(train_folds) & set(test_folds)):
         raise ValueError(
             f"folds {both} are both in train_folds and in test_folds: a test patient must not be trained on"
         )
-    if not isinstance(ptbxl, PtbXl):
-        ptbxl = PtbXl(ptbxl or Path(root) / "ptbxl", rate)
+    if isinstance(recordings, (str, Path)) or recordings is None:
+        folder = Path(recordings or Path(root) / source)
+        recordings = PtbXl(folder, rate or 100) if of_ptbxl else MimicIvEcg(folder)
+    if isinstance(recordings, PtbXl) != of_ptbxl:
+        raise ValueError(f"source is {source!r}, but the recordings are of {recordings.root}: pass those it asks about")
+    fold_of = recordings.fold_of if isinstance(recordings, PtbXl) else {}
+    splits = _Split(split, fold_of, train_folds, test_folds, held_out)
+    sets = sets or (("ecgqa", DERIVED) if of_ptbxl else ("ecgqa",))
     train: list[Row] = []
     test: list[Row] = []
     notes: list[str] = []
     for name in sets:
         dropped: Counter[str] = Counter()
         kept: dict[bool, list[Row]] = {True: [], False: []}
-        for where, split, question in _questions(Path(root) / name / "ptbxl" / version):
-            row = _row(f"{name}/{version}/{split}", question, where, ptbxl)
-            reason = _reason_to_drop(row, split == "train", ptbxl, train_folds, test_folds)
-            if reason:
-                dropped[reason] += 1
-            else:
-                kept[split == "train"].append(row)
+        for wording in ("template", "paraphrased") if version == "both" else (version,):
+            for where, own, question in _questions(Path(root) / name / source / wording):
+                row = _row(f"{name}/{wording}/{own}", question, where, recordings)
+                if all(row["patient_ids"]):
+                    training, reason = splits.place(row, own)
+                else:
+                    training, reason = own == "train", "questions dropped: their ECGs are not on disk"
+                    reason = f"{'training' if training else 'test'} {reason}"
+                if reason:
+                    dropped[reason] += 1
+                else:
+                    kept[training].append(row)
         train += kept[True]
         test += kept[False]
         what = f"{name} ({version})"
@@ -110,36 +198,99 @@ def load(
             notes.append(f"{name} is NOT ECG-QA: its questions were derived from PTB-XL's labels in ECG-QA's schema.")
         notes.append(f"{what}: {len(kept[True])} training and {len(kept[False])} test questions.")
         notes += [f"{what}: {count} {reason}." for reason, count in sorted(dropped.items())]
+    if super_classes:
+        if not isinstance(recordings, PtbXl) or split == "own":
+            raise ValueError(f"super_classes are those of PTB-XL's folds: not for source {source!r} split {split!r}")
+        made = super_class_rows(recordings, train_folds)
+        train += made
+        notes.append(f"{len(made)} training questions about super-classes were made from PTB-XL's labels: NOT ECG-QA.")
     _check_unique(train + test)
-    reports, english = _reports(ptbxl, train_folds, voltage)
-    test_reports, _ = _reports(ptbxl, test_folds, voltage, from_labels=False)
-    notes.append(
-        f"Reports: {english} training records have an English report; for {len(reports) - english} others sentences "
-        "were made from their labels."
-    )
+    asked = {"train": _records(train), "test": _records(test)}
+    if split != "own":  # a fold's records may have reports without being asked about
+        asked = {
+            name: [record for record, fold in fold_of.items() if fold in folds]
+            for name, folds in (("train", train_folds), ("test", test_folds))
+        }
+
+    def translated(texts: Iterable[str]) -> dict[str, str]:
+        return translate(texts, translator or "", cache or Path(root) / "cache")
+
+    own_words = [kind for kind in reports if kind != "labels"]
+    report_rows, said = _reports(recordings, asked["train"], reports, voltage, translated)
+    test_reports, _ = _reports(recordings, asked["test"], own_words, voltage, translated)
+    notes += said
     if not voltage:
         notes.append("Statements about voltage were left out of the reports.")
     patient_of = {
         ecg: patient
-        for row in (*train, *test, *reports, *test_reports)
+        for row in (*train, *test, *report_rows, *test_reports)
         for ecg, patient in zip(row["ecgs"], row["patient_ids"])
     }
-    shared = {p for row in train + reports for p in row["patient_ids"]} & {
-        p for row in test for p in row["patient_ids"]
-    }
-    if shared:
+    return QuestionSet(
+        name="+".join(sets) + ("" if of_ptbxl else f" ({source})"),
+        source=recordings,
+        source_key=f"{source} {recordings.root.resolve()} {recordings.rate} Hz",
+        train=train,
+        test=test,
+        reports=report_rows,
+        patient_of=patient_of,
+        notes=notes,
+        traits=_traits(recordings, patient_of),
+        test_reports=test_reports,
+        fold_of={record: str(fold_of[record]) for record in patient_of if record in fold_of},
+    )
+
+
+def _check_settings(of_ptbxl: bool, version: str, split: str, held_out: str, rate: int | None) -> None:
+    for name, value, known in (
+        ("version", version, ("template", "paraphrased", "both")),
+        ("split", split, SPLITS),
+        ("held_out", held_out, ("test", "valid")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if held_out == "valid" and split != "own":
+        raise ValueError(f"held_out='valid' needs split='own': with split={split!r} test_folds says what is asked")
+    if not of_ptbxl and split != "own":
+        raise ValueError(f"MIMIC-IV-ECG has no folds: split={split!r} is for PTB-XL, use split='own'")
+    if not of_ptbxl and rate not in (None, 500):
+        raise ValueError(f"MIMIC-IV-ECG is published at 500 Hz, not at {rate}: resample after reading")
+
+
+def _check_reports(of_ptbxl: bool, reports: Sequence[str], translator: Path | str | None) -> None:
+    unknown = [kind for kind in reports if kind not in REPORTS]
+    if unknown or not reports or isinstance(reports, str):
+        raise ValueError(f"reports must be a list of some of {', '.join(REPORTS)}, got {reports!r}")
+    if "german" in reports and len(reports) > 1:
+        others = " and ".join(repr(kind) for kind in reports if kind != "german")
         raise ValueError(
-            f"{len(shared)} patients are in training and in test folds, such as {min(shared)}: mend strat_fold"
+            f"reports: 'german' together with {others}, which are English, would mix two languages: ask for 'german' "
+            "alone, or for 'translated' in its place"
         )
-    key = f"ptbxl {ptbxl.root.resolve()} {ptbxl.rate} Hz"
-    traits = {record: _traits(ptbxl, record) for record in patient_of}
-    return QuestionSet("+".join(sets), ptbxl, key, train, test, reports, patient_of, notes, traits, test_reports)
+    if not of_ptbxl and {"german", "translated"} & set(reports):
+        raise ValueError("reports: those of MIMIC-IV-ECG are English: ask for 'english'")
+    if "translated" in reports and not translator:
+        raise ValueError(
+            "reports: 'translated' needs a translator: the hub id or folder of a model from German to English, such as "
+            "Helsinki-NLP/opus-mt-de-en"
+        )
+    if translator and "translated" not in reports:
+        raise ValueError(f"translator {translator} has nothing to translate: name 'translated' in reports")
 
 
-def _traits(ptbxl: PtbXl, record: str) -> dict[str, Any]:
+def _traits(recordings: PtbXl | MimicIvEcg, records: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What donors are matched on, as far as it is known."""
-    known = {"corpus": "ptb-xl", "sex": ptbxl.sex[record], "age": ptbxl.age[record]}
-    return {name: value for name, value in known.items() if value not in ("", None)}
+    if isinstance(recordings, MimicIvEcg):
+        return dict.fromkeys(records, {"corpus": "mimic-iv-ecg"})
+    traits = {}
+    for record in records:
+        known = {"corpus": "ptb-xl", "sex": recordings.sex[record], "age": recordings.age[record]}
+        traits[record] = {name: value for name, value in known.items() if value not in ("", None)}
+    return traits
+
+
+def _records(rows: Sequence[Row]) -> list[str]:
+    return sorted({record for row in rows for record in row["ecgs"]}, key=int)
 
 
 def _questions(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -183,41 +334,47 @@ def _check(question: object, where: str) -> None:
         raise ValueError(f"{where}: answer: expected texts (['none'] for no finding), got {question['answer']}")
 
 
-def _row(prefix: str, question: dict[str, Any], where: str, ptbxl: PtbXl) -> Row:
+def _row(prefix: str, question: dict[str, Any], where: str, recordings: PtbXl | MimicIvEcg) -> Row:
     ecgs = [str(ecg) for ecg in question["ecg_id"]]
-    attributes = [str(attribute) for attribute in question.get("attribute") or ()]
-    about = (*attributes, *question["answer"])
-    control = "voltage" if any("voltage" in word or word in VOLTAGE_CODES for word in about) else ""
-    return question_row(
-        id=f"{prefix}/{question['sample_id']}",
-        ecgs=ecgs,
-        patient_ids=[ptbxl.patient_of.get(ecg, "") for ecg in ecgs],
-        question_type=question["question_type"],
-        question=question["question"],
-        answer=question["answer"],
-        template_id=question["template_id"],
-        # Comparisons come without attributes. Those of a query are what its answer names: as a key they would tell it.
-        attribute="" if question["question_type"].endswith("query") else ", ".join(attributes),
-        group=question["attribute_type"],
-        control="noise" if question["attribute_type"] == "noise" else control,
+    attributes = tuple(str(attribute) for attribute in question.get("attribute") or ())
+    asked = _asked(
+        question["question_type"],
+        question["template_id"],
+        question["attribute_type"],
+        attributes,
+        question["question"],
+        tuple(question["answer"]),
+    )
+    return Row(
+        **{
+            **asked,
+            "id": f"{prefix}/{question['sample_id']}",
+            "ecgs": ecgs,
+            "patient_ids": [recordings.patient_of.get(ecg, "") for ecg in ecgs],
+        }
     )
 
 
-def _reason_to_drop(
-    row: Row, training: bool, ptbxl: PtbXl, train_folds: Collection[int], test_folds: Collection[int]
-) -> str:
-    """Why a row fits neither split, in words that follow a count; empty when it fits its own."""
-    split = "training" if training else "test"
-    if not all(ecg in ptbxl.fold_of for ecg in row["ecgs"]):
-        return f"{split} questions dropped: their ECGs are not on disk"
-    folds = {ptbxl.fold_of[ecg] for ecg in row["ecgs"]}
-    if folds <= set(train_folds if training else test_folds):
-        return ""
-    if folds & set(train_folds) and folds & set(test_folds):
-        return f"{split} questions dropped: they compare an ECG of a training fold with one of a test fold"
-    if folds & set(test_folds if training else train_folds):
-        return f"{split} questions dropped: their ECGs are in a {'test' if training else 'training'} fold"
-    return f"{split} questions dropped: their ECGs are in a fold that is used for neither split"
+@lru_cache(maxsize=1 << 16)
+def _asked(
+    kind: str, template: int, group: str, attributes: tuple[str, ...], question: str, answer: tuple[str, ...]
+) -> Row:
+    """All of a row but its ECGs. A question is asked of hundreds: a million rows share some thousands of these."""
+    words = [word.casefold() for word in (*attributes, *answer)]
+    voltage = any("voltage" in word for word in words) or not VOLTAGE_CODES.isdisjoint((*attributes, *answer))
+    return question_row(
+        id="",
+        ecgs=[""] * QUESTION_TYPES[kind],
+        patient_ids=[],
+        question_type=kind,
+        question=question,
+        answer=answer,
+        template_id=template,
+        # Comparisons come without attributes. Those of a query are what its answer names: as a key they would tell it.
+        attribute="" if kind.endswith("query") else ", ".join(attributes),
+        group=group,
+        control="noise" if group == "noise" else "voltage" if voltage else "",
+    )
 
 
 def _check_unique(rows: list[Row]) -> None:
@@ -226,30 +383,44 @@ def _check_unique(rows: list[Row]) -> None:
         raise ValueError(f"sample_id is not unique: {len(repeated)} rows are named twice, such as {repeated[0]}")
 
 
-def _reports(ptbxl: PtbXl, folds: Collection[int], voltage: bool, from_labels: bool = True) -> tuple[list[Row], int]:
-    """Rows that ask for the report of each record in these folds, and how many are answered in a reader's own words.
-
-    `from_labels` says whether records without such a report get sentences made from their labels.
-    """
-    rows, english = [], 0
-    for record in ptbxl.records:
-        if ptbxl.fold_of[record] not in folds:
-            continue
-        report = ptbxl.report(record, voltage=voltage)
-        own = report is not None and report[1] == "en"
-        made = ptbxl.statements(record, voltage=voltage) if from_labels else None
-        text = report[0] if report is not None and own else made
-        if text is None:
-            continue
-        english += own
-        rows.append(
-            question_row(
-                id=f"report/{record}",
-                ecgs=[record],
-                patient_ids=[ptbxl.patient_of[record]],
-                question_type="report",
-                question=_ASK_REPORT[int(record) % len(_ASK_REPORT)],
-                answer=[text],
-            )
+def _reports(
+    recordings: PtbXl | MimicIvEcg,
+    records: Sequence[str],
+    kinds: Sequence[str],
+    voltage: bool,
+    translated: Callable[[Iterable[str]], dict[str, str]],
+) -> tuple[list[Row], list[str]]:
+    """Rows that ask for the report of each record, and notes on where the reports came from."""
+    texts: dict[str, str] = {}
+    used: list[str] = []
+    lost = 0
+    for kind in kinds:
+        left = [record for record in records if record not in texts]
+        if isinstance(recordings, MimicIvEcg):
+            found = recordings.reports(left, voltage=voltage) if kind == "english" else {}
+        elif kind == "labels":
+            made = {record: recordings.statements(record, voltage=voltage) for record in left}
+            found = {record: text for record, text in made.items() if text}
+        else:
+            found = recordings.reports(left, "en" if kind == "english" else "de", voltage=voltage)
+        if kind == "translated":
+            english = translated(found.values())
+            lost = sum(text not in english for text in found.values())
+            found = {record: english[text] for record, text in found.items() if text in english}
+        texts |= found
+        used.append(f"{len(found)} {REPORTS[kind]}")
+    notes = [f"Reports of {len(texts)} of {len(records)} training records: {', '.join(used)}."]
+    if lost:
+        notes.append(f"{lost} German reports were left out: their translation was empty, unfinished or still German.")
+    return [
+        question_row(
+            id=f"report/{record}",
+            ecgs=[record],
+            patient_ids=[recordings.patient_of[record]],
+            question_type="report",
+            question=_ASK_REPORT[int(record) % len(_ASK_REPORT)],
+            answer=[texts[record]],
         )
-    return rows, english
+        for record in records
+        if record in texts
+    ], notes

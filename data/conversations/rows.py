@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -26,8 +26,9 @@ class Row(TypedDict):
     question names (a finding, say), and never what its answer names; `group` is the family the attribute belongs to
     (`"rhythm"`, `"ST"`, ...). Both are empty where unknown. `control` is empty for an ordinary question; otherwise it
     names the group that is reported in a row of its own and kept out of every headline number (for example
-    `"voltage"`, which an encoder blind to gain cannot answer). Rows are values: many share their `messages` and
-    `answer`, so whoever wants other ones makes new lists.
+    `"voltage"`, which an encoder blind to gain cannot answer). `others` are more conversations about the same
+    recordings, which stand in a row of training beside `messages` (`packed`). Rows are values: many share their
+    `messages` and `answer`, so whoever wants other ones makes new lists.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Row(TypedDict):
     question: str
     answer: list[str]
     control: str
+    others: NotRequired[list[list[Message]]]
 
 
 @dataclass
@@ -59,6 +61,7 @@ class QuestionSet:
         notes: What was dropped and why, in sentences for the model card.
         traits: Of each record id, what donors are matched on where it is known: `"corpus"` (str), `"sex"` (str),
             `"age"` (float, years).
+        fold_of: Fold of each record id in its corpus' published split, where there is one.
     """
 
     name: str
@@ -71,6 +74,7 @@ class QuestionSet:
     notes: list[str] = field(default_factory=list)
     traits: dict[str, dict[str, Any]] = field(default_factory=dict)
     test_reports: list[Row] = field(default_factory=list)
+    fold_of: dict[str, str] = field(default_factory=dict)
 
 
 def user(n_ecgs: int, text: str) -> Message:
@@ -181,3 +185,54 @@ def dialogues(rows: Sequence[Row], turns: int, seed: int = 0) -> list[Row]:
                 messages += [user(0, row["question"]), assistant(answer_text(row["answer"]))]
             joined.append(Row(**{**group[0], "id": "+".join(row["id"] for row in group), "messages": messages}))
     return [joined[i] for i in rng.permutation(len(joined))]
+
+
+def balanced(rows: Sequence[Row], most: int) -> list[list[Row]]:
+    """Rows whose rarer answers to a yes/no question are repeated until all are as frequent, each at most `most` times.
+
+    Returns:
+        All rows, then the repeats, round by round. No round holds a row twice, so `dialogues` of a round never ask what
+        was just answered.
+
+    Raises:
+        ValueError: `most` is less than 1.
+    """
+    if most < 1:
+        raise ValueError(f"a row is used at least once, got balance {most}")
+    answers: dict[tuple[Any, ...], dict[tuple[str, ...], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["question_type"].endswith("verify"):
+            answers[same_question(row)][tuple(row["answer"])].append(row)
+    rounds: list[list[Row]] = [list(rows), *([] for _ in range(most - 1))]
+    for by_answer in answers.values():
+        wanted = max(map(len, by_answer.values()))
+        for alike in by_answer.values():
+            for k in range(1, most):
+                rounds[k] += alike[: max(0, wanted - k * len(alike))]
+    return [some for some in rounds if some]
+
+
+def packed(rows: Sequence[Row], questions_per_row: int) -> list[Row]:
+    """Pack rows about the same recordings, at most so many together, each where the first of its rows stood.
+
+    What is packed are whole conversations, dialogues too: the first one's `messages`, the rest in `others`. Unlike the
+    turns of a dialogue they do not follow each other: none of them can read another (`elm.prefix`). The `id` names all;
+    `question`, `answer` and the like are those of the first.
+
+    Raises:
+        ValueError: `questions_per_row` is less than 1.
+    """
+    if questions_per_row < 1:
+        raise ValueError(f"a row has at least one question, got questions_per_row {questions_per_row}")
+    packs: list[list[Row]] = []
+    open_packs: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        pack = open_packs.get(tuple(row["ecgs"]), [])
+        if len(pack) % questions_per_row == 0:  # none yet, or a full one
+            pack = open_packs[tuple(row["ecgs"])] = []
+            packs.append(pack)
+        pack.append(row)
+    return [
+        Row(**{**pack[0], "id": "+".join(row["id"] for row in pack), "others": [row["messages"] for row in pack[1:]]})
+        for pack in packs
+    ]

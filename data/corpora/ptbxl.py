@@ -8,15 +8,17 @@ Source: https://physionet.org/content/ptb-xl/ (CC BY 4.0). Expected layout:
     root/records500/00000/00001_hr.hea, .dat ...    500 Hz
 
 Only records whose files are there are listed, so a part of the corpus is a corpus. The ten folds (`strat_fold`) do not
-share patients; the makers recommend 1-8 for training, 9 for validation and 10 for testing.
+share patients; the makers recommend 1-8 for training, 9 for validation and 10 for testing. Releases before 1.0.3 hold
+38 recordings twice, under two ids each: `data.splits` finds them where they lie on both sides of a split.
 """
 
 from __future__ import annotations
 
 import ast
 import csv
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from data.ecg import Ecg
 from data.readers import read_ecg
 
 LABEL_COLUMNS = ("super_class", "sub_class", "form", "rhythm")
+TRAIN_FOLDS = tuple(range(1, 9))  # what the makers recommend for training, and encoders are commonly pretrained on
 VOLTAGE_CODES = frozenset({"LVOLT", "HVOLT", "VCLVH"})  # statements that need true millivolts
 
 _WHERE = "download PTB-XL from https://physionet.org/content/ptb-xl/ and pass the folder that holds this file"
@@ -40,7 +43,15 @@ _MARKERS = {
     r"ableitungen|unspezifisches|pathologisches|verdacht",
     "sv": r"sinusrytm|rytm|och|ej|ingen|inga|inget|för|vänster|höger|normalt|patologiskt|extraslag",
 }
-_VOLTAGE_WORDS = re.compile(r"voltage|sokolow|\blvh\b", re.IGNORECASE)
+VOLTAGE_WORDS = re.compile(r"voltage|sokolow|\blvh\b", re.IGNORECASE)
+# German reports come without full stops: a phrase is cut out, and what cannot be is known by its words.
+_GERMAN_VOLTAGE = re.compile(
+    r"\b((periphere|zentrale|allgemeine)\s+)?(niederspannung(s-ekg)?|low\s?voltage|niedervoltage)\b"
+    r"|\b((mässige|deutliche)\s+)?amplitudenkriterien\s+für\s+(links|rechts)hypertrophie\b"
+)
+_GERMAN_VOLTAGE_WORDS = re.compile(r"volt|spannung|amplitud|sokolow")
+# The ECG cart's program version, and its "unconfirmed report", cut off where the table's field ended.
+_GERMAN_FOOTER = re.compile(r"\s*\b(4\.\d\d(\s+unbest\w*(\s+b\w*)?)?|unbestätigter?\s+b\w*)$")
 _NO_REPORT = "trace only requested"  # 70 of the reports say just that
 
 # Sub-classes gather statements; these have no statement of their own name to describe them.
@@ -79,13 +90,16 @@ class PtbXl:
         if not rows:
             raise ValueError(f"{self.root}: none of the records of ptbxl_database.csv is in records{rate}/: {_WHERE}")
         self._statements = {row[""]: row for row in _read_table(self.root / "scp_statements.csv", ("", "description"))}
-        self._rows = {row["ecg_id"]: row for row in sorted(rows, key=lambda row: int(row["ecg_id"]))}
+        self._rows = {str(int(self._number(row, "ecg_id"))): row for row in rows}
+        if len(self._rows) < len(rows):
+            raise ValueError(f"{table}: an ecg_id is there twice: download the table again")
+        self._rows = dict(sorted(self._rows.items(), key=lambda item: int(item[0])))
         self._files = {record: self.root / f"{row[filename]}.hea" for record, row in self._rows.items()}
         self.records = tuple(self._rows)
         # The table writes ids as decimals: 15709.0.
-        self.patient_of = {record: row["patient_id"].removesuffix(".0") for record, row in self._rows.items()}
-        self.fold_of = {record: int(float(row["strat_fold"])) for record, row in self._rows.items()}
-        ages = {record: float(row["age"]) if row["age"] else None for record, row in self._rows.items()}
+        self.patient_of = {record: str(int(self._number(row, "patient_id"))) for record, row in self._rows.items()}
+        self.fold_of = {record: int(self._number(row, "strat_fold")) for record, row in self._rows.items()}
+        ages = {record: self._number(row, "age") if row["age"] else None for record, row in self._rows.items()}
         self.age = {record: 90.0 if age is not None and age > 89 else age for record, age in ages.items()}
         sexes = {"0": "male", "1": "female", "male": "male", "female": "female"}
         self.sex = {record: sexes.get(row["sex"].removesuffix(".0"), "") for record, row in self._rows.items()}
@@ -117,26 +131,33 @@ class PtbXl:
             raise ValueError(f"no labels {column!r}: expected one of {', '.join(LABEL_COLUMNS)}")
         return {record: self._labels(record, column) for record in self.records}
 
-    def report(self, record_id: str, *, voltage: bool = True) -> tuple[str, str] | None:
-        """The report and its language, or None when there is none.
+    def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
+        """Reports in one language, of those of `records` that have one.
 
-        The language is `"en"`, `"de"`, `"sv"` or `"unknown"`: that of the most marker words, `"unknown"` without a
-        winner. Column `report_en`, where it is filled in, is preferred and English. What an editor noted after
-        `Edit:` is cut: it lists label codes.
+        A report's language is `"en"`, `"de"`, `"sv"` or `"unknown"`: that of the most marker words, `"unknown"` without
+        a winner. Column `report_en`, where it is filled in, is preferred to an English `report`. What an editor noted
+        after `Edit:` is cut (it lists label codes), and so is the ECG cart's note that a report is unconfirmed.
 
         Args:
-            record_id: The record.
-            voltage: Whether to keep sentences about voltage, which only true millivolts can show.
+            records: Record ids.
+            language: Which language.
+            voltage: Whether to keep what is said of voltage, which only true millivolts can show.
         """
+        found = {record: self._report(record, language, voltage) for record in records}
+        return {record: text for record, text in found.items() if text}
+
+    def _report(self, record_id: str, language: str, voltage: bool) -> str:
         row = self._rows[self._known(record_id)]
         for column in ("report_en", "report"):
             text = " ".join(re.split(r"\bEdit:", row.get(column) or "", flags=re.IGNORECASE)[0].split())
-            if not voltage:
-                sentences = re.split(r"(?<=\.)\s", text)
-                text = " ".join(sentence for sentence in sentences if not _VOLTAGE_WORDS.search(sentence))
-            if text and not text.lower().startswith(_NO_REPORT):
-                return text, "en" if column == "report_en" else _language(text)
-        return None
+            if not text or text.lower().startswith(_NO_REPORT):
+                continue
+            if ("en" if column == "report_en" else _language(text)) != language:
+                continue
+            text = _mended(text) if language == "de" else text
+            if text := text if voltage else _without_voltage(text, language):
+                return text
+        return ""
 
     def statements(self, record_id: str, *, voltage: bool = True) -> str | None:
         """What is known of a record in English sentences: `Sinus rhythm. Normal ECG.` for example.
@@ -162,6 +183,18 @@ class PtbXl:
         texts = [doubt + self._describe(code) for doubt, code in said if voltage or code not in VOLTAGE_CODES]
         sentences = [f"{text[0].upper()}{text[1:]}." for text in dict.fromkeys(texts)]
         return " ".join(sentences) or None
+
+    def _number(self, row: Mapping[str, str], column: str) -> float:
+        try:
+            number = float(row[column])
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(
+                f"{self.root / 'ptbxl_database.csv'}: ecg_id {row['ecg_id']}, {column}: {row[column]!r} is not a "
+                "number: download the table again"
+            )
+        return number
 
     def _known(self, record_id: str) -> str:
         if record_id not in self._rows:
@@ -221,6 +254,19 @@ def _language(text: str) -> str:
     best = max(counts.values())
     winners = [language for language, count in counts.items() if count == best]
     return winners[0] if best and len(winners) == 1 else "unknown"
+
+
+def _mended(text: str) -> str:
+    """A German report with its umlauts, which the table holds as capitals in lower-case text or as `#`."""
+    text = text.translate(str.maketrans("ÄÖÜ", "äöü")).replace("#", "ü")
+    return _GERMAN_FOOTER.sub("", text)
+
+
+def _without_voltage(text: str, language: str) -> str:
+    words = VOLTAGE_WORDS
+    if language == "de":
+        text, words = " ".join(_GERMAN_VOLTAGE.sub(" ", text).split()), _GERMAN_VOLTAGE_WORDS
+    return " ".join(sentence for sentence in re.split(r"(?<=\.)\s", text) if not words.search(sentence.lower()))
 
 
 def _read_table(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.conversations import ecg_qa
 from data.conversations.ecg_qa import QUESTION_TYPES, load
 from data.conversations.rows import QuestionSet, same_question
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
+from data.splits import check_leaks
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 COLUMNS = ("ecg_id", "patient_id", "strat_fold", "filename_lr", "filename_hr", "age", "sex", "scp_codes", "report")
@@ -47,9 +49,11 @@ QUESTIONS = {
 }
 
 
-def write_questions(root: Path, name: str = "ecgqa", version: str = "template", questions=QUESTIONS) -> None:
+def write_questions(
+    root: Path, name: str = "ecgqa", version: str = "template", questions=QUESTIONS, source: str = "ptbxl"
+) -> None:
     for split, rows in questions.items():
-        folder = root / name / "ptbxl" / version / split
+        folder = root / name / source / version / split
         folder.mkdir(parents=True, exist_ok=True)
         half = len(rows) // 2
         (folder / "00000.json").write_text(json.dumps(rows[:half]))
@@ -108,7 +112,7 @@ def test_notes_count_what_was_dropped(loaded):
         "ecgqa (template): 1 training questions dropped: their ECGs are in a test fold.",
         "ecgqa (template): 1 training questions dropped: their ECGs are not on disk.",
         f"ecgqa (template): 1 training questions dropped: {both}.",
-        "Reports: 1 training records have an English report; for 1 others sentences were made from their labels.",
+        "Reports of 2 of 2 training records: 1 in English as written, 1 sentences made from labels.",
         "Statements about voltage were left out of the reports.",
     ]
 
@@ -209,6 +213,172 @@ def test_folds_and_versions_are_the_callers(tmp_path, ptbxl):
         load(tmp_path, ptbxl, sets=["ecgqa"])
 
 
+def placed(loaded: QuestionSet) -> tuple[list[str], list[str]]:
+    """Names of the rows of training and of the test, without the set's."""
+    return tuple(["/".join(row["id"].split("/")[2:]) for row in rows] for rows in (loaded.train, loaded.test))
+
+
+def test_the_split_may_be_ecg_qas_own(tmp_path, ptbxl):
+    write_questions(tmp_path)
+    own = load(tmp_path, ptbxl, sets=["ecgqa"], split="own")
+    assert placed(own) == ([f"train/{i}" for i in (0, 1, 2, 3, 5, 6, 7)], ["test/0", "test/1", "test/2"])
+    assert "ecgqa (template): 2 questions of ECG-QA's own valid split left out." in own.notes
+    # Reports are those of the records that are asked about.
+    assert [row["ecgs"] for row in own.reports] == [["1"], ["2"], ["3"], ["5"]]
+    valid = load(tmp_path, ptbxl, sets=["ecgqa"], split="own", held_out="valid")
+    assert placed(valid) == (placed(own)[0], ["valid/0", "valid/1"])
+    assert own.fold_of == {record: str(FOLDS[record]) for record in "12345"}
+
+
+def test_the_split_may_be_the_folds_alone(tmp_path, ptbxl):
+    write_questions(tmp_path)
+    folds = load(tmp_path, ptbxl, sets=["ecgqa"], split="folds")
+    assert placed(folds) == (
+        ["train/0", "train/1", "train/6", "train/7", "test/1"],
+        ["train/2", "valid/0", "valid/1", "test/0"],
+    )
+    both = "they compare an ECG of a training fold with one of a test fold"
+    assert folds.notes[1:4] == [
+        "ecgqa (template): 1 questions dropped: their ECGs are in a fold that is used for neither split.",
+        f"ecgqa (template): 2 questions dropped: {both}.",
+        "ecgqa (template): 1 training questions dropped: their ECGs are not on disk.",
+    ]
+
+
+def test_both_wordings_go_to_the_same_side(tmp_path, ptbxl):
+    write_questions(tmp_path)
+    other = {split: [q | {"question": "In other words?"} for q in asked] for split, asked in QUESTIONS.items()}
+    write_questions(tmp_path, version="paraphrased", questions=other)
+    both = load(tmp_path, ptbxl, sets=["ecgqa"], version="both")
+    once = load(tmp_path, ptbxl, sets=["ecgqa"])
+    assert both.train[: len(once.train)] == once.train and len(both.train) == 2 * len(once.train)
+    assert placed(both) == tuple(2 * names for names in placed(once))
+    assert {row["question"] for row in both.train[len(once.train) :]} == {"In other words?"}
+
+
+def test_reports_come_from_the_first_source_that_has_one(tmp_path, ptbxl):
+    write_questions(tmp_path)
+    german = load(tmp_path, ptbxl, sets=["ecgqa"], reports=["german"])
+    assert [(row["ecgs"], row["answer"]) for row in german.reports] == [(["2"], ["sinusrhythmus"])]
+    assert [row["ecgs"] for row in german.test_reports] == [["3"], ["4"]]
+    assert "Reports of 1 of 2 training records: 1 in German as written." in german.notes
+    labels = load(tmp_path, ptbxl, sets=["ecgqa"], reports=["labels", "english"])
+    assert [row["answer"] for row in labels.reports] == [["Sinus rhythm."], ["Sinus rhythm."]]
+    assert labels.test_reports == [] and "2 sentences made from labels, 0 in English as written." in labels.notes[-2]
+
+
+def test_german_reports_are_translated_once_and_leave_no_german(tmp_path, ptbxl, monkeypatch):
+    write_questions(tmp_path)
+    asked: list[tuple[list[str], object, object]] = []
+
+    def translate(texts, model, cache):
+        asked.append((sorted(set(texts)), model, cache))
+        return dict.fromkeys(texts, "sinus rhythm")
+
+    monkeypatch.setattr(ecg_qa, "translate", translate)
+    settings = {"sets": ["ecgqa"], "reports": ["english", "translated", "labels"], "translator": "some/model"}
+    loaded = load(tmp_path, ptbxl, **settings)
+    assert [row["answer"] for row in loaded.reports] == [["sinus rhythm."], ["sinus rhythm"]]
+    assert [row["answer"] for row in loaded.test_reports] == [["sinus rhythm"], ["sinus rhythm"]]
+    assert asked == [(["sinusrhythmus"], "some/model", tmp_path / "cache")] * 2
+    made = "1 in English as written, 1 translated from German, 0 sentences made from labels"
+    assert f"Reports of 2 of 2 training records: {made}." in loaded.notes
+    monkeypatch.setattr(ecg_qa, "translate", lambda *_: {})  # what cannot be translated
+    loaded = load(tmp_path, ptbxl, **settings)
+    assert [row["answer"] for row in loaded.reports] == [["sinus rhythm."], ["Sinus rhythm."]]
+    assert loaded.test_reports == []
+    assert any(note.startswith("1 German reports were left out: their translation was empty") for note in loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "mimic"}, "source must be one of ptbxl, mimic-iv-ecg, got 'mimic'"),
+        ({"version": "simple"}, "version must be one of template, paraphrased, both, got 'simple'"),
+        ({"split": "fold"}, r"split must be one of folds\+own, folds, own, got 'fold'"),
+        ({"split": "own", "held_out": "train"}, "held_out must be one of test, valid, got 'train'"),
+        ({"held_out": "valid"}, r"held_out='valid' needs split='own': with split='folds\+own' test_folds says"),
+        ({"source": "mimic-iv-ecg", "split": "folds"}, "MIMIC-IV-ECG has no folds: split='folds' is for PTB-XL"),
+        ({"source": "mimic-iv-ecg", "rate": 100}, "MIMIC-IV-ECG is published at 500 Hz, not at 100"),
+        ({"source": "mimic-iv-ecg", "reports": ["german"]}, "those of MIMIC-IV-ECG are English: ask for 'english'"),
+        ({"reports": ["english", "german"]}, "'german' together with 'english', which are English, would mix two"),
+        ({"reports": ["german", "labels"]}, "'german' together with 'labels'.* ask for 'german' alone, or for 'transl"),
+        ({"reports": ["german", "translated"], "translator": "x"}, "'german' together with 'translated'"),
+        ({"reports": ["translated"]}, "'translated' needs a translator: .* such as Helsinki-NLP/opus-mt-de-en"),
+        ({"translator": "x"}, "translator x has nothing to translate: name 'translated' in reports"),
+        ({"reports": ["danish"]}, r"reports must be a list of some of english, .*, got \['danish'\]"),
+        ({"reports": []}, r"reports must be a list of some of english, .*, got \[\]"),
+        ({"reports": "english"}, "reports must be a list of some of english, .*, got 'english'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, **settings)
+
+
+def test_recordings_must_be_of_the_source(tmp_path, ptbxl):
+    with pytest.raises(ValueError, match="source is 'mimic-iv-ecg', but the recordings are of .*ptbxl"):
+        load(tmp_path, ptbxl, source="mimic-iv-ecg")
+
+
+def write_mimic(root: Path) -> None:
+    """Three records of two patients, with reports, in MIMIC-IV-ECG's layout."""
+    records = {40000001: 10000001, 40000002: 10000001, 40000003: 10000002}
+    paths = {study: f"files/p1000/p{subject}/s{study}/{study}" for study, subject in records.items()}
+    root.mkdir()
+    listed = "".join(f"{subject},{study},{study},t,{paths[study]}\n" for study, subject in records.items())
+    (root / "record_list.csv").write_text("subject_id,study_id,file_name,ecg_time,path\n" + listed)
+    header = ",".join(["subject_id", "study_id", *(f"report_{i}" for i in range(18))])
+    said = "".join(
+        f"{sub},{study},Sinus rhythm,Normal ECG,High QRS voltages{',' * 15}\n" for study, sub in records.items()
+    )
+    (root / "machine_measurements.csv").write_text(f"{header}\n{said}")
+    for i, study in enumerate(records):
+        signal = np.random.default_rng(i).standard_normal((12, 5000))
+        write_wfdb(Ecg(signal, 500, LEADS, record_id=str(study)), (root / paths[study]).parent)
+
+
+def test_mimic_iv_ecg_is_asked_about_by_its_own_split(tmp_path):
+    write_mimic(tmp_path / "mimic-iv-ecg")
+    asked = {
+        "train": [
+            question(0, [40000001]),
+            question(1, [40000001, 40000002], **PAIR),
+            question(2, [40000009]),
+            question(3, [40000002], answer=["Voltage criteria (QRS) for left ventricular hypertrophy"]),
+        ],
+        "valid": [question(0, [40000002])],
+        "test": [question(0, [40000003])],
+    }
+    write_questions(tmp_path, source="mimic-iv-ecg", questions=asked)
+    loaded = load(tmp_path, source="mimic-iv-ecg")
+    assert placed(loaded) == (["train/0", "train/1", "train/3"], ["test/0"])
+    assert [row["control"] for row in loaded.train] == ["", "", "voltage"]
+    assert loaded.train[1]["patient_ids"] == ["10000001", "10000001"]
+    assert loaded.name == "ecgqa (mimic-iv-ecg)" and loaded.source_key.startswith("mimic-iv-ecg ")
+    assert loaded.source["40000003"].fs == 500 and loaded.fold_of == {}
+    assert loaded.traits == dict.fromkeys(loaded.patient_of, {"corpus": "mimic-iv-ecg"})
+    assert [(row["ecgs"], row["answer"]) for row in loaded.reports] == [
+        (["40000001"], ["sinus rhythm. normal ecg."]),
+        (["40000002"], ["sinus rhythm. normal ecg."]),
+    ]
+    assert [row["ecgs"] for row in loaded.test_reports] == [["40000003"]]
+    assert loaded.notes == [
+        "ecgqa (template): 3 training and 1 test questions.",
+        "ecgqa (template): 1 questions of ECG-QA's own valid split left out.",
+        "ecgqa (template): 1 training questions dropped: their ECGs are not on disk.",
+        "Reports of 2 of 2 training records: 2 in English as written, 0 sentences made from labels.",
+        "Statements about voltage were left out of the reports.",
+    ]
+
+
+def test_rows_share_what_they_ask(tmp_path, ptbxl):
+    """A million rows must not hold a million copies of a thousand questions."""
+    write_questions(tmp_path, questions={"train": [question(0, [1]), question(1, [2])]})
+    first, second = load(tmp_path, ptbxl, sets=["ecgqa"]).train
+    assert first["messages"] is second["messages"] and first["ecgs"] != second["ecgs"]
+
+
 @pytest.mark.parametrize("kind", QUESTION_TYPES)
 def test_all_question_types_are_known(kind, tmp_path, ptbxl):
     ecgs = [1, 2][: QUESTION_TYPES[kind]]
@@ -253,11 +423,11 @@ def test_a_repeated_sample_is_refused(tmp_path, ptbxl):
         load(tmp_path, ptbxl, sets=["ecgqa"])
 
 
-def test_a_patient_on_both_sides_is_refused(tmp_path):
+def test_a_patient_on_both_sides_is_found(tmp_path):
     write_questions(tmp_path)
     mixed = write_ptbxl(tmp_path / "mixed", patients={"1": "7", "3": "7"})
-    with pytest.raises(ValueError, match="1 patients are in training and in test folds, such as 7"):
-        load(tmp_path, mixed, sets=["ecgqa"])
+    leaks = check_leaks(load(tmp_path, mixed, sets=["ecgqa"]))
+    assert leaks.patients == ("7",) and "1 patient is in training and in the test: 7." in leaks.refusal()
 
 
 @pytest.mark.slow

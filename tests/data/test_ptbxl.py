@@ -102,7 +102,7 @@ def test_gives_recordings_with_their_patient(published):
 def test_empty_codes_are_unknown_not_negative(published):
     for column in LABEL_COLUMNS:
         assert published.labels(column)["4"] is None and published.labels(column)["5"] is None
-    assert published.statements("4") is None and published.report("4") is None
+    assert published.statements("4") is None and published.reports(["4"]) == {}
 
 
 @pytest.mark.parametrize("made_by", ["published", "labelled"])
@@ -131,17 +131,46 @@ def test_statements_are_sentences_rhythm_first(published, labelled):
 
 
 def test_reports_say_their_language(published, labelled):
-    assert published.report("21") == ("sinus rhythm. t waves are flat.", "en")
-    assert published.report("3") == ("sinusrhythmus lagetyp normal", "de")
-    assert published.report("5") is None  # "trace only requested" is no report
-    assert labelled.report("3") == ("Low voltage. Normal axis.", "en")
-    assert labelled.report("3", voltage=False) == ("Normal axis.", "en")
+    # "trace only requested", of record 5, is no report.
+    assert published.reports(published.records) == {"21": "sinus rhythm. t waves are flat."}
+    assert published.reports(published.records, "de") == {"3": "sinusrhythmus lagetyp normal"}
+    assert published.reports(published.records, "sv") == published.reports(published.records, "unknown") == {}
+    assert labelled.reports(["3"]) == {"3": "Low voltage. Normal axis."}
+    assert labelled.reports(["3"], voltage=False) == {"3": "Normal axis."}
+    assert labelled.reports(["3"], "de") == {
+        "3": "sinusrhythmus lagetyp normal"
+    }  # the translation beside it is English
 
 
 def test_editors_codes_are_cut_from_reports(tmp_path):
     row = "sinus rhythm. normal ecg.   Edit: NORM 100, sinusrhythmus"
     ptbxl = PtbXl(write_tree(tmp_path, [{"report": row}] * 5))
-    assert ptbxl.report("3") == ("sinus rhythm. normal ecg.", "en")
+    assert ptbxl.reports(["3"]) == {"3": "sinus rhythm. normal ecg."}
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "without_voltage"),
+    [
+        (
+            "sinusrhythmus lagetyp normal mÄssige amplitudenkriterien fÜr linkshypertrophie st & t abnorm 4.46   "
+            "unbestÄtigter bericht",
+            "sinusrhythmus lagetyp normal mässige amplitudenkriterien für linkshypertrophie st & t abnorm",
+            "sinusrhythmus lagetyp normal st & t abnorm",
+        ),
+        ("linkstyp periphere niederspannung 4.46 unbestÄti", "linkstyp periphere niederspannung", "linkstyp"),
+        (
+            "sinusrhythmus amplitudenkriterien f#r linkshypertrophie inferiorer infarkt alter unbest.",
+            "sinusrhythmus amplitudenkriterien für linkshypertrophie inferiorer infarkt alter unbest.",
+            "sinusrhythmus inferiorer infarkt alter unbest.",
+        ),
+        ("sinusrhythmus kammerhypertrophie sokolow 3,6", "sinusrhythmus kammerhypertrophie sokolow 3,6", None),
+    ],
+)  # fmt: skip
+def test_german_reports_are_mended_and_lose_what_is_said_of_voltage(written, text, without_voltage, tmp_path):
+    ptbxl = PtbXl(write_tree(tmp_path, [{"report": written}] * 5))
+    assert ptbxl.reports(["3"], "de") == {"3": text} and ptbxl.reports(["3"]) == {}
+    kept = {} if without_voltage is None else {"3": without_voltage}
+    assert ptbxl.reports(["3"], "de", voltage=False) == kept
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -157,6 +186,37 @@ def test_what_is_missing_is_said(tmp_path):
         PtbXl(tmp_path)
     (tmp_path / "ptbxl_database.csv").write_text("ecg_id,age\n1,2\n")
     with pytest.raises(ValueError, match="no column 'patient_id', 'strat_fold'"):
+        PtbXl(tmp_path)
+
+
+def test_the_faster_records_are_read_at_their_rate(tmp_path):
+    write_tree(tmp_path)
+    header = tmp_path / "records500/00000/00003_hr.hea"
+    leads = ("I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6")  # as PTB-XL spells them
+    write_wfdb(Ecg(np.arange(60000).reshape(12, 5000) / 4000, 500, LEADS, record_id="00003_hr"), header.parent)
+    header.write_text("\n".join(_respelt(header.read_text().splitlines(), leads)) + "\n")
+    ptbxl = PtbXl(tmp_path, rate=500)
+    assert ptbxl.records == ("3",)  # the others are there at 100 Hz only
+    ecg = ptbxl["3"]
+    assert (ecg.fs, ecg.duration, ecg.leads, ecg.patient_id) == (500, 10, LEADS, "7")
+    assert ecg.signal[3, 7] == pytest.approx(15007 / 4000, abs=1e-3)
+
+
+def _respelt(lines: list[str], leads: tuple[str, ...]) -> list[str]:
+    return [lines[0], *(f"{line.rpartition(' ')[0]} {lead}" for line, lead in zip(lines[1:], leads))]
+
+
+@pytest.mark.parametrize("column", ["patient_id", "strat_fold", "age", "ecg_id"])
+def test_what_is_no_number_is_named(column, tmp_path):
+    write_tree(tmp_path, [{column: "x"} if i == 1 else {} for i in range(5)])
+    name = "x" if column == "ecg_id" else "3"
+    with pytest.raises(ValueError, match=rf"ptbxl_database\.csv: ecg_id {name}, {column}: 'x' is not a number"):
+        PtbXl(tmp_path)
+
+
+def test_a_record_twice_is_refused(tmp_path):
+    write_tree(tmp_path, [{"ecg_id": "3"} if i == 2 else {} for i in range(5)])
+    with pytest.raises(ValueError, match=r"ptbxl_database\.csv: an ecg_id is there twice"):
         PtbXl(tmp_path)
 
 
@@ -192,7 +252,12 @@ def test_real_table(tmp_path):
     assert all(len(fold) == 1 for fold in folds.values())
     assert all(labels is not None for column in LABEL_COLUMNS for labels in ptbxl.labels(column).values())
     assert sum("NORM" in labels for labels in ptbxl.labels("super_class").values() if labels) == 877
-    languages = [report[1] for record in ptbxl.records if (report := ptbxl.report(record))]
-    assert {name: languages.count(name) for name in set(languages)} == {"en": 240, "de": 308, "sv": 4}
+    assert {name: len(ptbxl.reports(ptbxl.records, name)) for name in ("en", "de", "sv")} == {
+        "en": 240,
+        "de": 308,
+        "sv": 4,
+    }
+    german = ptbxl.reports(ptbxl.records, "de", voltage=False).values()
+    assert not any(word in text for text in german for word in ("spannung", "volt", "Ä", "unbestätigter bericht"))
     texts = {record: ptbxl.statements(record, voltage=False) for record in ptbxl.records}
     assert all(texts.values()) and not any("voltage" in text for text in texts.values())

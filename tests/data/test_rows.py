@@ -12,6 +12,7 @@ from data.conversations.rows import (
     QuestionSet,
     answer_text,
     assistant,
+    balanced,
     dialogues,
     named_leads,
     question_row,
@@ -165,3 +166,29 @@ def test_without_an_attribute_the_wording_says_what_is_asked():
     )
     assert same_question(first) == same_question(same) != same_question(other)
     assert len({same_question(row) for row in (first, same, other)}) == 2
+
+
+def verify(id, answer, question="Is it normal?"):
+    return question_row(
+        id=id, ecgs=[f"e{id}"], patient_ids=["p"], question_type="single-verify", question=question, answer=[answer]
+    )
+
+
+@pytest.mark.parametrize(("most", "yes", "no"), [(1, 2, 7), (2, 4, 7), (3, 6, 7), (4, 7, 7), (9, 7, 7)])
+def test_rarer_answers_are_repeated_until_all_are_as_frequent(most, yes, no):
+    rows = [verify(str(i), "yes" if i < 2 else "no") for i in range(9)]
+    rounds = balanced(rows, most)
+    assert rounds[0] == rows, "nothing is lost"
+    said = Counter(row["answer"][0] for some in rounds for row in some)
+    assert said == {"yes": yes, "no": no}
+    for some in rounds:
+        assert len({row["id"] for row in some}) == len(some), "a dialogue of a round would ask what it has answered"
+
+
+def test_only_yes_no_questions_are_balanced_and_each_for_itself():
+    choose = [{**verify(f"c{i}", "a" if i else "b"), "question_type": "single-choose"} for i in range(5)]
+    other = [verify("o0", "yes", "Is it fast?"), verify("o1", "no", "Is it fast?")]
+    first, *rest = balanced([*choose, *other, verify("x", "no"), verify("y", "no"), verify("z", "yes")], 5)
+    assert len(first) == 10 and [[row["id"] for row in some] for some in rest] == [["z"]]
+    with pytest.raises(ValueError, match="a row is used at least once, got balance 0"):
+        balanced(first, 0)
