@@ -1,17 +1,19 @@
 """ECG encoders, one folder each; `load_encoder` gives one and its feature extractor; the Auto classes know them."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from encoders.cnn import CnnEncoder
+from encoders.contract import check_encoder
+from encoders.hub import load_encoder, new_encoder, save_encoder
+from encoders.melp import MelpFeatureExtractor, MelpModel
+from encoders.patch import PatchEncoder, PatchFeatureExtractor
+from encoders.registry import register, register_installed
 
-from encoders.hub import load_encoder, save_encoder
-from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
-from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
+_OURS = (
+    (MelpModel, MelpFeatureExtractor),
+    (PatchEncoder, PatchFeatureExtractor),
+    (CnnEncoder, PatchFeatureExtractor),
+)
+for _model, _extractor in _OURS:
+    register(_model, _extractor)
+register_installed({_model.config_class.model_type for _model, _ in _OURS})
 
-for _config, _model, _extractor in (
-    (MelpConfig, MelpModel, MelpFeatureExtractor),
-    (PatchConfig, PatchEncoder, PatchFeatureExtractor),
-):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoFeatureExtractor.register(_config, _extractor)
-
-__all__ = ["load_encoder", "save_encoder"]
+__all__ = ["check_encoder", "load_encoder", "new_encoder", "save_encoder"]

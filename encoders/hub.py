@@ -1,4 +1,4 @@
-"""Encoders as folders: `load_encoder` and `save_encoder`.
+"""Encoders as folders: `load_encoder` and `save_encoder`; and new ones from their settings: `new_encoder`.
 
 A folder holds config.json, model.safetensors and preprocessor_config.json: preprocessing travels with the weights.
 Loading is strict: a tensor that is missing, unexpected, misshapen or not finite is an error that names it. (The stock
@@ -8,18 +8,31 @@ Loading is strict: a tensor that is missing, unexpected, misshapen or not finite
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file
-from transformers import CONFIG_MAPPING, FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
 
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.melp import MelpConfig
 from encoders.melp.convert import read_published
+from encoders.registry import config_class
+
+# What config.json calls a published MELP checkpoint, or one that has none: upstream's code is not ours.
+_PUBLISHED = ("melp", None)
 
 
 def load_encoder(
@@ -38,32 +51,89 @@ def load_encoder(
 
     Raises:
         FileNotFoundError: There is no such folder or file, or one of the folder's three files is missing.
-        ValueError: An unknown override, settings of encoder and extractor that contradict each other, or a tensor that
-            is missing, unexpected, misshapen or not finite.
+        ImportError: The folder's encoder type comes from an installed package that cannot be imported.
+        ValueError: An unknown type of encoder, an unknown override, settings of encoder and extractor that contradict
+            each other, or a tensor that is missing, unexpected, misshapen or not finite.
     """
     path = Path(name_or_path)
     if not path.exists():
         if str(name_or_path).count("/") != 1 or path.is_absolute():
-            raise FileNotFoundError(f"no encoder at {name_or_path}: not a folder, a file or a hub id (owner/name)")
-        # Only what is read: from the hub no pickle and no code is taken.
-        found = snapshot_download(str(name_or_path), revision=revision, allow_patterns=["*.json", "*.safetensors"])
-        path = Path(found)
+            raise FileNotFoundError(
+                f"no encoder at {name_or_path}: not a folder, a file or a hub id (owner/name), nor an encoder type of "
+                "an installed package"
+            )
+        try:
+            path = from_hub(str(name_or_path), ["*.json", "*.safetensors"], revision)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no encoder at {name_or_path}: {error}") from error
 
-    config_class = _config_class(path)
-    if config_class is None:
+    saved = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if saved.get("model_type") in _PUBLISHED:
         settings, own = _split(overrides, MelpConfig)
         config, weights, _ = read_published(path, **settings)
     else:
-        settings, own = _split(overrides, config_class)
-        saved = _read_json(path / "config.json")
-        own = _saved_own_settings(path, config_class.from_dict(dict(saved))) | own
-        config = config_class.from_dict(saved | settings)
+        kind = config_class(saved["model_type"])
+        settings, own = _split(overrides, kind)
+        own = _saved_own_settings(path, kind.from_dict(dict(saved))) | own
+        config = kind.from_dict(saved | settings)
         weights = load_file(_existing(path / "model.safetensors"))
     config.name_or_path = str(name_or_path)
     extractor = FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config, **own)
     encoder = AutoModel.from_config(config, dtype=torch.float32)
     load_weights(encoder, weights, source=str(name_or_path))
     return encoder.eval(), extractor
+
+
+def from_hub(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Download what is read of a hub's repository, if the cache does not hold it yet: no pickle, no code.
+
+    Args:
+        name: Hub id, `owner/name`.
+        patterns: Of the files.
+        revision: Branch, tag or commit.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        FileNotFoundError: It is no hub id, or there is nothing of that name or revision that can be reached; says why.
+    """
+    if name.count("/") != 1:
+        raise FileNotFoundError(f"{name} is no hub id (owner/name)")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        why = "its owner sets conditions: accept them on its page, and log in (hf auth login, or HF_TOKEN)"
+        raise FileNotFoundError(f"the hub does not give out {name}: {why}") from error
+    except RepositoryNotFoundError as error:
+        why = "there is none of that name, or it is private: log in as one who may read it (hf auth login, or HF_TOKEN)"
+        raise FileNotFoundError(f"the hub shows no repository {name}: {why}") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"the repository {name} on the hub has no revision {revision}") from error
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{name} is no hub id: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(f"{name} is not in the cache, and the hub cannot be reached: {error}") from error
+    except HfHubHTTPError as error:
+        raise FileNotFoundError(f"the hub does not give out {name}: {error}") from error
+
+
+def new_encoder(model_type: str, **settings: Any) -> tuple[EcgEncoder, EcgFeatureExtractor]:
+    """An untrained encoder in eval mode, float32, its weights drawn from torch's generator, and its feature extractor.
+
+    Args:
+        model_type: Ours (`"ecg_patch"`, `"ecg_melp"`), or one that an installed package provides (docs/extending.md).
+        **settings: Fields of its configuration, and its extractor's own settings.
+
+    Raises:
+        ImportError: The type comes from an installed package that cannot be imported.
+        ValueError: There is no such type, or it has no such setting.
+    """
+    kind = config_class(model_type)
+    of_config, own = _split(settings, kind)
+    config = kind(**of_config)
+    extractor = FEATURE_EXTRACTOR_MAPPING[kind].from_config(config, **own)
+    return AutoModel.from_config(config, dtype=torch.float32).eval(), extractor
 
 
 def save_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor, folder: str | Path) -> None:
@@ -99,24 +169,14 @@ def load_weights(encoder: EcgEncoder, weights: dict[str, torch.Tensor], source: 
     encoder.load_state_dict(weights)
 
 
-def _config_class(path: Path) -> type[EcgEncoderConfig] | None:
-    """The configuration class of a folder of ours; `None` for anything else."""
-    if not (path / "config.json").is_file():
-        return None
-    model_type = _read_json(path / "config.json").get("model_type")
-    if model_type in CONFIG_MAPPING and issubclass(CONFIG_MAPPING[model_type], EcgEncoderConfig):
-        return CONFIG_MAPPING[model_type]
-    return None
-
-
-def _split(overrides: dict[str, Any], config_class: type[EcgEncoderConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(overrides: dict[str, Any], kind: type[EcgEncoderConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Overrides for the configuration, and those for the extractor alone."""
-    of_config = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
-    of_extractor = set(FEATURE_EXTRACTOR_MAPPING[config_class].own_settings)
+    of_config = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
+    of_extractor = set(FEATURE_EXTRACTOR_MAPPING[kind].own_settings)
     unknown = overrides.keys() - of_config - of_extractor
     if unknown:
         raise ValueError(
-            f"unknown setting {', '.join(sorted(unknown))}: {config_class.model_type} has "
+            f"unknown setting {', '.join(sorted(unknown))}: {kind.model_type} has "
             f"{', '.join(sorted(of_config | of_extractor))}"
         )
     return (

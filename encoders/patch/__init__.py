@@ -2,6 +2,6 @@
 
 from encoders.patch.configuration import PatchConfig
 from encoders.patch.feature_extraction import PatchFeatureExtractor
-from encoders.patch.modeling import PatchEncoder, patch_encoder
+from encoders.patch.modeling import PatchEncoder
 
-__all__ = ["PatchConfig", "PatchEncoder", "PatchFeatureExtractor", "patch_encoder"]
+__all__ = ["PatchConfig", "PatchEncoder", "PatchFeatureExtractor"]

@@ -7,18 +7,13 @@ millivolts. It is the baseline that says what a pretrained encoder is worth (aft
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
-
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
 from encoders.patch.configuration import PatchConfig
-from encoders.patch.feature_extraction import PatchFeatureExtractor
 
 
 class PatchEncoder(EcgEncoder):
@@ -60,23 +55,3 @@ class PatchEncoder(EcgEncoder):
         patches = ecg_values.to(self.dtype).unflatten(-1, (-1, size)).transpose(1, 2).flatten(2)  # [B, T, leads * size]
         tokens = self.patch(patches) + self.position[: samples // size]  # [B, T, D]
         return EcgEncoderOutput(last_hidden_state=tokens, mask=output_mask(tokens, token_mask))
-
-
-def patch_encoder(**settings: Any) -> tuple[PatchEncoder, PatchFeatureExtractor]:
-    """A new encoder, its weights drawn from torch's generator, and its feature extractor.
-
-    Args:
-        **settings: Fields of `PatchConfig`, and the extractor's own (`leads`, `normalize`, `scale`).
-
-    Raises:
-        ValueError: There is no such setting.
-    """
-    own = PatchFeatureExtractor.own_settings
-    of_config = {field.name for field in fields(PatchConfig)} - {field.name for field in fields(PreTrainedConfig)}
-    if unknown := settings.keys() - of_config - {*own}:
-        raise ValueError(
-            f"unknown setting {', '.join(sorted(unknown))}: a patch encoder has {', '.join(sorted({*of_config, *own}))}"
-        )
-    config = PatchConfig(**{name: value for name, value in settings.items() if name not in own})
-    extractor = PatchFeatureExtractor.from_config(config, **{name: settings[name] for name in own if name in settings})
-    return PatchEncoder(config).eval(), extractor

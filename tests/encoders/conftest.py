@@ -9,6 +9,7 @@ import torch
 from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
+from encoders.cnn import CnnConfig, CnnEncoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
 
@@ -48,10 +49,12 @@ def tiny(golden: Path) -> EcgEncoder:
     return load_encoder(golden / "encoder_tiny.safetensors", output="features", **TINY_HEADS)[0]
 
 
-@pytest.fixture(params=["features", "beats", "tokens", "rhythm", "patch", "samples"])
+@pytest.fixture(params=["features", "beats", "tokens", "rhythm", "patch", "samples", "cnn"])
 def pair(request: pytest.FixtureRequest) -> tuple[EcgEncoder, EcgFeatureExtractor]:
     """Every encoder, with every choice of output."""
     torch.manual_seed(0)
+    if request.param == "cnn":
+        return CnnEncoder(cnn := CnnConfig()).eval(), PatchFeatureExtractor.from_config(cnn, normalize="zscore")
     if request.param in ("patch", "samples"):
         own = {"hidden_size": 32} if request.param == "patch" else {"hidden_size": None, "patch_size": 40}
         config: EcgEncoderConfig = PatchConfig(**own)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from encoders import hub, load_encoder, save_encoder
+from data.hub import commit
+from encoders import load_encoder, save_encoder
 from encoders.melp import MelpModel
 from encoders.melp.convert import PRETRAINED_ON, read_published
 from encoders.patch import PatchEncoder
@@ -91,14 +92,20 @@ def test_extractor_settings_are_kept(folder, pair):
     assert own.items() <= load_encoder(folder)[1].to_dict().items()
 
 
-def test_hub_ids_go_through_the_ordinary_client(folder, monkeypatch):
-    calls = []
-    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: calls.append((name, options)) or str(folder))
-    encoder, _ = load_encoder("someone/encoder", revision="abc123")
-    assert not encoder.training
-    (name, options), *_ = calls
-    assert (name, options["revision"]) == ("someone/encoder", "abc123")
-    assert not any("py" in pattern or "bin" in pattern for pattern in options["allow_patterns"])
+def test_hub_ids_are_downloaded_once_and_without_code(logged_in, folder, pair):
+    files = {path.name: path for path in folder.iterdir()} | {"modeling.py": b"1 / 0", "pytorch_model.bin": b"pickle"}
+    first = commit("owner/encoder", files, kind="model", message="An encoder", ours=[]).rpartition("/")[2]
+    for revision in (None, "main", first):
+        encoder, extractor = load_encoder("owner/encoder", revision=revision)
+        assert not encoder.training and extractor.to_dict() == pair[1].to_dict()
+        assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in pair[0].state_dict().items())
+    fetched = [path.rpartition("/")[2] for path in logged_in.downloads()]
+    assert len(fetched) == 3 and not {"modeling.py", "pytorch_model.bin"} & set(fetched)
+    with pytest.raises(FileNotFoundError, match="no encoder at owner/encoder: .*has no revision v9"):
+        load_encoder("owner/encoder", revision="v9")
+
+
+def test_what_is_neither_here_nor_on_the_hub_is_refused(folder):
     for missing in ("nowhere", folder / "nowhere", "a/b/c"):
         with pytest.raises(FileNotFoundError, match="no encoder at"):
             load_encoder(missing)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from data.ecg import LEADS, Ecg
-from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor, patch_encoder
+from encoders import new_encoder
+from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
 
 WHOLE = {"sampling_rate": 250, "seconds": 5, "patch_size": 1250, "normalize": "minmax"}  # ECG-Bench's one token
 
@@ -18,7 +19,7 @@ def upstream_minmax(signal):
 
 def test_a_whole_recording_is_one_token_and_one_linear_map(make_ecg):
     torch.manual_seed(0)
-    encoder, extractor = patch_encoder(**WHOLE, hidden_size=16)
+    encoder, extractor = new_encoder("ecg_patch", **WHOLE, hidden_size=16)
     ecgs = [make_ecg(fs=250, seed=seed) for seed in range(3)]
     with torch.no_grad():
         tokens = encoder(**extractor(ecgs)).last_hidden_state
@@ -30,7 +31,7 @@ def test_a_whole_recording_is_one_token_and_one_linear_map(make_ecg):
 
 
 def test_without_a_layer_the_token_is_the_flattened_recording(make_ecg):
-    encoder, extractor = patch_encoder(**WHOLE, hidden_size=None)
+    encoder, extractor = new_encoder("ecg_patch", **WHOLE, hidden_size=None)
     assert (encoder.config.output_dim, encoder.config.max_tokens) == (15000, 1)
     features = extractor([make_ecg(fs=100, seed=seed) for seed in range(2)])  # resampled
     with torch.no_grad():
@@ -64,14 +65,14 @@ def test_new_weights_follow_from_torchs_seed():
     states = []
     for _ in range(2):
         torch.manual_seed(3)
-        states.append(patch_encoder(hidden_size=8)[0].state_dict())
+        states.append(new_encoder("ecg_patch", hidden_size=8)[0].state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_settings_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match="unknown setting normalise: a patch encoder has .*normalize"):
-        patch_encoder(normalise="minmax")
+    with pytest.raises(ValueError, match="unknown setting normalise: ecg_patch has .*normalize"):
+        new_encoder("ecg_patch", normalise="minmax")
     with pytest.raises(ValueError, match="normalize must be one of millivolts, zscore, minmax, got 'max'"):
-        patch_encoder(normalize="max")
+        new_encoder("ecg_patch", normalize="max")
     with pytest.raises(ValueError, match="not a whole number of patches of 7"):
         PatchEncoder(PatchConfig(patch_size=7))

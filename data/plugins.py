@@ -1,0 +1,67 @@
+"""What other installed packages add, found by their entry points. Nothing is imported before it is asked for.
+
+A package that declares in its pyproject.toml
+
+    [project.entry-points."ecg_elm.questions"]
+    my_set = "my_package:load"
+
+provides the question set `my_set` (docs/extending.md). To install a package is to trust it; no file of a model and no
+setting can name code to import, only what an installed package has declared.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+OURS = "ecg-elm"
+
+
+def providers(group: str) -> dict[str, list[EntryPoint]]:
+    """The entry points of a group, by name. A sound installation has one of each name."""
+    found: defaultdict[str, list[EntryPoint]] = defaultdict(list)
+    for entry in entry_points(group=group):
+        found[entry.name].append(entry)
+    return dict(found)
+
+
+def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours: bool) -> None:
+    """Refuse a name that two packages give to something.
+
+    Args:
+        what: What the name is of, as error messages call it.
+        name: The name.
+        entries: The entry points of that name.
+        ours: Whether this package, too, has something of that name.
+
+    Raises:
+        ValueError: Several packages provide it; names them all.
+    """
+    packages = [OURS] * ours + [_provider(entry) for entry in entries]
+    if len(packages) > 1:
+        raise ValueError(
+            f"{what} {name!r} is provided by {' and by '.join(packages)}: which one is meant cannot be told, "
+            "so uninstall all but one"
+        )
+
+
+def load(what: str, entry: EntryPoint) -> Any:
+    """The object that an entry point names, or the module where it names no object in it.
+
+    Raises:
+        ImportError: It cannot be imported; names the package and the module.
+    """
+    try:
+        return entry.load() if entry.attr else import_module(entry.module)
+    except Exception as error:  # it is other people's code that runs here
+        raise ImportError(
+            f"{what} {entry.name!r} cannot be imported: {_provider(entry)} fails with {type(error).__name__}: {error}"
+        ) from error
+
+
+def _provider(entry: EntryPoint) -> str:
+    package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "a package without a name"
+    return f"{package} ({entry.value})"
