@@ -1,4 +1,4 @@
-"""A model as one folder: `load` and `save`.
+"""A model as one folder: `load`, `save`, and `resolve`, which finds the folder of a hub id.
 
 The folder holds config.json, model.safetensors (LoRA merged), the tokenizer with its chat template, the processor with
 the encoder's feature extractor, training.json (what it was trained on and how) and README.md (its model card). Beside
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,65 @@ from elm.card import write_card
 from elm.features import weights_hash
 from elm.modeling import ElmForConditionalGeneration
 from elm.processing import ElmProcessor
+from encoders.hub import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
+FILES = (  # what a model is loaded from, and training.json: patterns of names
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "training.json",
+)
+
+
+def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
+    """The folder of a saved model: itself, or that in the cache to which a hub id's files are downloaded once.
+
+    Args:
+        name_or_path: A folder, or a hub id (`owner/name`).
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and no hub id of that name that can be reached.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    try:
+        return from_hub(str(name_or_path), FILES, revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no saved model at {name_or_path}: no such folder, and {error}") from error
+
+
+def training_digest(folder: Path) -> str:
+    """Tells one training from another: a hash of what training.json holds, losses and settings among it."""
+    return sha256((folder / "training.json").read_bytes()).hexdigest()[:16]
 
 
 def load(
-    folder: Path | str, *, adapter: Path | str | None = None, dtype: torch.dtype | str = "auto"
+    folder: Path | str,
+    *,
+    revision: str | None = None,
+    adapter: Path | str | None = None,
+    dtype: torch.dtype | str = "auto",
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
     """A saved model and its processor, ready to answer.
 
     Args:
         folder: A folder written by `save`, or a hub id of one.
+        revision: Branch, tag or commit of a hub id.
         adapter: LoRA weights to put on it, from an `adapter/` folder; they must have been trained on this model.
         dtype: Of the weights; `"auto"` keeps the saved one.
 
@@ -42,31 +91,28 @@ def load(
         ValueError: A weight is missing, unexpected, misshapen or not finite, the file of weights is damaged, or the
             adapter belongs to another base.
     """
-    if Path(folder).is_dir() and not (Path(folder) / "config.json").exists():
-        raise FileNotFoundError(f"{folder} is no saved model: it has no config.json (was its training interrupted?)")
+    folder, name = resolve(folder, revision), folder
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{name} is no saved model: it has no config.json (was its training interrupted?)")
     try:
         model, info = ElmForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except SafetensorError as error:
-        raise ValueError(f"the weights of {folder} are damaged: {error}") from error
-    except OSError as error:
-        if Path(folder).is_dir():
-            raise
-        raise FileNotFoundError(f"no saved model at {folder}: no such folder, and as a hub id: {error}") from error
+        raise ValueError(f"the weights of {name} are damaged: {error}") from error
     faults = [f"{name} is missing" for name in info["missing_keys"]]
     faults += [f"{name} is unexpected" for name in info["unexpected_keys"]]
     faults += [f"{name} is {tuple(got)} instead of {tuple(want)}" for name, got, want in info["mismatched_keys"]]
     faults += [f"{n} holds NaN or infinity" for n, w in model.state_dict().items() if not bool(w.isfinite().all())]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(f"the weights of {folder} do not fit its config.json: {'; '.join(faults[:5])}{more}")
+        raise ValueError(f"the weights of {name} do not fit its config.json: {'; '.join(faults[:5])}{more}")
     processor = ElmProcessor.from_pretrained(folder)
     if adapter is not None:
         belongs = json.loads((Path(adapter) / BASE_FILE).read_text())["weights"]
         if weights_hash(model) != belongs:
             raise ValueError(
-                f"the adapter in {adapter} was trained on other weights ({belongs}) than those of {folder} "
+                f"the adapter in {adapter} was trained on other weights ({belongs}) than those of {name} "
                 f"({weights_hash(model)}): load it on the base it was trained on"
             )
         model = PeftModel.from_pretrained(model, str(adapter))

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 import elm
 from data.conversations.rows import user
 from elm import ElmForConditionalGeneration, ElmProcessor
-from elm.card import write_card
 from elm.features import weights_hash
 from elm.folder import load, save, save_adapter
 
@@ -258,78 +257,3 @@ def test_what_lies_beside_moves_in_and_the_rest_stays(folder, pair, tmp_path):
     save(*pair, folder, training=TRAINING, beside=tmp_path / "beside")
     assert [path.name for path in (folder / "adapter").iterdir()] == ["new.txt"]
     assert (folder / "checkpoints/checkpoint-1/state").exists() and (folder / "ablation/report.md").exists()
-
-
-# --- the card ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_card_says_what_must_be_known(pair, tmp_path):
-    pair.model.config.encoder_config.pretrained_on = "MIMIC-IV-ECG: ECGs and reports"
-    folder = save(*pair, tmp_path / "model", training=TRAINING)
-    card = (folder / "README.md").read_text()
-    assert "Research use only. Not a medical device. Not for diagnosis or treatment." in card
-    assert "pretrained on: MIMIC-IV-ECG: ECGs and reports" in card
-    assert (
-        "ECG-QA (PTB-XL)" in card
-        and "12 questions were dropped." in card
-        and "ECGs given in training: shuffled" in card
-    )
-    assert f"{sum(weight.numel() for weight in pair.model.parameters()):,} parameters" in card
-    assert "at most 3 language-model tokens per ECG" in card and "Does it read the ECG?" not in card
-    assert elm.load(folder)[0].config.encoder_config.pretrained_on == "MIMIC-IV-ECG: ECGs and reports"
-
-
-VERDICT = {
-    "verdict": "partly", "sentence": "The model reads the ECG in part. It reads: rhythm.", "patients": 200,
-    "pairs": 1234, "gap": 0.21234, "gap_interval": [0.15, 0.27], "paired_flip": 0.4, "exchanged": 0.187, "p": 0.0001,
-    "over_majority": -0.01234, "over_majority_interval": [-0.03, 0.005],
-}  # fmt: skip
-AUDITED = {
-    "verdict": VERDICT,
-    "conditions": {
-        "real": {"accuracy": 0.9123, "interval": [0.9, 0.93]},
-        "swap": {"accuracy": 0.5, "interval": [None, None]},
-        "reverse": {"accuracy": 0.7, "interval": [0.6, 0.8]},
-        "text-only": {"accuracy": 0.46, "interval": [0.45, 0.48]},
-    },
-    "majority_by_question": 0.4567,
-    "majority_interval": [0.44, 0.47],
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "told", "untold"),
-    [
-        (
-            {},
-            [
-                "**The model reads the ECG in part. It reads: rhythm.**",
-                "Swap-flip gap: +21.2 points (+15.0 to +27.0)",
-                "1,234 pairs of ECGs, 200 patients",
-                "Both answers of a pair right: 40.0 %; with the two ECGs exchanged 18.7 %, p < 0.001",
-                "Over the most common answer to each question: −1.2 points (−3.0 to +0.5)",
-                "| the real ECG | 91.2 % (90.0 to 93.0) |",
-                "| another patient's ECG | 50.0 % |",
-                "| (a model trained without ECGs) | 46.0 % (45.0 to 48.0) |",
-                "| (most common answer to each question) | 45.7 % (44.0 to 47.0) |",
-            ],
-            ["backwards", "no ECG"],
-        ),
-        ({"verdict": {**VERDICT, "pairs": 0, "gap": None}}, [VERDICT["sentence"]], ["Swap-flip", "of a pair"]),
-        ({"verdict": None}, ["| the real ECG |"], ["reads", "Swap-flip"]),
-    ],
-)
-def test_the_card_tells_what_the_audit_found_and_nothing_else(folder, changes, told, untold):
-    before = (folder / "README.md").read_text()
-    (folder / "ablation").mkdir()
-    (folder / "ablation" / "report.json").write_text(json.dumps({**AUDITED, **changes}))
-    write_card(folder)
-    card = (folder / "README.md").read_text()
-    section = card.removeprefix(before)
-    assert section != card and "## Does it read the ECG?" in section
-    assert not [words for words in told if words not in section]
-    assert not [words for words in untold if words in section]
-
-
-def test_an_encoder_that_has_seen_nothing_is_called_that(folder):
-    assert "pretrained on: nothing stated" in (folder / "README.md").read_text()

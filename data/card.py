@@ -1,0 +1,268 @@
+"""What a question set is made of and under which terms: the dataset card, and a set's rows on the Hugging Face hub.
+
+Rows only: messages, answers, identifiers. Recordings are never uploaded; whoever has them joins by record id.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data.hub import check_repo_id, commit
+
+if TYPE_CHECKING:
+    from data.conversations.rows import QuestionSet, Row
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where recordings or questions come from.
+
+    Attributes:
+        title: What a card calls it.
+        licence: Its licence in words.
+        hub_licence: The same as the hub's identifier.
+        link: Where it is published.
+        words: Pattern that finds it in the name of a question set or corpus.
+    """
+
+    title: str
+    licence: str
+    hub_licence: str
+    link: str
+    words: str
+
+
+MIMIC = Source(
+    "MIMIC-IV-ECG 1.0",
+    "ODbL 1.0 (share alike); notes and other tables of MIMIC-IV only under a data use agreement",
+    "odbl",
+    "https://physionet.org/content/mimic-iv-ecg/",
+    r"mimic",
+)
+SOURCES = (
+    Source("simulated ECGs of this project", "MIT", "mit", "", r"simulated|synthetic"),
+    Source("PTB-XL", "CC BY 4.0", "cc-by-4.0", "https://physionet.org/content/ptb-xl/", r"ptb-?xl"),
+    Source("ECG-QA", "CC BY 4.0", "cc-by-4.0", "https://github.com/Jwoo5/ecg-qa", r"ecg-?qa(?!-derived)"),
+    Source(
+        "questions derived from PTB-XL's labels in ECG-QA's schema; they are NOT ECG-QA",
+        "CC BY 4.0",
+        "cc-by-4.0",
+        "",
+        r"ecg-?qa-derived",
+    ),
+    MIMIC,
+)
+
+_FIELDS = {
+    "id": "name of the row",
+    "messages": "the conversation; each part of type `ecg` stands for one recording",
+    "ecgs": "record ids of the recordings, in the order of these parts",
+    "patient_ids": "patient of each recording",
+    "question_type": "kind of question",
+    "template_id": "number of the template it was made from, 0 for none",
+    "attribute": "what the question names, e.g. a finding; empty where unknown",
+    "group": "family of the attribute",
+    "question": "the question's text",
+    "answer": "the right answer: a set, in canonical order",
+    "control": "empty, or the group that is kept out of headline numbers",
+}
+
+
+def sources_of(words: Iterable[str]) -> list[Source]:
+    """The known sources that names of question sets and corpora speak of."""
+    said = " ".join(words).lower()
+    return [source for source in SOURCES if re.search(source.words, said)]
+
+
+def corpora_of(questions: QuestionSet) -> list[str]:
+    """Names of the corpora that a set's recordings come from, as far as it says."""
+    return sorted({str(known["corpus"]) for known in questions.traits.values() if "corpus" in known})
+
+
+def source_lines(sources: Iterable[Source]) -> list[str]:
+    """Sources and their licences as items of a list."""
+    return [f"- {s.title}: {s.licence}{f' (<{s.link}>)' if s.link else ''}." for s in sources]
+
+
+def licence_of(sources: Sequence[Source]) -> str:
+    """The hub's identifier of the licence all sources share, or `"other"`."""
+    found = {source.hub_licence for source in sources}
+    return found.pop() if len(found) == 1 else "other"
+
+
+def dataset_card(
+    questions: QuestionSet, repo_id: str | None = None, *, licence: str | None = None, leaks: Sequence[str] = ()
+) -> str:
+    """The dataset card (README.md) of a question set's rows, with the hub's metadata.
+
+    Args:
+        questions: The set.
+        repo_id: OWNER/NAME it gets on the hub.
+        licence: The hub's identifier; that of its sources if not given, `"other"` where these are unknown or differ.
+        leaks: What a check of the split found, in sentences.
+    """
+    from huggingface_hub import DatasetCardData
+
+    sources = _sources(questions)
+    parts = _parts(questions)
+    configs: dict[str, list[dict[str, str]]] = {}
+    for config, split in parts:
+        configs.setdefault(config, []).append({"split": split, "path": f"data/{config}-{split}.parquet"})
+    data = DatasetCardData(
+        license=licence or licence_of(sources),
+        pretty_name=f"Questions about ECGs: {questions.name}",
+        task_categories=["question-answering"],
+        tags=["ecg", "medical"],
+        configs=[
+            {"config_name": name, "data_files": files, **({"default": True} if name == "questions" else {})}
+            for name, files in configs.items()
+        ],
+    )
+    lines = [
+        "---", str(data.to_yaml()), "---", "",
+        f"# Questions about ECGs: {questions.name}", "",
+        "**Research use only. Not a medical device. Not for diagnosis or treatment.**", "",
+        "Questions about 12-lead ECGs with their right answers, split by patient. **Rows only: there are no recordings "
+        "here.** A row names its recordings by the ids under which their corpus is published.", "",
+    ]  # fmt: skip
+    if any("derived" in source.title for source in sources):
+        lines += [
+            "**Questions derived from labels are not ECG-QA.** They share its schema, not its questions: a result on "
+            "them is not a result on ECG-QA.", "",
+        ]  # fmt: skip
+    lines += [
+        "## Intended use", "",
+        "To train models that answer questions about ECGs, and to find out whether they read the ECG. Not for "
+        "decisions about patients, nor to find out who a patient is.", "",
+        "## Sources and licences", "",
+        *(source_lines(sources) or ["- Not stated: ask whoever made these questions."]), "",
+        "## Splits", "",
+        "| | questions | patients | recordings |", "|---|---|---|---|",
+        *(f"| {config}, {split} | {_counts(rows)} |" for (config, split), rows in parts.items()), "",
+        *_by_type(questions), "",
+        *(f"- {sentence}" for sentence in (_shared(questions), *leaks)), "",
+    ]  # fmt: skip
+    if questions.notes:
+        lines += ["## How the rows were chosen", "", *(f"- {note}" for note in questions.notes), ""]
+    lines += ["## Fields", "", "| field | what it holds |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in _FIELDS.items()]
+    lines += [
+        "", "## Use", "", "```python", "from datasets import load_dataset", "",
+        f'rows = load_dataset("{repo_id or "OWNER/NAME"}", "questions", split="test")', "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def push_questions(
+    questions: QuestionSet,
+    repo_id: str,
+    *,
+    private: bool = False,
+    licence: str | None = None,
+    leaks: Sequence[str] = (),
+    token: str | None = None,
+) -> str:
+    """Upload a question set's rows (Parquet) and its card as one commit of a dataset repository.
+
+    Args:
+        questions: The set.
+        repo_id: OWNER/NAME.
+        private: Only the owner, or the members of an organization, may see it.
+        licence: As in `dataset_card`.
+        leaks: As in `dataset_card`.
+        token: Of an account that may write there; the one that is logged in if not given.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: No name of a repository, or rows that may not be published: about patients of MIMIC, or of a
+            source whose licence is not known.
+        PermissionError: The account may not write there.
+    """
+    from datasets import Dataset
+
+    check_repo_id(repo_id)
+    if not private:
+        _may_be_public(questions, licence)
+    card = dataset_card(questions, repo_id, licence=licence, leaks=leaks)
+    files = {"README.md": card.encode()}
+    for (config, split), rows in _parts(questions).items():
+        buffer = io.BytesIO()
+        Dataset.from_list([{name: _values(row)[name] for name in _FIELDS} for row in rows]).to_parquet(buffer)
+        files[f"data/{config}-{split}.parquet"] = buffer.getvalue()
+    message = f"Questions about ECGs: {questions.name}"
+    ours = ["README.md", "data/*.parquet"]
+    return commit(repo_id, files, kind="dataset", message=message, ours=ours, private=private, token=token)
+
+
+def check_terms(sources: Sequence[Source], what: str) -> None:
+    """Refuse to publish what comes from patients of MIMIC.
+
+    Raises:
+        ValueError: One of the sources is MIMIC-IV-ECG.
+    """
+    if MIMIC in sources:
+        raise ValueError(
+            f"{what} come from patients of MIMIC-IV. Its ECGs are open (ODbL 1.0), but its notes and tables are given "
+            "out under a data use agreement, which forbids to pass on what is derived from them: push to a private "
+            "repository (--private), and let in only those who signed it"
+        )
+
+
+def _may_be_public(questions: QuestionSet, licence: str | None) -> None:
+    sources = _sources(questions)
+    check_terms(sources, f"the rows of {questions.name}")
+    if not sources and licence is None:
+        raise ValueError(
+            f"under which licence the rows of {questions.name} may be published is not known: state it (--license), or "
+            "push to a private repository (--private)"
+        )
+
+
+def _sources(questions: QuestionSet) -> list[Source]:
+    return sources_of([questions.name, questions.source_key.partition(" ")[0], *corpora_of(questions)])
+
+
+def _parts(questions: QuestionSet) -> dict[tuple[str, str], list[Row]]:
+    """Configuration on the hub and split, and its rows; those that are empty are left out."""
+    parts = {
+        ("questions", "train"): questions.train,
+        ("questions", "test"): questions.test,
+        ("reports", "train"): questions.reports,
+        ("reports", "test"): questions.test_reports,
+    }
+    return {where: rows for where, rows in parts.items() if rows}
+
+
+def _values(row: Row) -> Mapping[str, Any]:
+    return row
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    patients = {patient for row in rows for patient in row["patient_ids"]}
+    records = {record for row in rows for record in row["ecgs"]}
+    return f"{len(rows):,} | {len(patients):,} | {len(records):,}"
+
+
+def _by_type(questions: QuestionSet) -> list[str]:
+    train, test = (Counter(row["question_type"] for row in rows) for rows in (questions.train, questions.test))
+    head = ["| kind of question | train | test |", "|---|---|---|"]
+    return [*head, *(f"| {kind} | {train[kind]:,} | {test[kind]:,} |" for kind in sorted({*train, *test}))]
+
+
+def _shared(questions: QuestionSet) -> str:
+    """How many patients and recordings training and test have in common: counted, not promised."""
+    ours, theirs = (questions.train + questions.reports), (questions.test + questions.test_reports)
+    patients = len(_all(ours, "patient_ids") & _all(theirs, "patient_ids"))
+    records = len(_all(ours, "ecgs") & _all(theirs, "ecgs"))
+    return f"Patients in both splits: {patients:,}; recordings in both: {records:,}."
+
+
+def _all(rows: Sequence[Row], field: str) -> set[str]:
+    return {value for row in rows for value in _values(row)[field]}

@@ -1,0 +1,99 @@
+"""Uploading to the Hugging Face hub: one commit, which holds all files or does not happen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+Kind = Literal["model", "dataset"]
+
+
+def check_repo_id(name: str | None) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: It is not of the form OWNER/NAME.
+    """
+    part = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
+    if name is None or not re.fullmatch(f"{part}/{part}", name) or len(name) > 96:
+        raise ValueError(f"a repository on the hub is called OWNER/NAME, for example my-lab/ecg-model; got {name!r}")
+    return name
+
+
+def commit(
+    name: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    kind: Kind,
+    message: str,
+    ours: Collection[str],
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Upload files to a repository, made if it is not there.
+
+    Contents go up first, then one commit names them all: whoever downloads meanwhile, or after a failure, finds the
+    repository as it was before. It fails, too, where somebody else has committed in between.
+
+    Args:
+        name: OWNER/NAME.
+        files: Path in the repository to a file or its content.
+        kind: Of repository.
+        message: Of the commit.
+        ours: Patterns of the paths that such a repository's earlier uploads may have made. Those that are not among
+            `files` are deleted by the same commit; what somebody added by other names stays.
+        private: Only the owner, or the members of an organization, may see it.
+        token: Of an account that may write there; the one that is logged in if not given.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: No name of a repository, or the repository is public although `private` is asked for.
+        PermissionError: The account may not write there, or none is logged in.
+        huggingface_hub.errors.HfHubHTTPError: Anything else the hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    check_repo_id(name)
+    api = HfApi(token=token)
+    try:
+        try:
+            there = api.repo_info(name, repo_type=kind)
+        except RepositoryNotFoundError:
+            api.create_repo(name, repo_type=kind, private=private or None)
+            there = api.repo_info(name, repo_type=kind)
+        if private and not there.private:
+            raise ValueError(f"{name} is there already and is public: make it private on the hub, or take another name")
+        before = set(api.list_repo_files(name, repo_type=kind, revision=there.sha))
+        gone = {path for path in before - files.keys() if any(fnmatch(path, pattern) for pattern in ours)}
+        done = api.create_commit(
+            name,
+            [
+                *(CommitOperationAdd(path, content) for path, content in files.items()),
+                *(CommitOperationDelete(path) for path in sorted(gone)),
+            ],
+            commit_message=message,
+            repo_type=kind,
+            parent_commit=there.sha,
+        )
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise PermissionError(_refused(name, error)) from error
+        raise
+    return str(done.commit_url)
+
+
+def _refused(name: str, error: HfHubHTTPError) -> str:
+    owner = name.partition("/")[0]
+    return (
+        f"the hub does not let you write to {name}: log in with `hf auth login`, or set HF_TOKEN, as an account that "
+        f"may write below {owner}/ ({error.server_message or error.response.status_code})"
+    )
