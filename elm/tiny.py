@@ -4,8 +4,9 @@ The language model is a Llama trained on text alone: it is given a training pati
 would stand, and answers questions about it or repeats it. It learns the language, and to answer from what it is given;
 it has seen no ECG.
 
-The encoder has MELP's architecture at 100 Hz and learns to predict from a training patient's ECG which words and word
-pairs the report of it holds. It never sees a question or an answer.
+The encoder learns to predict from a training patient's ECG which words and word pairs the report of it holds; it never
+sees a question or an answer. There are two: MELP's architecture at 100 Hz, and a plain convolutional network, which
+learns more from a few thousand real recordings.
 
 Both are written to a cache folder under the hash of what made them, and are then loaded like any other model.
 """
@@ -33,8 +34,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.conversations.rows import QuestionSet, Row, dialogues
 from data.ecg import Ecg
+from encoders.cnn import CnnConfig, CnnEncoder
 from encoders.hub import save_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
+from encoders.patch import PatchFeatureExtractor
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +51,16 @@ CHAT_TEMPLATE = (
 
 # Raising these raises the quality and the time of the default job.
 LANGUAGE_STEPS, LANGUAGE_BATCH, TURNS = 480, 48, 2
-ENCODER_STEPS, ENCODER_BATCH = 441, 64
+ENCODER_BATCH = 64
 
 
-def both(questions: QuestionSet, cache: Path, seed: int = 0) -> tuple[Path, Path]:
+def both(questions: QuestionSet, cache: Path, seed: int = 0, kind: str = "tiny") -> tuple[Path, Path]:
     """Folders of a tiny language model and a tiny encoder, each made on a core of its own."""
     text = dataclasses.replace(questions, source=_NoRecordings())  # another process gets the rows alone
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
         llama = other.submit(language_model, text, cache, seed)
-        melp = encoder(questions, cache, seed)
-        return llama.result(), melp
+        ecg = encoder(questions, cache, seed, kind)
+        return llama.result(), ecg
 
 
 class _NoRecordings:
@@ -72,9 +75,21 @@ def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: in
     return _cached(cache, "tiny-llama", questions, (seed, steps), partial(_train_llama, questions, seed, steps))
 
 
-def encoder(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = ENCODER_STEPS) -> Path:
-    """A folder with a tiny encoder of MELP's architecture, trained on the reports of the training split."""
-    return _cached(cache, "tiny-melp", questions, (seed, steps), partial(_train_melp, questions, seed, steps))
+def encoder(questions: QuestionSet, cache: Path, seed: int = 0, kind: str = "tiny", steps: int | None = None) -> Path:
+    """A folder with a tiny encoder, trained on the reports of the training split.
+
+    Args:
+        questions: Whose reports and recordings.
+        cache: Folder of what is computed once.
+        seed: Of weights and batches.
+        kind: A name in `ENCODERS`: `"tiny"` has MELP's architecture, `"tiny-cnn"` is a plain convolutional network.
+        steps: How long it learns, if not as long as its kind should.
+    """
+    reader = ENCODERS[kind]
+    steps = reader.steps if steps is None else steps
+    return _cached(
+        cache, f"{kind}-encoder", questions, (seed, steps), partial(_train_encoder, questions, reader, seed, steps)
+    )
 
 
 def report_of(row: Row) -> str:
@@ -222,43 +237,92 @@ def word_targets(reports: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
     return torch.tensor([[word in grams for word in words] for grams in held], dtype=torch.float32), words
 
 
-def _train_melp(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
-    torch.manual_seed(seed)
-    config = melp_config()
-    config.pretrained_on = f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
-    model, extractor = MelpModel(config), MelpFeatureExtractor.from_config(config)
+class _MelpReader(nn.Module):
+    """A tiny MELP that says which words a report holds.
+
+    Each caption token answers for its own share of the words: read off their mean, all would become copies of one
+    vector. The rhythm vector answers for all words, so that the contrast pooler learns too.
+    """
+
+    steps = 441
+    config = staticmethod(melp_config)
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.encoder = MelpModel(config := melp_config())
+        self.extractor = MelpFeatureExtractor.from_config(config)
+        self.owner = torch.arange(words) * config.n_queries_caption // words
+        self.heads = nn.ModuleList([nn.Linear(config.caption_dim, words), nn.Linear(config.shared_dim, words)])
+
+    def loss(self, values: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        """Of recordings `[B, leads, samples]` and the words their reports hold, `[B, words]`."""
+        out = self.encoder(values)
+        of_token = (out.tokens[:, self.owner] * self.heads[0].weight).sum(dim=-1) + self.heads[0].bias  # [B, words]
+        bce = nn.functional.binary_cross_entropy_with_logits
+        return bce(of_token, held) + 0.3 * bce(self.heads[1](out.rhythm), held)
+
+
+class _CnnReader(nn.Module):
+    """A convolutional network that says which words a report holds, from the mean of its tokens.
+
+    A few thousand recordings are soon known by heart: none is seen twice alike.
+    """
+
+    steps = 900
+    config = CnnConfig
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.encoder = CnnEncoder(config := CnnConfig())
+        self.extractor = PatchFeatureExtractor.from_config(config, normalize="zscore")
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(config.output_dim, words))
+
+    def loss(self, values: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        """Of recordings `[B, leads, samples]` and the words their reports hold, `[B, words]`."""
+        kept = values.shape[-1] * 4 // 5
+        start = int(torch.randint(values.shape[-1] - kept + 1, ()))
+        gain = torch.empty(len(values), 1, 1).uniform_(0.8, 1.25)
+        seen = values[..., start : start + kept] * gain
+        tokens = self.encoder(seen + 0.1 * torch.randn_like(seen)).last_hidden_state
+        return nn.functional.binary_cross_entropy_with_logits(self.head(tokens.mean(dim=1)), held)
+
+
+# Every tiny encoder by the name that a config gives it.
+ENCODERS: dict[str, type[_MelpReader] | type[_CnnReader]] = {"tiny": _MelpReader, "tiny-cnn": _CnnReader}
+
+
+def _train_encoder(
+    questions: QuestionSet, kind: type[_MelpReader] | type[_CnnReader], seed: int, steps: int, folder: Path
+) -> None:
     records = [row["ecgs"][0] for row in questions.reports]
     targets, words = word_targets([report_of(row) for row in questions.reports])
     if not words:
         raise ValueError(f"{questions.name}: its reports share no words, so there is nothing for an encoder to learn")
+    torch.manual_seed(seed)
+    reader = kind(len(words)).train()
+    reader.encoder.config.pretrained_on = (
+        f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
+    )
     chunks = [records[i : i + 256] for i in range(0, len(records), 256)]
     values = torch.cat(
         [
-            extractor([questions.source[r] for r in chunk], return_tensors="pt")["ecg_values"]
+            reader.extractor([questions.source[r] for r in chunk], return_tensors="pt")["ecg_values"]
             for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch")
         ]
     )
-    # Each caption token answers for its own share of the words: read off their mean, all would become copies of one
-    # vector. The rhythm vector answers for all words, so that the contrast pooler learns too.
-    owner = torch.arange(len(words)) * config.n_queries_caption // len(words)
-    heads = nn.ModuleList([nn.Linear(config.caption_dim, len(words)), nn.Linear(config.shared_dim, len(words))])
-    parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
-    bce = nn.functional.binary_cross_entropy_with_logits
     batches: list[torch.Tensor] = []
     with tqdm(range(steps), desc="Tiny encoder learns from reports", unit="step") as progress:
         for step in progress:
             batches = batches or list(torch.randperm(len(records)).split(ENCODER_BATCH))
             batch = batches.pop(0)
-            out = model(values[batch])
-            of_token = (out.tokens[:, owner] * heads[0].weight).sum(dim=-1) + heads[0].bias  # [B, words]
-            loss = bce(of_token, targets[batch]) + 0.3 * bce(heads[1](out.rhythm), targets[batch])
+            loss = reader.loss(values[batch], targets[batch])
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
                 progress.set_postfix(loss=f"{loss:.3f}")
-    save_encoder(model.eval(), extractor, folder)
+    save_encoder(reader.encoder.eval(), reader.extractor, folder)

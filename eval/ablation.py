@@ -60,14 +60,15 @@ def run(
     """Ask, score, judge, write the report.
 
     Args:
-        model_dir: Folder of the saved model. With `responder` and `questions` given, only its name is used.
+        model_dir: Folder of the saved model, or its hub id. With `responder` and `questions` given, only its name is
+            used.
         conditions: Names of `data.conditions.CONDITIONS`; `FAST` if not given, or all with `full`.
         full: All conditions, the dose-response and the ladder.
         limit: Ask only about so many questions, as evenly over templates as they allow. For a quick look: the headline
             is then another mixture of questions.
         batch_size: Questions asked at once.
         seed: Of donors, sample and resamples.
-        out: Where to write; `model_dir/ablation` if not given.
+        out: Where to write; `default_out(model_dir)` if not given.
         text_only: Folder of a model trained on the same questions without ECGs: a row of reference. That of the model
             itself, `model_dir/text-only`, if not given and there is one.
         responder: Who answers, in place of the saved model.
@@ -90,16 +91,17 @@ def run(
     model_dir = Path(model_dir)
     for name in conditions or ():
         condition_named(name)
-    out = Path(out) if out is not None else model_dir / "ablation"
+    out = Path(out) if out is not None else default_out(model_dir)
+    folder = _folder_of(model_dir) if responder is None or questions is None else model_dir
     if responder is None:
-        _require(model_dir, "config.json", "so it is not a saved model")
+        _require(folder, "config.json", "so it is not a saved model")
     if text_only is None and (model_dir / TEXT_ONLY / "config.json").is_file():
         text_only = model_dir / TEXT_ONLY
     elif text_only is not None:
         _require(Path(text_only), "config.json", "so it is not a saved model")
     if questions is None:
-        _require(model_dir, "training.json", "so what it was trained on is not known")
-        questions = with_simulated(load_questions(model_dir))
+        _require(folder, "training.json", "so what it was trained on is not known")
+        questions = with_simulated(load_questions(folder))
 
     # What can fail does so before hours of asking.
     rows = sample(questions.test, limit, seed)
@@ -108,7 +110,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan(questions, rows, key, seed)
     if responder is None:
-        responder = load_responder(model_dir, questions, batch_size)
+        responder = load_responder(folder, questions, batch_size)
     names, notes = choose_conditions(conditions, full, responder, plan)
 
     settings = {"questions": plan.digest, "limit": limit, "seed": seed, "batch_size": batch_size}
@@ -125,6 +127,7 @@ def run(
             lines += plan.ask(other, "none", journal, batch_size, called=TEXT_ONLY)
     report = {
         "model": str(model_dir),
+        "training": _training(folder),
         "dataset": questions.name,
         "command": _command(model_dir, conditions, full, limit, batch_size, seed, out, text_only),
         "seed": seed,
@@ -138,8 +141,34 @@ def run(
     found = finish(report, lines)
     if full and (ladder := _ladder(responder, questions, lines, seed, draws)) is not None:
         found["ladder"] = ladder
+    if limit is None and (classes := _super_classes(responder, questions, seed, draws)) is not None:
+        found["super_classes"] = classes
     _write(out, found, lines, examples(questions, lines, seed))
     return found
+
+
+def default_out(model: Path | str) -> Path:
+    """Where a model's audit is written: into its folder, or below out/ where it comes from the hub."""
+    model = Path(model)
+    return model / "ablation" if model.is_dir() or model.is_absolute() else Path("out") / model.name / "ablation"
+
+
+def _folder_of(model_dir: Path) -> Path:
+    """The model's files: its folder, or those of a hub id."""
+    if model_dir.is_dir():
+        return model_dir
+    from elm.folder import resolve
+
+    return resolve(model_dir)
+
+
+def _training(folder: Path) -> str | None:
+    """Which training the audited model is the result of, so that no other model passes for audited."""
+    if not (folder / "training.json").is_file():
+        return None
+    from elm.folder import training_digest
+
+    return training_digest(folder)
 
 
 def finish(report: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
@@ -192,8 +221,18 @@ def _ladder(
         return None
     return ladder(
         responder.model, responder.processor, questions, responder.features, answers=answers, rows=rows,
-        batch_size=responder.batch_size, draws=draws, seed=seed,
+        measured=responder.measured, batch_size=responder.batch_size, draws=draws, seed=seed,
     )  # fmt: skip
+
+
+def _super_classes(responder: Responder, questions: QuestionSet, seed: int, draws: int) -> dict[str, Any] | None:
+    """PTB-XL's super-classes beside a plain CNN; None for other recordings, and for who gives no log-probabilities."""
+    from eval import super_classes
+
+    if not responder.scores or (found := super_classes.folds_of(questions)) is None:
+        return None
+    ptbxl, train_folds, test_folds = found
+    return super_classes.measure(responder, ptbxl, test_folds, (ptbxl, train_folds), draws=draws, seed=seed)
 
 
 def _write(out: Path, report: Mapping[str, Any], lines: Sequence[Line], shown: Sequence[Mapping[str, Any]]) -> None:
@@ -224,7 +263,7 @@ def _command(
     options += [] if limit is None else ["--limit", str(limit)]
     options += [] if batch_size == BATCH_SIZE else ["--batch_size", str(batch_size)]
     options += [] if text_only in (None, model_dir / "text-only") else ["--text_only", str(text_only)]
-    options += [] if out == model_dir / "ablation" else ["--out", str(out)]
+    options += [] if out == default_out(model_dir) else ["--out", str(out)]
     return shlex.join(["python", "-m", "eval.ablation", "--model", str(model_dir), "--seed", str(seed), *options])
 
 
@@ -257,7 +296,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of a trained model")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="folder of a trained model, or its hub id"
+    )
     parser.add_argument(
         "--conditions",
         nargs="+",
@@ -286,20 +327,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--batch_size", type=int, default=BATCH_SIZE, metavar="N", help=f"questions at once (default: {BATCH_SIZE})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of donors, sample and resamples (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: MODEL/ablation)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: MODEL/ablation, or out/)")
     args = parser.parse_args(argv)
     if (args.server is None) != (args.served_name is None):
         parser.error("--server and --served_name go together")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out = args.out or args.model / "ablation"
+    out = args.out or default_out(args.model)
     try:
         if args.rescore:
             report = rescore(out)
         else:
             questions = responder = None
             if args.server is not None:
-                _require(args.model, "training.json", "so what to ask is not known")
-                questions = with_simulated(load_questions(args.model))
+                folder = _folder_of(args.model)
+                _require(folder, "training.json", "so what to ask is not known")
+                questions = with_simulated(load_questions(folder))
                 responder = _served(args, questions)
             report = run(
                 args.model,

@@ -190,14 +190,10 @@ def sample(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
 
 def check(name: str, rows: Sequence[Row]) -> None:
     """Refuse questions that would be counted wrongly rather than fail."""
+    from data.conversations.contract import check_rows
+
     if not any(row["control"] == "" for row in rows):
         raise ValueError(
             f"{name}: of {len(rows)} held-out questions none is other than a control: there is no headline"
         )
-    seen: set[str] = set()
-    for row in rows:
-        if row["id"] in seen:
-            raise ValueError(f"{name}: two questions have the id {row['id']!r}")
-        if not row["patient_ids"]:
-            raise ValueError(f"{name}: question {row['id']!r} names no patient, so it cannot be resampled")
-        seen.add(row["id"])
+    check_rows(name, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from data.conditions import CONDITIONS, FAST
+from eval import super_classes
 from eval.headline import VERDICTS, Report, facts, pairs
 from eval.ladder import RUNGS
 from eval.measures import NOISE, TEXT_ONLY
@@ -53,6 +54,7 @@ def sections(report: Report, pictures: Collection[str] = ()) -> list[Section]:
         _groups(report),
         _types(report),
         _findings(report),
+        _super_classes(report),
         _likelihood(report),
         _calibration(report),
         _shapley(report),
@@ -263,6 +265,15 @@ def _findings(report: Report) -> Section | None:
         "the AUROC with his ECG need not be 0.5." * swapped
     )
     return Section("findings", "Finding by finding", [text, Table(head, rows, words=2)])
+
+
+def _super_classes(report: Report) -> Section | None:
+    if not (told := report.get("super_classes")):
+        return None
+    about, *rest = super_classes.sentences(told)
+    return Section(
+        "super-classes", "PTB-XL's super-classes, beside a plain CNN", [about, super_classes.table(told), *rest]
+    )
 
 
 def _likelihood(report: Report) -> Section | None:
