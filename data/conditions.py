@@ -157,7 +157,7 @@ def apply(
     if known.questions:
         asked = [_with_question(row, other) for row, other in _each(known, asked, questions, "questions")]
     if condition == "none":
-        return [{**row, "messages": [_without_ecgs(turn) for turn in row["messages"]], "ecgs": []} for row in asked]
+        return [_without_ecgs(row) for row in asked]
     if condition == "planted":
         if ordinary := [row for row in asked if row["control"] != "planted"]:
             raise ValueError(f"row {ordinary[0]['id']!r} is not planted: see data.planted.planted_rows")
@@ -203,11 +203,17 @@ def _with_question(row: Row, other: Question) -> Row:
     return {**row, "messages": messages, "question": other.text}
 
 
-def _without_ecgs(message: Message) -> Message:
-    content = message["content"]
-    if isinstance(content, str):
-        return message
-    return {**message, "content": [part for part in content if part["type"] != "ecg"]}
+def _without_ecgs(row: Row) -> Row:
+    def words(message: Message) -> Message:
+        content = message["content"]
+        if isinstance(content, str):
+            return message
+        return {**message, "content": [part for part in content if part["type"] != "ecg"]}
+
+    without: Row = {**row, "messages": [words(turn) for turn in row["messages"]], "ecgs": []}
+    if "others" in row:
+        without["others"] = [[words(turn) for turn in conversation] for conversation in row["others"]]
+    return without
 
 
 def _change(condition: str, row: Row, record: str) -> str:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="folder of a trained model")
+    parser.add_argument("model", help="folder of a trained model, or its hub id")
     parser.add_argument("record", nargs="+", help="recordings, in the order the question speaks of them")
     parser.add_argument("question", help="what to ask")
     parser.add_argument("--fs", type=float, help="sampling rate in Hz, where the file does not say")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         model, processor = elm.load(args.model)
         answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
     sys.stdout.write(answer + "\n")
 

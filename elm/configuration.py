@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from encoders.registry import config_class
+
 
 def pooled_mask(token_mask: torch.Tensor, pool: int) -> torch.Tensor:
     """Which language-model tokens an ECG takes: bool `[B, T]` of encoder tokens to bool `[B, ceil(T / pool)]`.
@@ -54,13 +56,14 @@ class ElmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Builds the parts' configurations; the language model decides whether embeddings are tied."""
-        for name, default in (("text_config", "llama"), ("encoder_config", "ecg_melp")):
+        for name, default, classes in (
+            ("text_config", "llama", CONFIG_MAPPING.__getitem__),
+            ("encoder_config", "ecg_melp", config_class),
+        ):
             part = getattr(self, name)
-            if part is None:
-                part = CONFIG_MAPPING[default]()
-            elif isinstance(part, dict):
-                part = CONFIG_MAPPING[part.get("model_type", default)](**part)
-            setattr(self, name, part)
+            if part is None or isinstance(part, dict):
+                part = part or {}
+                setattr(self, name, classes(part.get("model_type", default))(**part))
         if self.projector_type not in ("linear", "mlp"):
             raise ValueError(f"projector_type must be 'linear' or 'mlp', got {self.projector_type!r}")
         if self.projector_pool_mode not in ("stack", "mean"):

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from elm.configuration import ElmConfig, pooled_mask
+from elm.prefix import mask_of_questions
 from elm.projectors import Projector
 
 Inputs = dict[str, Any]
@@ -101,6 +102,7 @@ class ElmModel(ElmPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
+        question_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of the language model.
@@ -111,11 +113,13 @@ class ElmModel(ElmPreTrainedModel):
             position_ids: `[B, S]`.
             past_key_values: Key-value cache; the ECG's tensors are then given with the prompt only.
             inputs_embeds: `[B, S, H]` in place of `input_ids`, for text alone.
+            question_ids: `[B, S]` where the questions of a row share a prefix (`elm.prefix`): 0 there, then 1, 2, ...
             **kwargs: The tensors of all ECGs of the batch, in order of appearance (`ecg_inputs`), and whatever the
                 language model takes.
 
         Raises:
-            ValueError: Placeholders and projected tokens differ in number, or ECGs come without `input_ids`.
+            ValueError: Placeholders and projected tokens differ in number, ECGs come without `input_ids`, or questions
+                are to share a prefix under an attention that cannot keep them apart.
         """
         ecg = {name: kwargs.pop(name) for name in self.ecg_inputs if name in kwargs}
         ecg = {name: value for name, value in ecg.items() if value is not None}
@@ -137,6 +141,9 @@ class ElmModel(ElmPreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(here[..., None], embeddings)
         elif past_key_values is None:
             self.refuse_placeholders(input_ids)
+        if question_ids is not None:
+            attention = self.language_model.config._attn_implementation
+            attention_mask = mask_of_questions(question_ids, attention_mask, attention, inputs_embeds.dtype)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

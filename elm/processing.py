@@ -13,7 +13,9 @@ from transformers import BatchFeature, ProcessorMixin
 
 from data.conversations.rows import Message, Part, assistant, user
 from data.ecg import Ecg
+from data.measure import Measurements, as_text, measure
 from elm.configuration import tokens_per_ecg
+from elm.prefix import join
 
 Span = tuple[int, int]
 
@@ -34,6 +36,8 @@ class ElmProcessor(ProcessorMixin):
         chat_template: Saved beside the tokenizer; the tokenizer's own when not given.
         ecg_token: The placeholder token.
         pool: The projector's `projector_pool`.
+        measured: Put a line of measured features (`data.measure`) behind each ECG's tokens. It belongs to the ECG.
+        measured_amplitudes: Give the amplitudes in it: where millivolts are true ones.
     """
 
     def __init__(
@@ -43,8 +47,11 @@ class ElmProcessor(ProcessorMixin):
         chat_template: str | None = None,
         ecg_token: str = "<ecg>",
         pool: int = 1,
+        measured: bool = False,
+        measured_amplitudes: bool = True,
     ) -> None:
         self.ecg_token, self.pool = ecg_token, pool
+        self.measured, self.measured_amplitudes = measured, measured_amplitudes
         self.ecg_token_id = tokenizer.convert_tokens_to_ids(ecg_token)
         if self.ecg_token_id is None or self.ecg_token_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no token {ecg_token!r}: add it, or name one of its reserved tokens")
@@ -63,8 +70,16 @@ class ElmProcessor(ProcessorMixin):
         """User text in which no substring is a special token: a space parts each one after its first character."""
         return self._special.sub(r"\1 ", text)
 
+    def lines(self, measured: Sequence[Measurements]) -> list[str]:
+        """The lines that stand behind ECGs in which this was measured."""
+        return [as_text(one, self.measured_amplitudes) for one in measured]
+
     def render(
-        self, messages: Sequence[Message], counts: Sequence[int], add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        counts: Sequence[int],
+        add_generation_prompt: bool = False,
+        lines: Sequence[str] = (),
     ) -> tuple[str, list[Span]]:
         """The conversation as text, and the spans of characters the assistant says, end token included.
 
@@ -72,6 +87,7 @@ class ElmProcessor(ProcessorMixin):
             messages: The conversation.
             counts: Tokens of each of its ECGs, in order.
             add_generation_prompt: End with the header of an assistant's turn.
+            lines: What was measured in each of its ECGs; needed where the processor is `measured`.
 
         Raises:
             ValueError: The number of ECGs differs from the number of ECG parts, or the chat template rewrites earlier
@@ -80,7 +96,8 @@ class ElmProcessor(ProcessorMixin):
         parts = _ecg_parts(messages)
         if parts != len(counts):
             raise ValueError(f"the conversation has {parts} ECG placeholders but {len(counts)} ECGs are given")
-        left = iter(counts)
+        self._check_lines(lines, parts)
+        left = iter([(count, lines[i] if self.measured else "") for i, count in enumerate(counts)])
         flat = [{"role": m["role"], "content": self._content(m["content"], left)} for m in messages]
         template = self.chat_template
         whole = self.tokenizer.apply_chat_template(
@@ -101,14 +118,22 @@ class ElmProcessor(ProcessorMixin):
             spans.append((len(before), len(upto.rstrip())))
         return whole, spans
 
-    def _content(self, content: str | Sequence[Part], counts: Iterator[int]) -> str:
+    def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
+        if len(lines) != (ecgs if self.measured else 0):
+            raise ValueError(
+                f"{len(lines)} lines of measured features are given for {ecgs} ECGs, but the processor was made with "
+                f"measured={self.measured}"
+            )
+
+    def _content(self, content: str | Sequence[Part], ecgs: Iterator[tuple[int, str]]) -> str:
         if isinstance(content, str):
             return self.as_text(content)
         text = ""
         # Neighbouring texts are joined first: "<ec" and "g>" are no special tokens, together they would be.
         for is_ecg, parts in groupby(content, key=lambda part: part["type"] == "ecg"):
             if is_ecg:
-                text += "".join(self.ecg_token * next(counts) + "\n" for _ in parts)
+                for count, line in (next(ecgs) for _ in parts):
+                    text += self.ecg_token * count + "\n" + (f"{self.as_text(line)}\n" if line else "")
             else:
                 text += self.as_text("".join(part["text"] for part in parts))
         return text
@@ -119,6 +144,8 @@ class ElmProcessor(ProcessorMixin):
         ecgs: Sequence[Ecg] | Sequence[Sequence[Ecg]] | None = None,
         *,
         ecg_mask: torch.Tensor | None = None,
+        measured: Sequence[str] | None = None,
+        others: Sequence[Sequence[Sequence[Message]]] = (),
         add_generation_prompt: bool = False,
         return_labels: bool = False,
         padding_side: str = "right",
@@ -130,6 +157,10 @@ class ElmProcessor(ProcessorMixin):
             messages: One conversation, or a list of conversations.
             ecgs: The recordings of the conversation in order of appearance, or a list of such lists.
             ecg_mask: In place of `ecgs` when the encoder's output is cached: bool `[ECGs, T]` over the whole batch.
+            measured: What was measured in each ECG of the batch (`lines`), for a processor that is `measured`. Needed
+                with `ecg_mask`; the given `ecgs` are measured where it is not given.
+            others: Of each conversation, more conversations about the same ECGs, to be put in its row behind what
+                all of them begin with (`elm.prefix`).
             add_generation_prompt: Ask for an answer.
             return_labels: Add `labels`: the assistant's words and end tokens, -100 elsewhere.
             padding_side: `"right"` for training, `"left"` for generation.
@@ -137,11 +168,13 @@ class ElmProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` and `attention_mask` `[B, S]`, with `ecgs` the extractor's tensors for all ECGs of the batch
-            one after the other, and `labels` `[B, S]` on demand.
+            one after the other, and `labels` `[B, S]` on demand. With `others`, `position_ids` and `question_ids`
+            `[B, S]` as well.
 
         Raises:
             ValueError: ECGs and ECG parts differ in number; the message names both and the conversation. Or an unknown
-                `padding_side`.
+                `padding_side`, `others` that cannot share a prefix, or lines of measured features missing or too many.
+            ModuleNotFoundError: Recordings are to be measured, and NeuroKit2 is not installed.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
@@ -153,6 +186,8 @@ class ElmProcessor(ProcessorMixin):
         groups = cast("Sequence[Sequence[Ecg]] | None", ecgs)
         if groups is not None and len(groups) != len(conversations):
             raise ValueError(f"{len(conversations)} conversations are given but the ECGs of {len(groups)}")
+        if others and len(others) != len(conversations):
+            raise ValueError(f"{len(conversations)} conversations are given but the others of {len(others)}")
         batch = BatchFeature()
         if ecg_mask is not None:
             counts = tokens_per_ecg(ecg_mask, self.pool)
@@ -161,18 +196,28 @@ class ElmProcessor(ProcessorMixin):
             if flat:
                 batch.update(self.feature_extractor(flat, return_tensors="pt"))
             counts = tokens_per_ecg(batch["token_mask"], self.pool) if flat else []
+            if self.measured and measured is None:
+                measured = self.lines([measure(ecg) for ecg in flat])
+        lines = measured or ()
+        self._check_lines(lines, len(counts))
         rows, position = [], 0
         for i, conversation in enumerate(conversations):
             parts = _ecg_parts(conversation)
             given = parts if ecg_mask is not None else len(groups[i]) if groups is not None else 0
             if given != parts:
                 raise ValueError(f"conversation {i} has {parts} ECG placeholders but {given} ECGs are given")
-            text, spans = self.render(conversation, counts[position : position + given], add_generation_prompt)
-            rows.append(self._encode(text, spans))
+            here = slice(position, position + given)
+            row = [
+                self._encode(*self.render(c, counts[here], add_generation_prompt, lines[here]))
+                for c in (conversation, *(others[i] if others else ()))
+            ]
+            rows.append(join(row, self.ecg_token_id) if others else {"input_ids": row[0][0], "labels": row[0][1]})
             position += given
         if position != len(counts):
             raise ValueError(f"the conversations have {position} ECG placeholders but {len(counts)} ECGs are given")
-        batch.update(self._pad(rows, padding_side, return_labels))
+        if not return_labels:
+            rows = [{name: row[name] for name in row if name != "labels"} for row in rows]
+        batch.update(self._pad(rows, padding_side))
         return batch
 
     def answer_ids(self, text: str) -> list[int]:
@@ -191,17 +236,15 @@ class ElmProcessor(ProcessorMixin):
         said = [[token if i % 2 else -100 for token in piece] for i, piece in enumerate(pieces)]
         return list(chain(*pieces)), list(chain(*said))
 
-    def _pad(self, rows: list[tuple[list[int], list[int]]], side: str, labels: bool) -> dict[str, torch.Tensor]:
-        width = max(len(ids) for ids, _ in rows)
+    def _pad(self, rows: list[dict[str, list[int]]], side: str) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        out = {
-            "input_ids": np.full((len(rows), width), pad),
-            "attention_mask": np.zeros((len(rows), width), int),
-            "labels": np.full((len(rows), width), -100),
-        }
-        for r, (ids, label) in enumerate(rows):
-            here = slice(0, len(ids)) if side == "right" else slice(width - len(ids), width)
-            out["input_ids"][r, here], out["attention_mask"][r, here], out["labels"][r, here] = ids, 1, label
-        if not labels:
-            del out["labels"]
+        fillers = {"input_ids": pad, "labels": -100}
+        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        out = {name: np.full((len(rows), width), fillers.get(name, 0)) for name in rows[0]}
+        for r, row in enumerate(rows):
+            size = len(row["input_ids"])
+            here = slice(0, size) if side == "right" else slice(width - size, width)
+            for name, values in row.items():
+                out[name][r, here] = values
         return {name: torch.from_numpy(value) for name, value in out.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -10,7 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,28 +22,35 @@ import transformers
 import trl
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_quantization_config
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
+from data.card import corpora_of
 from data.conditions import Altered, apply
 from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row
 from data.donors import derangement
 from data.files import written_whole
 from data.readers.wfdb import write_wfdb
+from data.splits import check_leaks
 from data.synthetic import SyntheticCohort
-from elm import tiny
+from elm import dev, tiny
 from elm.collator import EcgCollator
 from elm.configuration import ElmConfig
-from elm.features import FeatureStore
-from elm.folder import save, save_adapter
+from elm.features import CACHE_GB, FeatureStore
+from elm.folder import resolve, save, save_adapter
+from elm.measured import MeasuredStore
 from elm.modeling import ElmForConditionalGeneration
+from elm.prefix import refuse_unmasked
 from elm.processing import ElmProcessor
-from encoders import load_encoder
-from encoders.patch import patch_encoder
+from elm.quantization import SAVED, is_quantized, merge_into_dequantized, nf4
+from encoders import load_encoder, new_encoder
+from encoders.registry import find_config
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +64,7 @@ _OF_A_RUN = (
     "warmup_steps",
     "weight_decay",
 )
-_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "threads")
+_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
 
@@ -64,7 +72,9 @@ TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 class ElmArguments:
     """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`."""
 
-    dataset: str = field(default="synthetic", metadata={"help": "Question set: synthetic or ecg_qa."})
+    dataset: str = field(
+        default="synthetic", metadata={"help": "Question set: synthetic, ecg_qa, or one of an installed package."}
+    )
     dataset_args: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Settings of the question set, as JSON (a mapping in YAML)."}
     )
@@ -74,12 +84,16 @@ class ElmArguments:
     encoder: str = field(
         default="tiny",
         metadata={
-            "help": "ECG encoder: a folder, a hub id, 'tiny' to train a small one from the reports first, or 'patch' "
-            "for patches of the signal itself."
+            "help": "ECG encoder: a folder, a hub id, 'tiny' or 'tiny-cnn' to train a small one from the reports first, "
+            "or a type of encoder for a new one, such as 'ecg_patch' for patches of the signal itself."
         },
     )
     encoder_args: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Settings of the encoder to change, as JSON, e.g. {"output": "features"}.'}
+    )
+    quantization: str | None = field(
+        default=None,
+        metadata={"help": "nf4 holds the language model's linear layers in 4 bits while LoRA is trained (QLoRA)."},
     )
     train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
     tiny_seed: int | None = field(default=None, metadata={"help": "Seed of what is 'tiny', if not that of the run."})
@@ -94,9 +108,42 @@ class ElmArguments:
     )
     reports_in_sft: bool = field(default=False, metadata={"help": "Keep the reports among the rows of the sft stage."})
     turns: int = field(default=1, metadata={"help": "Questions about the same ECGs joined into one dialogue."})
+    balance: int = field(
+        default=1,
+        metadata={
+            "help": "Repeat training rows with the rarer answers to a yes/no question until all answers to it are as "
+            "frequent, each row at most so often."
+        },
+    )
+    measured: bool = field(
+        default=False,
+        metadata={"help": "Put a line of measured features (rate, intervals, axis, amplitudes) behind each ECG."},
+    )
+    measured_amplitudes: bool = field(
+        default=True, metadata={"help": "Give QRS amplitudes in it. Turn off where millivolts are not true ones."}
+    )
+    questions_per_row: int = field(
+        default=1,
+        metadata={"help": "Questions (or dialogues) about the same ECGs that share their tokens in a training row."},
+    )
     cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
+    cache_gb: float = field(
+        default=CACHE_GB,
+        metadata={
+            "help": "What encoder outputs may take in it, in GB. Those of other encoders and data that were not used "
+            "for longest make room; what does not fit even so is computed each time. 0 keeps nothing."
+        },
+    )
+    allow_leaks: bool = field(
+        default=False,
+        metadata={"help": "Train although patients or recordings are in training and in the test; the card says so."},
+    )
     threads: int = field(
         default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
+    )
+    dev: bool = field(
+        default=False,
+        metadata={"help": "Does it run? Small parts with random weights, few questions and steps, a temporary folder."},
     )
     resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
     text_only: bool = field(
@@ -114,6 +161,8 @@ class ElmArguments:
             raise ValueError(
                 f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {self.train_condition!r}"
             )
+        if self.quantization not in (None, "nf4"):
+            raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
 
 
 def _mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -138,6 +187,49 @@ def check_launch() -> None:
             "several processes were asked for but only one was started: on CPUs use "
             "`torchrun --nproc_per_node 2` or `accelerate launch --config_file recipes/accelerate/two_cpus.yaml`"
         )
+
+
+def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Refuse what cannot be trained before anything is loaded.
+
+    Raises:
+        ImportError: A package that is asked for is not installed.
+        ValueError: Settings that say one thing twice, or that contradict each other.
+    """
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("give --quantization nf4 in place of load_in_4bit and load_in_8bit")
+    sharded = _is_set("ACCELERATE_USE_FSDP") or _is_set("ACCELERATE_USE_DEEPSPEED")
+    if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
+        raise ValueError("FSDP needs fsdp_version: 2, as in recipes/accelerate/fsdp.yaml")
+    if arguments.quantization:
+        if sharded:
+            raise ValueError(
+                "4-bit weights cannot be sharded: quantization nf4 goes with one process per GPU "
+                "(recipes/accelerate/multi_gpu.yaml), or leave it out"
+            )
+        nf4()
+
+
+def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArguments, SFTConfig]:
+    """The settings of a `--dev` run: a folder and a cache of its own, and simulated ECGs where the corpus is not there.
+
+    The rest of what `--dev` means is in `elm.dev`: flags, few questions, small parts.
+    """
+    folder = dev.temporary_folder()
+    settings = _mapping("dataset_args", arguments.dataset_args)
+    missing = "root" in settings and not Path(settings["root"]).is_dir()
+    if missing:
+        logger.warning("--dev: there is no %s, so simulated ECGs stand in for %s", settings["root"], arguments.dataset)
+    if missing or arguments.dataset == "synthetic":
+        arguments = dataclasses.replace(arguments, dataset="synthetic", dataset_args=dev.COHORT)
+    arguments = dataclasses.replace(
+        arguments, cache_dir=str(folder / "cache"), align_steps=min(arguments.align_steps, dev.STEPS)
+    )
+    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
@@ -192,16 +284,20 @@ def questions_for(arguments: ElmArguments) -> QuestionSet:
         ValueError: Of one of the `question_types` there are no questions.
     """
     settings = _mapping("dataset_args", arguments.dataset_args)
-    if arguments.dataset == "synthetic":
+    if arguments.dataset in ("synthetic", "ecg_qa"):
         settings.setdefault("cache", arguments.cache_dir)
     questions = load_questions(arguments.dataset, **settings)
-    if arguments.question_types is None:
-        return questions
+    if arguments.question_types is not None:
+        questions = _of_types(questions, arguments.question_types)
+    return dev.few(questions) if arguments.dev else questions
+
+
+def _of_types(questions: QuestionSet, types: Sequence[str]) -> QuestionSet:
     present = {row["question_type"] for row in questions.train}
-    if missing := sorted(set(arguments.question_types) - present):
+    if missing := sorted(set(types) - present):
         raise ValueError(f"{questions.name} has no training questions of type {missing[0]!r}: it has {sorted(present)}")
     train, test = (
-        [row for row in rows if row["question_type"] in arguments.question_types]
+        [row for row in rows if row["question_type"] in types]
         for rows in (questions.train, questions.test)
     )
     return dataclasses.replace(questions, train=train, test=test)
@@ -231,10 +327,24 @@ def stores_of(
 
 
 def _arguments_of(folder: Path | str) -> ElmArguments:
-    record = Path(folder) / "training.json"
+    record = resolve(folder) / "training.json"
     if not record.exists():
         raise FileNotFoundError(f"{folder} has no training.json: it does not say on which questions to ask this model")
     return ElmArguments(**json.loads(record.read_text())["arguments"])
+
+
+def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForConditionalGeneration) -> list[str]:
+    """What the leak check finds, in sentences for the model card.
+
+    Raises:
+        ValueError: Patients or recordings are in training and in the test, and `allow_leaks` is not set.
+    """
+    leaks = check_leaks(questions, model.config.encoder_config.pretrained_on, arguments.cache_dir)
+    if leaks.refusal() and not arguments.allow_leaks:
+        raise ValueError(leaks.refusal())
+    if leaks.refusal():
+        logger.warning("%s", " ".join(leaks.sentences()))
+    return leaks.sentences()
 
 
 def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str, seed: int) -> list[Row]:
@@ -251,12 +361,16 @@ def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str,
 def as_dataset(rows: Sequence[Row]) -> Dataset:
     """Rows as the trainer wants them; `length` (ECGs, then characters) lets it put rows of like length into a batch."""
     return Dataset.from_list(
-        [{"messages": row["messages"], "ecgs": row["ecgs"], "length": _length(row)} for row in rows]
+        [
+            {"messages": row["messages"], "others": row.get("others", []), "ecgs": row["ecgs"], "length": _length(row)}
+            for row in rows
+        ]
     )
 
 
 def _length(row: Row) -> int:
-    words = sum(len(part["text"]) for message in row["messages"] for part in message["content"])
+    conversations = [row["messages"], *row.get("others", [])]
+    words = sum(len(part["text"]) for messages in conversations for message in messages for part in message["content"])
     return (
         10_000 * len(row["patient_ids"]) + words
     )  # not `ecgs`: rows come in the same order where these are taken away
@@ -284,23 +398,26 @@ def build(
     """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
     cache, tiny_seed = Path(arguments.cache_dir), seed if arguments.tiny_seed is None else arguments.tiny_seed
     text_path, encoder_path = model_args.model_name_or_path, arguments.encoder
-    if text_path == encoder_path == "tiny":
-        text_path, encoder_path = map(str, tiny.both(questions, cache, tiny_seed))
+    if arguments.dev:
+        text_path = dev.language_model(text_path, model_args.model_revision, questions, cache, seed)
+        encoder_path = dev.encoder(encoder_path, cache, seed)
+    elif text_path == "tiny" and encoder_path in tiny.ENCODERS:
+        text_path, encoder_path = map(str, tiny.both(questions, cache, tiny_seed, encoder_path))
     elif text_path == "tiny":
         text_path = str(tiny.language_model(questions, cache, tiny_seed))
-    elif encoder_path == "tiny":
-        encoder_path = str(tiny.encoder(questions, cache, tiny_seed))
+    elif encoder_path in tiny.ENCODERS:
+        encoder_path = str(tiny.encoder(questions, cache, tiny_seed, encoder_path))
     encoder_args = _mapping("encoder_args", arguments.encoder_args)
     torch.manual_seed(seed)  # a new encoder's weights
-    new = encoder_path == "patch"
-    encoder, extractor = patch_encoder(**encoder_args) if new else load_encoder(encoder_path, **encoder_args)
+    made = load_encoder if find_config(encoder_path) is None else new_encoder
+    encoder, extractor = made(encoder_path, **encoder_args)
     revision = model_args.model_revision if text_path == model_args.model_name_or_path else "main"
     tokenizer = AutoTokenizer.from_pretrained(text_path, revision=revision)
     if tokenizer.chat_template is None:
         raise ValueError(f"{text_path} has no chat template: use an instruction-tuned language model")
     token = ecg_token_of(tokenizer)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else model_args.dtype or "auto"
-    quantization = get_quantization_config(model_args)  # of the language model alone
+    quantization = nf4() if arguments.quantization else None  # of the language model alone
     language = AutoModelForCausalLM.from_pretrained(
         text_path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
         quantization_config=quantization, device_map={"": PartialState().device} if quantization is not None else None,
@@ -319,14 +436,20 @@ def build(
     )
     torch.manual_seed(seed)  # the projector's weights
     model = ElmForConditionalGeneration.from_parts(config, encoder, language)
-    processor = ElmProcessor(extractor, tokenizer, ecg_token=token, pool=arguments.projector_pool)
+    processor = ElmProcessor(
+        extractor,
+        tokenizer,
+        ecg_token=token,
+        pool=arguments.projector_pool,
+        measured=arguments.measured,
+        measured_amplitudes=arguments.measured_amplitudes,
+    )
     return model, processor
 
 
 def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_encoder: bool) -> LoraConfig:
     """LoRA on every linear layer of the language model; projector, and encoder if asked, trained in full."""
-    linear = (nn.Linear,) if not model_args.load_in_4bit and not model_args.load_in_8bit else _linear_classes()
-    names = {n.rpartition(".")[2] for n, m in model.model.language_model.named_modules() if isinstance(m, linear)}
+    names = {n.rpartition(".")[2] for n, m in model.model.language_model.named_modules() if isinstance(m, nn.Linear)}
     wanted = model_args.lora_target_modules or sorted(names)
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -340,20 +463,33 @@ def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_enco
     )
 
 
-def _linear_classes() -> tuple[type, ...]:
-    import bitsandbytes  # the `quant` extra
-
-    return (nn.Linear, bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
-
-
 def build_collator(
     arguments: ElmArguments, model: ElmForConditionalGeneration, processor: ElmProcessor, questions: QuestionSet
 ) -> EcgCollator:
     """A collator over the recordings, or over the frozen encoder's cached output."""
     zero = arguments.train_condition == "zero"
-    if arguments.train_encoder:
-        return EcgCollator(processor, questions.source, zero_inputs=model.model.encoder.ecg_inputs if zero else ())
-    return EcgCollator(processor, questions.source, feature_store(arguments, model, processor, questions, zero=zero))
+    if arguments.questions_per_row > 1:
+        refuse_unmasked(model.model.language_model.config._attn_implementation)
+    features = None if arguments.train_encoder else feature_store(arguments, model, processor, questions, zero=zero)
+    return EcgCollator(
+        processor,
+        questions.source,
+        features,
+        zero_inputs=model.model.encoder.ecg_inputs if zero and features is None else (),
+        measured=None if zero else measured_store(arguments, questions),
+    )
+
+
+def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredStore | None:
+    """What is measured in the recordings of a question set, where the model is to be told."""
+    if not arguments.measured:
+        return None
+    return MeasuredStore(questions.source, questions.source_key, arguments.cache_dir)
+
+
+def measured_of(folder: Path | str, questions: QuestionSet) -> MeasuredStore | None:
+    """The same for a saved model."""
+    return measured_store(_arguments_of(folder), questions)
 
 
 def feature_store(
@@ -365,16 +501,20 @@ def feature_store(
 ) -> FeatureStore:
     """The encoder's output for the recordings of a question set."""
     encoder, extractor = model.model.encoder, processor.feature_extractor
-    return FeatureStore(encoder, extractor, questions.source, questions.source_key, arguments.cache_dir, zero=zero)
+    return FeatureStore(
+        encoder, extractor, questions.source, questions.source_key, arguments.cache_dir, zero, arguments.cache_gb
+    )
 
 
 def share(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> None:
     """Make what several runs on these questions then find in the cache: tiny models, and a frozen encoder's output."""
     model, processor = build(arguments, model_args, questions, training_args.seed)
+    records = [record for row in (*questions.reports, *questions.train, *questions.test) for record in row["ecgs"]]
+    if (measured := measured_store(arguments, questions)) is not None:
+        measured.fill(records)
     if not arguments.train_encoder:
-        records = [record for row in (*questions.reports, *questions.train, *questions.test) for record in row["ecgs"]]
         for zero in (False, True):
-            feature_store(arguments, model, processor, questions, zero=zero).fill(records)
+            feature_store(arguments, model, processor, questions, zero=zero).fill(records, device=PartialState().device)
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -392,6 +532,7 @@ def stage_args(training_args: SFTConfig, name: str, **changes: Any) -> SFTConfig
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "length_column_name": "length",
+        "push_to_hub": False,  # the trainer would publish checkpoints; the finished model is published with its audit
     }
     return dataclasses.replace(training_args, output_dir=out, **fixed, **changes)
 
@@ -443,6 +584,12 @@ class ElmTrainer(SFTTrainer):
             return LengthGrouped(sampler.batch_size * self.args.world_size, sampler.lengths, self.args.seed)
         return sampler
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """What is trained must be in a checkpoint. Tied and 4-bit weights are not, and need not be."""
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if missing := sorted(trained.intersection(load_result.missing_keys)):
+            raise ValueError(f"the checkpoint has no {missing[0]}, which is trained: give --resume false to start over")
+
 
 def train_stage(
     model: Any,
@@ -463,6 +610,10 @@ def train_stage(
         data_collator=collator,
         peft_config=peft_config,
     )
+    if peft_config is None and is_quantized(model):
+        # Checkpoints of what is trained: 4-bit layers could not read theirs back.
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        model._keys_to_ignore_on_save = model.state_dict().keys() - trained
     checkpoint = newest_whole_checkpoint(args.output_dir) if resume else None
     done = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json") if checkpoint else None
     if done is not None and done.global_step >= done.max_steps:
@@ -474,11 +625,44 @@ def train_stage(
         if checkpoint:
             logger.warning("going on from %s", checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
-    # TRL patched the instance's forward for its fused head; the class's own is what everyone else should meet.
+    # TRL patched the instance's forward for its fused head, accelerate for autocast; the class's own is what everyone else
+    # should meet. With its mark left on, accelerate would take the next stage's model for prepared: no autocast.
     base = trainer.accelerator.unwrap_model(trainer.model)
     base = base.get_base_model() if peft_config is not None else base
-    base.__dict__.pop("forward", None)
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        base.__dict__.pop(name, None)
+    base._keys_to_ignore_on_save = set()
     return trainer
+
+
+def whole(trainer: SFTTrainer, rebuild: Callable[[], nn.Module]) -> nn.Module:
+    """The model of a finished stage with whole weights, on every process: the next stage and saving need it.
+
+    Where FSDP or DeepSpeed has taken the model apart, that is a new one with what was trained; the rest never changed.
+
+    Args:
+        trainer: Of the stage.
+        rebuild: Makes the model as it was before the stage.
+    """
+    model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return model
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gathered: Any = contextlib.nullcontext()
+    if trainer.is_deepspeed_enabled:
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(list(parameters.values()))
+    with gathered:
+        trained = {
+            name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().cpu().clone()
+            for name, parameter in parameters.items()
+        }
+    unset_hf_deepspeed_config()  # else ZeRO-3 would take the new model apart while it is built
+    model = rebuild()
+    unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+    return model
 
 
 # --- the saved folder -------------------------------------------------------------------------------------------------
@@ -486,24 +670,30 @@ def train_stage(
 
 def save_run(
     trainer: SFTTrainer,
+    tuned: PeftModel,
     processor: ElmProcessor,
     questions: QuestionSet,
     arguments: ElmArguments,
     model_args: ModelConfig,
     training_args: SFTConfig,
     base_weights: str,
+    leaks: Sequence[str] = (),
 ) -> Path:
-    """Merge the adapter and write the model's folder: weights, processor, adapter, examples, records and card."""
-    tuned = trainer.accelerator.unwrap_model(trainer.model)
+    """Merge the adapter and write the model's folder: weights, processor, adapter, examples, records and card.
 
+    `tuned` is the trained model with whole weights, `leaks` what `leaks_of` said.
+    """
     training = {
         "dataset_name": questions.name,
+        "corpora": corpora_of(questions),
         "notes": questions.notes,
+        "leaks": list(leaks),
         "language_model": model_args.model_name_or_path,
         "train_condition": arguments.train_condition,
         "arguments": dataclasses.asdict(arguments),
         "processes": training_args.world_size,
         "lora": {"r": model_args.lora_r, "alpha": model_args.lora_alpha},
+        "quantization": SAVED if arguments.quantization else None,
         "trainer": {k: v for k, v in training_args.to_dict().items() if isinstance(v, (int, float, str, bool))},
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "trl": trl.__version__,
@@ -515,7 +705,10 @@ def save_run(
         save_adapter(tuned, Path(aside) / "adapter", base_weights)
         for record in _examples(questions):
             write_wfdb(questions.source[record], Path(aside) / "examples")
-        merged = tuned.merge_and_unload()
+        if is_quantized(tuned):
+            merged = merge_into_dequantized(tuned, Path(aside) / "adapter")
+        else:
+            merged = tuned.merge_and_unload()
         merged.to(merged.lm_head.weight.dtype)
         return save(merged, processor, folder, training=training, beside=Path(aside))
 

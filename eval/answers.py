@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from data.conditions import Altered, condition_named, zero_features
+from data.measure import NOT_MEASURABLE
+from data.measure import version as measure_version
 
 if TYPE_CHECKING:  # torch and scipy take seconds to import, which `--help` need not wait for
     import torch
 
     from data.conversations.rows import Message, QuestionSet, Row
     from data.ecg import EcgSource
+    from data.measure import Measurements
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +116,18 @@ class FeatureSource(Protocol):
         ...
 
 
+class MeasuredSource(Protocol):
+    """Measured features (`elm.measured.MeasuredStore`)."""
+
+    def fill(self, records: Iterable[str]) -> Any:
+        """Measure what is missing."""
+        ...
+
+    def get(self, records: Sequence[str]) -> list[Measurements]:
+        """Those of these recordings."""
+        ...
+
+
 class SplitStore:
     """Two stores as one: recordings as they are in one, altered ones (a `~` in their id) in the other."""
 
@@ -149,6 +164,9 @@ class ModelResponder:
         features: Outputs of the model's frozen encoder computed earlier, to be used in place of the recordings.
         zeros: The same for inputs set to zero. Without it, `zero` runs the encoder: a zeroed *output* of the encoder
             is another condition.
+        measured: What is measured in the recordings, altered ones too, for a processor that puts it into the prompt.
+            Under `zero` and `mean` it says that nothing could be measured: what the ECG says is taken away in numbers,
+            too, and the format stays.
         training_records: Of whose embeddings the condition `mean` gives the mean: at most 500 of them, drawn by a fixed
             seed.
         batch_size: Questions, or answers to be scored, at once.
@@ -166,6 +184,7 @@ class ModelResponder:
         features: FeatureSource | None = None,
         *,
         zeros: FeatureSource | None = None,
+        measured: MeasuredSource | None = None,
         training_records: Iterable[str] = (),
         batch_size: int = 64,
         max_new_tokens: int = 48,
@@ -173,7 +192,7 @@ class ModelResponder:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         self.model, self.processor, self.source = model, processor, Altered(source)
-        self.features, self.zeros = features, zeros
+        self.features, self.zeros, self.measured = features, zeros, measured
         self.training_records = sorted(set(training_records))
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self._answer_ids: dict[str, list[int]] = {}
@@ -186,6 +205,8 @@ class ModelResponder:
         processor = self.processor
         key = [weights_hash(self.model), processor.to_json_string(), processor.chat_template]
         key += [self.training_records, self.max_new_tokens]
+        if self.measured is not None:
+            key.append(measure_version())
         return sha256(json.dumps(key).encode()).hexdigest()[:16]
 
     def prepare(self, rows: Sequence[Row], condition: str) -> None:
@@ -195,6 +216,8 @@ class ModelResponder:
         with self._evaluating():
             if store is not None:
                 store.fill(record for row in rows for record in row["ecgs"])
+            if self.measured is not None and level in ("row", "recording"):
+                self.measured.fill(record for row in rows for record in row["ecgs"])
             if level == "embedding":
                 _ = self._mean
 
@@ -278,6 +301,10 @@ class ModelResponder:
         settings: dict[str, Any] = {"add_generation_prompt": True, "padding_side": "left", "return_tensors": "pt"}
         settings["messages"] = [question_messages(row) for row in rows]
         records = [record for row in rows for record in row["ecgs"]]
+        if self.measured is not None:
+            told = level in ("row", "recording")
+            lines = self.processor.lines(self.measured.get(records)) if told else [NOT_MEASURABLE] * len(records)
+            settings["measured"] = lines
         if not records:
             return placed(self.model, self.processor(**settings))
         ecgs = self._encoded(records, zero=level == "input")
@@ -371,7 +398,7 @@ def load_responder(model_dir: Path, questions: QuestionSet, batch_size: int) -> 
 
     import elm
     from data.conversations.rows import answer_text
-    from elm.training import stores_of
+    from elm.training import measured_of, stores_of
 
     model, processor = elm.load(model_dir)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -383,6 +410,7 @@ def load_responder(model_dir: Path, questions: QuestionSet, batch_size: int) -> 
         questions.source,
         SplitStore(features, altered),
         zeros=zeros,
+        measured=measured_of(model_dir, questions),
         training_records=(record for row in questions.train for record in row["ecgs"]),
         batch_size=batch_size,
         max_new_tokens=max(48, *(len(processor.answer_ids(answer)) for answer in answers)),

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import
     from data.conversations.rows import QuestionSet, Row
-    from eval.answers import FeatureSource
+    from eval.answers import FeatureSource, MeasuredSource
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def ladder(
     *,
     answers: Mapping[str, float],
     rows: Sequence[Row],
+    measured: MeasuredSource | None = None,
     max_train: int = 400,
     batch_size: int = 64,
     draws: int = 2000,
@@ -90,6 +91,7 @@ def ladder(
         features: Outputs of the model's encoder.
         answers: log p(yes) - log p(no) by id of the row, for each yes/no question of `rows` about its own ECG.
         rows: Held-out questions. Those that `verify_rows` does not keep are not looked at.
+        measured: What is measured in the recordings, for a processor that puts it into the prompt.
         max_train: Training questions a probe is fitted to, of each finding; of both answers the same number where
             there are as many. For each, the language model reads one question.
         batch_size: Questions the model reads at once.
@@ -127,7 +129,7 @@ def ladder(
     records = sorted({row["ecgs"][0] for row in asked})
     features.fill(records)
     encoder, projected, representation = _tokens(model, features, records, batch_size)
-    state = _states(model, processor, features, asked, batch_size)
+    state = _states(model, processor, features, asked, batch_size, measured)
     record = {id: i for i, id in enumerate(records)}
     ecg_of = {row["id"]: record[row["ecgs"][0]] for row in asked}
     place = {row["id"]: i for i, row in enumerate(asked)}
@@ -252,7 +254,14 @@ def _row_of(tokens: Any, mask: Any, flat: bool) -> Any:
     return torch.cat([mean, variance.sqrt()], dim=1)
 
 
-def _states(model: Any, processor: Any, features: FeatureSource, rows: Sequence[Row], batch_size: int) -> Features:
+def _states(
+    model: Any,
+    processor: Any,
+    features: FeatureSource,
+    rows: Sequence[Row],
+    batch_size: int,
+    measured: MeasuredSource | None = None,
+) -> Features:
     """The last layer's state `[rows, H]`, of which the head makes the first token of the answer."""
     import torch
     from tqdm import tqdm
@@ -267,10 +276,12 @@ def _states(model: Any, processor: Any, features: FeatureSource, rows: Sequence[
         with torch.inference_mode(), tqdm(total=len(rows), desc="reading questions", unit="question") as progress:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                cached = features.get([rows[i]["ecgs"][0] for i in batch])
+                records = [rows[i]["ecgs"][0] for i in batch]
+                cached = features.get(records)
                 prompts = processor(
                     [question_messages(rows[i]) for i in batch],
                     ecg_mask=cached["ecg_mask"],
+                    measured=processor.lines(measured.get(records)) if measured is not None else None,
                     add_generation_prompt=True,
                     padding_side="left",
                 )

@@ -2,8 +2,7 @@ r"""Train on real ECGs, zeros, no ECGs and shuffled ones; ask every model with e
 
     accelerate launch recipes/ablation_grid.py
     accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_ecgbench.yaml
-    accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_ecgbench.yaml --dev \
-        --dataset_args '{"root": "out/real"}' --output_dir out/grid-dev
+    accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_ecgbench.yaml --dev
 
 Without --config it takes recipes/configs/grid_tiny.yaml: simulated ECGs, tiny models, twelve trainings on two CPU
 cores. A config is one of recipes/sft_llava.py with the settings of a grid added; any field can be given as a flag.
@@ -26,19 +25,14 @@ from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from elm import training
+from elm import dev, training
 from elm.training import TRAIN_CONDITIONS, ElmArguments
 from eval import ablation, grid
 from eval.items import read
 from recipes.sft_llava import train
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grid_tiny.yaml"
-# What --dev puts in place of a config's own settings. Flags on the command line still win.
-DEV = """
-    --model_name_or_path tiny --dtype float32 --bf16 false --load_in_4bit false --gradient_checkpointing false
-    --seeds 0 1 --align_steps 0 --max_steps 8 --warmup_steps 2 --save_steps 4 --logging_steps 4
-    --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --limit 60
-"""
+DEV = "--seeds 0 --jobs 1"  # beside what --dev means for one training
 
 
 @dataclass
@@ -54,7 +48,6 @@ class GridArguments:
     published: str = field(
         default="", metadata={"help": f"Show the published grid of this protocol: {', '.join(grid.PUBLISHED)}."}
     )
-    dev: bool = field(default=False, metadata={"help": "Does it run? Tiny language model, few steps, few questions."})
 
     def __post_init__(self) -> None:
         if self.published and self.published not in grid.PUBLISHED:
@@ -92,6 +85,9 @@ class Cell:
 def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Trains and asks every model, then puts them side by side."""
     training.check_launch()
+    training.check_settings(arguments, training_args, model_args)
+    if arguments.dev:
+        arguments, training_args = training.for_dev(arguments, training_args)
     if arguments.train_condition != "real":
         raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
     if grid_args.jobs > 1 and training_args.world_size > 1:
@@ -134,7 +130,7 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
     if not main_process:
         return
     answers = {key: read(out / "cells" / "{}-{}".format(*key) / "ablation" / "predictions.jsonl") for key in cells}
-    numbers = grid.summarise(answers, questions) | {"dev": grid_args.dev, "settings": settings}
+    numbers = grid.summarise(answers, questions) | {"dev": arguments.dev, "settings": settings}
     numbers["published"] = grid_args.published
     grid.write(out, numbers)
     print(f"\n{grid.summary(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
@@ -143,8 +139,8 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:
     """The settings on a command line."""
     argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
-    argv = [*DEV.split(), *argv] if "--dev" in argv else argv
-    return TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(argv)
+    parser = TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig))
+    return parser.parse_args_and_config(dev.with_flags(argv, DEV))
 
 
 def _end_with_parent() -> None:

@@ -1,8 +1,10 @@
 """Train a LLaVA-style ECG-language model: pretrained encoder, projector, LoRA-tuned language model.
 
     accelerate launch recipes/sft_llava.py
-    accelerate launch recipes/sft_llava.py --config recipes/configs/ecg_qa_llama.yaml --output_dir out/llama-melp
+    accelerate launch recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --output_dir out/llama-melp
     accelerate launch recipes/sft_llava.py --train_condition shuffled --output_dir out/shuffled
+    python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --plan    # what would it need?
+    python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --dev     # does it run?
 
 Without --config it takes recipes/configs/tiny_cpu.yaml: simulated ECGs, a tiny Llama and a tiny encoder, in minutes on
 two CPU cores. Any field of a config can be given as a flag; a flag wins over the file, and an unknown key is an error.
@@ -17,11 +19,13 @@ import sys
 from pathlib import Path
 
 import torch
+from peft import get_peft_model
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from data.conversations.rows import QuestionSet, dialogues
-from elm import training
+from data.conversations.rows import QuestionSet, balanced, dialogues, packed
+from elm import dev, hub, planning, training
 from elm.features import weights_hash
+from elm.planning import PlanArguments
 from elm.training import ElmArguments, stage_args, train_stage, under_condition
 from eval import ablation
 from eval.report import finding, table
@@ -29,9 +33,22 @@ from eval.report import finding, table
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 
 
-def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+def main(
+    arguments: ElmArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    plan_args: PlanArguments | None = None,
+) -> None:
     """Trains one model, then asks it the held-out questions."""
+    if plan_args is not None and plan_args.plan:
+        print("\n".join(planning.plan(arguments, training_args, model_args, plan_args)))
+        return
     training.check_launch()
+    training.check_settings(arguments, training_args, model_args)
+    if arguments.dev:
+        arguments, training_args = training.for_dev(arguments, training_args)
+    if training_args.push_to_hub:
+        hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
         questions = training.questions_for(arguments)
     folder = train(arguments, training_args, model_args, questions)
@@ -44,6 +61,9 @@ def main(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCon
         return
     report = ablation.run(folder, questions=questions, batch_size=256)
     print(f"\n{table(report)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}")
+    if training_args.push_to_hub:
+        name, token = training_args.hub_model_id, training_args.hub_token
+        print(f"Published: {hub.push(folder, name, private=bool(training_args.hub_private_repo), token=token)}")
 
 
 def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> Path:
@@ -54,9 +74,12 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     # Model: what is computed once is computed by the first process and read from the cache by the others.
     with training_args.main_process_first(desc="model"):
         model, processor = training.build(arguments, model_args, questions, seed)
+        leaks = training.leaks_of(arguments, questions, model)
         collator = training.build_collator(arguments, model, processor, questions)
         if collator.features is not None and condition != "none":
             collator.features.fill(record for row in (*questions.reports, *questions.train) for record in row["ecgs"])
+        if collator.measured is not None and condition != "none":
+            collator.measured.fill(record for row in (*questions.reports, *questions.train) for record in row["ecgs"])
 
     # Training
     if arguments.threads:  # `accelerate launch` leaves a process one thread unless told otherwise
@@ -69,22 +92,36 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
             training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate
         )
         print(f"Stage align: the projector learns to have the language model write {len(rows)} reports")
-        train_stage(model, processor, rows, collator, args, resume=arguments.resume)
+        trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume)
+        model = training.whole(trainer, lambda: training.build(arguments, model_args, questions, seed)[0])
     base_weights = weights_hash(model)
-    rows = dialogues(questions.train, arguments.turns, seed) + (questions.reports if arguments.reports_in_sft else [])
-    rows = under_condition(rows, questions, condition, seed)
+    rows = [row for some in balanced(questions.train, arguments.balance) for row in dialogues(some, arguments.turns, seed)]
+    rows += questions.reports if arguments.reports_in_sft else []
+    rows = under_condition(packed(rows, arguments.questions_per_row), questions, condition, seed)
     lora = training.lora(model_args, model, arguments.train_encoder)
     args = stage_args(training_args, "sft")
     print(f"Stage sft: projector and LoRA learn to answer, {len(rows)} dialogues of {questions.name}")
     trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume, peft_config=lora)
 
+    tuned = training.whole(
+        trainer, lambda: get_peft_model(training.build(arguments, model_args, questions, seed)[0], lora)
+    )
+
     folder = Path(training_args.output_dir)
     if trainer.accelerator.is_main_process:
-        training.save_run(trainer, processor, questions, arguments, model_args, training_args, base_weights)
+        training.save_run(
+            trainer, tuned, processor, questions, arguments, model_args, training_args, base_weights, leaks
+        )
         print(f"The model is in {folder}")
     return folder
 
 
+def parse(argv: list[str]) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
+    """The settings on a command line."""
+    argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
+    parser = TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments))
+    return parser.parse_args_and_config(dev.with_flags(argv))
+
+
 if __name__ == "__main__":
-    argv = sys.argv[1:] if "--config" in sys.argv else ["--config", str(DEFAULT_CONFIG), *sys.argv[1:]]
-    main(*TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(argv))
+    main(*parse(sys.argv[1:]))

@@ -1,13 +1,23 @@
 """Cached encoder output: the same logits, computed once, found again only by what made it; and the collator on top."""
 
+import ctypes
+import errno
+import fcntl
 import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
-from data.conversations.rows import dialogues, question_row
-from elm import EcgCollator
+from data.conversations.rows import QuestionSet, dialogues, question_row
+from elm import EcgCollator, training
 from elm import features as features_module
 from elm.features import FeatureStore, weights_hash
 from encoders import load_encoder, save_encoder
@@ -40,9 +50,9 @@ def encoder():
 
 @pytest.fixture
 def open_store(encoder, source, tmp_path):
-    def make(encoder=encoder, extractor=None, source=source, name="corpus", zero=False):
+    def make(encoder=encoder, extractor=None, source=source, name="corpus", root="cache", **settings):
         extractor = extractor or PatchFeatureExtractor.from_config(encoder.config)
-        return FeatureStore(encoder, extractor, source, name, tmp_path / "cache", zero=zero)
+        return FeatureStore(encoder, extractor, source, name, tmp_path / root, **settings)
 
     return make
 
@@ -163,21 +173,17 @@ class Breaking(dict):
         return super().__getitem__(record)
 
 
-@pytest.mark.parametrize("where", ["source", "index"])
-def test_an_interrupted_fill_leaves_nothing_to_read(open_store, encoder, source, monkeypatch, where):
-    store = open_store(source=Breaking(source) if where == "source" else source)
+def test_an_interrupted_fill_leaves_nothing_to_read(open_store, encoder, source):
+    store = open_store(source=Breaking(source))
     store.fill(["r0"])
-    if where == "index":
-        monkeypatch.setattr(features_module.json, "dump", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     encoder.train()
-    with pytest.raises(OSError, match="gone|space"):
+    with pytest.raises(OSError, match="the disk is gone"):
         store.fill(["r1", "r2", "r5", "r6"], batch_size=1)
-    monkeypatch.undo()
     assert encoder.training, "the encoder is left as it was"
     seen = encoder.seen
     for left in (store, open_store()):
         assert "r0" in left and not any(record in left for record in ("r1", "r2", "r5", "r6"))
-        assert not list(left.folder.glob(".*")), "litter"
+        assert litter(left) == set()
     got = open_store().get(["r1", "r5"])
     assert encoder.seen == seen + 2
     fresh = PatchFeatureExtractor.from_config(encoder.config)([source["r1"], source["r5"]])
@@ -185,20 +191,318 @@ def test_an_interrupted_fill_leaves_nothing_to_read(open_store, encoder, source,
         assert torch.equal(got["ecg_features"], encoder.eval()(**fresh).last_hidden_state)
 
 
-def test_two_runs_may_fill_the_same_cache_at_once(open_store, source):
-    """The second one fills while the first one reads its last recording."""
-    other = open_store()
+def litter(store):
+    """What a store's folder holds beside shards and its lock."""
+    return {path.name for path in store.folder.iterdir() if path.suffix != ".safetensors"} - {".lock"}
 
-    class Meanwhile(dict):
-        def __getitem__(self, record):
-            if record == "r2":
-                other.fill(["r1", "r2"])
-            return super().__getitem__(record)
 
-    one = open_store(source=Meanwhile(source)).fill(["r1", "r2"])
-    want = other.get(["r1", "r2"])["ecg_features"]
-    for store in (one, open_store()):
-        assert torch.equal(store.get(["r1", "r2"])["ecg_features"], want)
+def shards(store):
+    """The bytes of every shard: their names are drawn."""
+    return {path.read_bytes() for path in store.folder.glob("*.safetensors")}
+
+
+# --- shards and processes ---------------------------------------------------------------------------------------------
+
+FORK = multiprocessing.get_context("fork")  # a new interpreter would import torch for seconds
+
+
+class Slow(dict):
+    """A source that takes its time, and notes whom it gave what."""
+
+    def __init__(self, records, log=None, seconds=0.003):
+        super().__init__(records)
+        self.log, self.seconds = log, seconds
+
+    def __getitem__(self, record):
+        time.sleep(self.seconds)
+        if self.log is not None:
+            with open(self.log, "a") as file:
+                file.write(f"{os.getpid()} {record}\n")
+        return super().__getitem__(record)
+
+
+@pytest.fixture
+def many(make_ecg):
+    return {f"m{i}": make_ecg(i, seconds=2) for i in range(60)}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(features_module, "SHARD_RECORDS", 4)
+
+
+def child(run):
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    process = FORK.Process(target=run)
+    process.start()
+    return process
+
+
+def test_shards_hold_so_many_records_or_so_many_bytes(open_store, many, monkeypatch):
+    monkeypatch.setattr(features_module, "SHARD_RECORDS", 25)
+    store = open_store(source=many).fill(many)
+    sizes = [len(json.loads(opened.metadata()["records"])) for opened in opened_shards(store)]
+    assert sorted(sizes) == [10, 25, 25]
+    monkeypatch.setattr(features_module, "SHARD_BYTES", 4000)  # 5 tokens of 12 numbers and a mask take 245, an id 64
+    store = open_store(source=many, name="another").fill(many)
+    assert all(opened.get_slice("features").get_shape() == [12, 5, 12] for opened in opened_shards(store))
+
+
+def opened_shards(store):
+    return [safe_open(path, "numpy") for path in store.folder.glob("*.safetensors")]
+
+
+def test_killed_at_any_moment_a_fill_goes_on_to_the_same_bytes(open_store, many, small_shards):
+    undisturbed = open_store(source=many, root="undisturbed").fill([*many])
+    draw, kills, longest, found = random.Random(0), 0, 0.05, []
+    while len(found) < len(many):
+        before = len(found)
+        process = child(lambda: open_store(source=Slow(many)).fill(many, batch_size=4))
+        time.sleep(draw.uniform(0, longest))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        store = open_store(source={})  # whatever is there is whole: it is found and read
+        found = [record for record in many if record in store]
+        assert len(found) == 4 * len(list(store.folder.glob("*.safetensors"))) >= before
+        if found:
+            assert torch.equal(store.get(found)["ecg_features"], undisturbed.get(found)["ecg_features"])
+        longest *= 1 if len(found) > before else 1.2  # a slow machine
+    assert kills >= 5
+    # A shard that was being written, and whoever wrote it, are gone for good with the next one that is written.
+    store = open_store(source=many)
+    for path in list(store.folder.glob("*.safetensors"))[:1]:
+        path.unlink()
+    (store.folder / ".0123456789abcdef.safetensors.00112233").write_bytes(b"torn")
+    store.fill(many)
+    assert shards(store) == shards(undisturbed) and litter(store) == set()
+
+
+def test_processes_share_the_work_and_readers_see_it(open_store, encoder, many, small_shards, tmp_path):
+    log, records = tmp_path / "log", [*many]
+    reader = open_store(source={})
+    before = open_store(source=many).fill(records[30:32])
+    here = [
+        child(lambda mine=mine: open_store(source=Slow(many, log)).fill(mine)) for mine in (records[:45], records[15:])
+    ]
+    for process in here:
+        process.join(60)
+        assert process.exitcode == 0
+    given = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(record for _, record in given) == sorted(set(records) - {"m30", "m31"}), "each once"
+    assert {int(pid) for pid, _ in given} == {process.pid for process in here}
+    seen = encoder.seen
+    assert reader.get(records)["ecg_features"].shape[0] == before.get(records)["ecg_features"].shape[0] == 60
+    assert encoder.seen == seen and litter(reader) == set()
+    want = open_store(source=many, root="undisturbed").get(records)["ecg_features"]
+    torch.testing.assert_close(reader.get(records)["ecg_features"], want)
+
+
+def test_who_waits_for_a_process_that_dies_does_its_work(open_store, many, small_shards):
+    records = [*many][:6]
+    holder = child(lambda: open_store(source=Slow(many, seconds=600)).fill(records))
+    folder = open_store().folder
+    until(lambda: any(path.stat().st_size for path in folder.glob(".claim-*")))
+    other = child(lambda: open_store(source=many).fill(records))
+    until(lambda: len(list(folder.glob("*.safetensors"))) == 1)  # the two records that nobody had claimed
+    other.join(0.3)
+    assert other.is_alive(), "it waits"
+    got = open_store(source=many).get(records[:1])["ecg_features"]  # who only reads does not
+    holder.kill()
+    other.join(30)
+    assert other.exitcode == 0
+    store = open_store(source={})
+    assert all(record in store for record in records) and litter(store) == set()
+    assert torch.equal(store.get(records[:1])["ecg_features"], got)
+
+
+def until(reached, seconds=30):
+    begun = time.monotonic()
+    while not reached():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.01)
+
+
+def test_reading_waits_for_no_lock(open_store, encoder):
+    store = open_store().fill(["r0"])
+    seen = encoder.seen
+    with open(store.folder / ".lock") as one, open(store.root / ".features.lock") as other:
+        for lock in (one, other):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        reader = child(lambda: (open_store(source={}).get(["r0"]), open_store(source={}).fill(["r0"])))
+        reader.join(30)
+    assert reader.exitcode == 0 and encoder.seen == seen
+
+
+# --- room -------------------------------------------------------------------------------------------------------------
+
+
+def taken(store):
+    return sum(path.stat().st_size for path in store.root.glob("features-*/*"))
+
+
+def test_the_longest_unused_shards_of_others_make_room(open_store, encoder, many, small_shards, caplog):
+    records = [*many]
+    size = taken(open_store(source=many, root="one", name="old").fill(records[:4]))
+    cache_gb = 6.5 * size / 1e9
+    old = open_store(source=many, name="old", cache_gb=cache_gb).fill(records[:16])
+    other = open_store(source=many, name="other", cache_gb=cache_gb).fill(records[:8])
+    for age, path in enumerate(sorted(old.folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)):
+        os.utime(path, (0, 1000 + age))
+    for path in other.folder.glob("*.safetensors"):
+        os.utime(path, (0, 900))
+    open_store(source=many, name="other", cache_gb=cache_gb).get(records[:4])  # used: no longer the oldest
+    new = open_store(source=many, name="new", cache_gb=cache_gb).fill(records[:12])
+    assert not caplog.records and taken(new) <= cache_gb * 1e9
+    left = {name: open_store(source=many, name=name) for name in ("old", "other", "new")}
+    assert [sum(record in store for record in records) for store in left.values()] == [8, 4, 12]
+    assert all(record in left["old"] for record in records[8:16]) and all(r in left["other"] for r in records[:4])
+    # A store that had the shards open goes on, and pushes nobody out by being read.
+    seen, want = encoder.seen, open_store(source=many, root="undisturbed").get(records[:16])
+    encoder.seen = seen
+    got = old.get(records[:16])
+    assert all(torch.equal(got[name], want[name]) for name in want) and encoder.seen == seen + 8
+    assert all(record in open_store(source={}, name="new") for record in records[:12])
+    assert taken(new) <= cache_gb * 1e9
+
+
+def test_what_does_not_fit_is_computed_each_time_and_said_once(open_store, encoder, many, caplog):
+    records = [*many]
+    store = open_store(source=many, cache_gb=15_000 / 1e9)
+    assert store.fill(records) is store
+    kept = [record for record in records if record in store]
+    assert 45 <= len(kept) < 60 and 14_000 < taken(store) <= 15_000
+    want = open_store(source=many, root="undisturbed").get(records)
+    encoder.seen = 0
+    for _ in range(2):
+        got = store.get(records)
+        assert all(torch.equal(got[name], want[name]) for name in want)
+    assert encoder.seen == 2 * (60 - len(kept)) and taken(store) <= 15_000
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"no room for the encoder's output of {60 - len(kept)} recordings in {store.folder}" in message
+    assert "cache_gb is 1.5e-05; with them it takes 1.85e-05 GB" in message and "encoded each time" in message
+
+
+def test_nothing_is_kept_of_0_gb(open_store, encoder, caplog, tmp_path):
+    store = open_store(cache_gb=0).fill(["r0"])
+    store.get(["r0"]), store.get(["r0"])
+    assert encoder.seen == 2 and not caplog.records and not (tmp_path / "cache").exists()
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match=r"cache_gb must be 0 \(keep nothing\) or more, got"):
+            open_store(cache_gb=wrong)
+
+
+@pytest.mark.parametrize("way", ["fill", "get"])
+def test_a_full_disk_is_no_room(open_store, encoder, monkeypatch, caplog, way):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = open_store().fill(["r7"])
+    monkeypatch.setattr(features_module, "written_whole", full)
+    if way == "fill":
+        store.fill(["r0", "r1"])
+    encoder.seen = 0
+    for _ in range(2):
+        assert store.get(["r0", "r1"])["ecg_features"].shape == (2, 5, 12)
+    assert encoder.seen == 4
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "of 2 recordings" in message and "No space left on device on its disk" in message
+    monkeypatch.setattr(
+        features_module, "written_whole", lambda *_: (_ for _ in ()).throw(PermissionError("not yours"))
+    )
+    with pytest.raises(PermissionError, match="not yours"):
+        store.fill(["r0"])
+
+
+def mount_small_disk(folder, size):
+    """A disk of its own for this process; an `OSError` where that is not allowed."""
+    libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+    if libc.unshare(0x10000000 | 0x00020000):  # CLONE_NEWUSER, CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), "unshare")
+    for name, content in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path("/proc/self", name).write_text(content)
+    if libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, b"size=%d" % size):
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+def test_a_disk_that_is_really_full(open_store, many, small_shards, monkeypatch):
+    """Shards of 62 kB on a disk of 256 kB, most of which somebody else takes."""
+    wide = Counting(PatchConfig(patch_size=20, hidden_size=78))
+    said, messages = FORK.Pipe(duplex=False)
+
+    def fill():
+        store = open_store(wide, source=many)
+        store.root.mkdir()
+        try:
+            mount_small_disk(store.root, 256_000)
+        except OSError as error:
+            return messages.send(f"no disk of its own: {error}")
+        monkeypatch.setattr(features_module.logger, "warning", lambda *args: messages.send(args[0] % args[1:]))
+        records, other = [*many][:12], store.root / "somebody else's"
+        other.write_bytes(bytes(100_000))
+        store.fill(records)
+        assert store.get(records)["ecg_features"].shape == (12, 50, 78)
+        assert sum(record in store for record in records) == 8 and litter(store) == set()
+        other.unlink()
+        assert all(record in store.fill(records) for record in records) and litter(store) == set()
+        messages.send("")
+
+    process = child(fill)
+    process.join(60)
+    message = said.recv() if said.poll() else ""
+    if message.startswith("no disk"):
+        pytest.skip(message)
+    assert process.exitcode == 0 and "of 4 recordings" in message and "No space left on device on its disk" in message
+    assert said.recv() == "", "said once"
+
+
+def test_a_damaged_shard_is_deleted_and_computed_anew(open_store, encoder, caplog):
+    store = open_store().fill(["r0", "r1"])
+    (path,) = store.folder.glob("*.safetensors")
+    whole, want = path.read_bytes(), store.get(["r0", "r1"])
+    length = 8 + int.from_bytes(whole[:8], "little")
+    shorter = [whole[:cut] for cut in (0, 5, 100, length, len(whole) - 1)]
+    not_json = whole[:8] + b"{" * (length - 8) + whole[length:]
+    for damaged in (*shorter, whole + b"\0", not_json, whole.replace(b"r0", b'r"')):
+        path.write_bytes(damaged)
+        caplog.clear()
+        assert "r0" not in open_store() and f"{path} is damaged, it" in caplog.text
+        assert not path.exists()
+    path.write_bytes(shorter[-1])  # cut short after it was opened
+    caplog.clear()
+    assert torch.equal(store.get(["r0", "r1"])["ecg_features"], want["ecg_features"])
+    encoder.seen = 0
+    assert torch.equal(open_store().get(["r0", "r1"])["ecg_features"], want["ecg_features"])
+
+
+def test_an_encoder_on_a_gpu_is_not_run_by_a_data_loaders_worker(open_store, encoder, monkeypatch):
+    store = open_store().fill(["r0"])
+    encoder.to("meta")
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: object())
+    assert store.get(["r0"])["ecg_features"].shape == (1, 5, 12)
+    with pytest.raises(RuntimeError, match="cannot run the encoder on meta, and 'r1' is not in the feature cache"):
+        store.get(["r1"])
+
+
+def test_no_records(open_store):
+    with pytest.raises(ValueError, match="no records to get"):
+        open_store().get([])
+
+
+def test_the_encoder_is_moved_for_a_fill_and_moved_back(open_store, encoder, monkeypatch):
+    went = []
+    monkeypatch.setattr(encoder, "to", lambda device: went.append(torch.device(device)))
+    open_store().fill(["r0"], device="cpu:0").fill(["r0"], device="cpu:0")
+    assert went == [torch.device("cpu:0"), torch.device("cpu"), torch.device("cpu")]
+
+
+def test_a_run_says_how_much_its_caches_may_take(pair, source, tmp_path):
+    questions = QuestionSet("q", source, "corpus", train=[], test=[], reports=[], patient_of={})
+    arguments = training.ElmArguments(cache_dir=str(tmp_path), cache_gb=1e-6)
+    store = training.feature_store(arguments, pair.model, pair.processor, questions)
+    assert store.cache_gb == 1e-6 and store.root == tmp_path
+    store.fill(source)
+    assert taken(store) <= 1000
 
 
 def test_a_missing_record_is_the_sources_error(open_store):
@@ -268,11 +572,11 @@ def test_the_hash_knows_names_shapes_types_and_values():
     assert not strided.is_contiguous() and weights_hash(module(a=strided)) == weights_hash(module(a=a))
 
 
-def test_shards_are_plain_files(open_store, encoder):
-    """Arrays and JSON: nothing that runs code when it is read."""
+def test_shards_are_safetensors(open_store, encoder):
+    """Numbers and JSON: nothing that runs code when it is read."""
     store = open_store().fill(["r0", "r1"])
-    index, features, mask = (next(store.folder.glob(p)) for p in ("*.json", "*.features.npy", "*.mask.npy"))
-    assert json.loads(index.read_text()) == ["r0", "r1"] and len(list(store.folder.iterdir())) == 3
-    assert np.load(features, allow_pickle=False).dtype == np.float32
-    assert np.load(mask, allow_pickle=False).dtype == bool
-    assert {file.stat().st_mode & 0o777 for file in store.folder.iterdir()} == {0o644}
+    (shard,) = opened_shards(store)
+    assert json.loads(shard.metadata()["records"]) == ["r0", "r1"]
+    want = store.get(["r0", "r1"])
+    assert np.array_equal(shard.get_tensor("features"), want["ecg_features"].numpy())
+    assert np.array_equal(shard.get_tensor("mask"), want["ecg_mask"].numpy())

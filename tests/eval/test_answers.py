@@ -302,7 +302,7 @@ def test_all_that_is_missing_is_encoded_before_the_first_question(recordings, ro
     assert all(record in features.stores[False] for record in used)
     responder.prepare(rows, "zero")
     assert all(record in zeros for record in used)
-    assert len(list(features.stores[True].folder.glob("*.json"))) == 1
+    assert len(list(features.stores[True].folder.glob("*.safetensors"))) == 1
 
 
 def test_the_name_tells_what_answers_depend_on(make_model, recordings):

@@ -132,6 +132,15 @@ def test_resume_in_a_later_epoch_sees_the_rows_in_the_same_order(train, tmp_path
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("changes", [{}, {"bf16": True, "dtype": "bfloat16"}], ids=["float32", "bfloat16"])
+def test_resume_between_the_stages_gives_the_same_losses(train, tmp_path, changes):
+    """What a finished align stage leaves on the model (autocast, say) must not change the next one."""
+    train(tmp_path / "whole", **changes)
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "align", tmp_path / "parts" / "checkpoints" / "align")
+    train(tmp_path / "parts", **changes)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, tmp_path):
     folder = tmp_path / "both"
     train(folder, text_only=True, ablation=True)

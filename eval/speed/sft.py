@@ -1,0 +1,203 @@
+"""Training: cached encoder output against encoding for every question, and questions that share a row.
+
+    python -m eval.speed sft [--records 8] [--questions 25] [--repeats 3] [--threads 2]
+
+A MELP encoder of the published size and the tiny Llama of the default job, both with random weights, are trained by the
+recipe's trainer (projector and LoRA; collator, forward, backward and optimizer are timed). In every repeat all ways are
+timed one after the other, and a ratio is taken within the repeat. The encoder costs the same for every question that is
+not cached, so that way is timed over fewer of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `--help` need not wait for torch
+    from data.conversations.rows import Row
+    from data.ecg import Ecg
+    from elm.collator import EcgCollator
+    from elm.features import FeatureStore
+    from elm.modeling import ElmForConditionalGeneration
+    from elm.processing import ElmProcessor
+    from encoders.melp import MelpConfig
+
+RECORDS_PER_STEP = 2  # whose questions are an optimizer step
+STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained.
+
+    Attributes:
+        model: Its weights stay as they are: a copy is trained.
+        processor: Its processor.
+        source: Recordings, in memory.
+        rows: The same number of questions about each recording, one per row.
+        records_per_step: Recordings whose questions are an optimizer step.
+    """
+
+    model: ElmForConditionalGeneration
+    processor: ElmProcessor
+    source: dict[str, Ecg]
+    rows: list[Row]
+    records_per_step: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Questions per second, from the end of the first step to the end of the last, and the loss of every step."""
+
+    rate: float
+    losses: list[float]
+
+
+def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
+    """Questions about simulated recordings, in the words of the default job, and an untrained model of this encoder."""
+    import torch
+
+    from data.conversations.rows import question_row
+    from data.conversations.synthetic import load
+    from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
+    from elm.tiny import llama_config, train_tokenizer
+    from encoders.melp import MelpFeatureExtractor
+
+    cohort = load(patients=max(records, 20), held_out_patients=1, questions=10, held_out_questions=1)
+    asked = {row["question"]: row["answer"] for row in cohort.train if len(row["ecgs"]) == 1}
+    source = {row["ecgs"][0]: cohort.source[row["ecgs"][0]] for row in cohort.reports[:records]}
+    rows = [
+        question_row(
+            id=f"{record}/{i}", ecgs=[record], patient_ids=[record], question_type="t", question=text, answer=answer
+        )
+        for record in source
+        for i, (text, answer) in enumerate(islice(cycle(asked.items()), questions))
+    ]
+    tokenizer = train_tokenizer([f"{text} {' '.join(answer)}" for text, answer in asked.items()])
+    config = ElmConfig(
+        text_config=llama_config(tokenizer),
+        encoder_config=encoder_config,
+        ecg_token_id=tokenizer.convert_tokens_to_ids("<ecg>"),
+    )
+    torch.manual_seed(0)
+    model = ElmForConditionalGeneration(config)
+    model.requires_grad_(False)
+    model.model.projector.requires_grad_(True)
+    processor = ElmProcessor(MelpFeatureExtractor.from_config(encoder_config), tokenizer)
+    return Job(model, processor, source, rows, min(RECORDS_PER_STEP, records))
+
+
+def fill(job: Job, root: Path) -> tuple[FeatureStore, float]:
+    """A new cache with the encoder's output for all recordings, and the seconds it took to make."""
+    from elm.features import FeatureStore
+
+    start = time.perf_counter()
+    store = FeatureStore(job.model.model.encoder, job.processor.feature_extractor, job.source, "speed", root)
+    store.fill(job.source)
+    return store, time.perf_counter() - start
+
+
+def train(job: Job, collator: EcgCollator, steps: int, questions_per_row: int, folder: Path) -> Trained:
+    """Train a copy of the model for so many steps, each on the questions about `records_per_step` recordings."""
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback
+    from trl import ModelConfig, SFTConfig
+
+    from data.conversations.rows import packed
+    from elm.training import ElmTrainer, as_dataset, lora, stage_args
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: object, **__: object) -> None:
+            ends.append(time.perf_counter())
+
+    rows = packed(job.rows, questions_per_row)
+    per_step = len(job.rows) * job.records_per_step // len(job.source)
+    args = SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=len(rows) * job.records_per_step // len(job.source),
+        dataloader_drop_last=True,
+        max_steps=steps,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        seed=0,
+    )
+    model = copy.deepcopy(job.model)
+    trainer = ElmTrainer(
+        model=model,
+        args=stage_args(args, "speed"),
+        train_dataset=as_dataset(rows),
+        processing_class=job.processor,
+        data_collator=collator,
+        peft_config=lora(ModelConfig(lora_dropout=0.0), model, train_encoder=False),
+        callbacks=[Clock()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Trained(per_step * (len(ends) - 1) / (ends[-1] - ends[0]), losses)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a table of three ratios, each the median of the repeats and their least and greatest."""
+    parser = argparse.ArgumentParser(prog="python -m eval.speed sft", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--records", type=int, default=8, help="ECGs (default %(default)s)")
+    parser.add_argument("--questions", type=int, default=25, help="questions about each (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="times all is timed (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
+    args = parser.parse_args(argv)
+
+    import torch
+    from tqdm.auto import tqdm
+
+    from elm import EcgCollator
+    from encoders.melp import MelpConfig
+
+    torch.set_num_threads(args.threads)
+    # Without dropout, so that a frozen encoder says the same in training as in the cache.
+    todo = job(MelpConfig(dropout=0.0, dropout_input=0.0, attention_dropout=0.0), args.records, args.questions)
+    rates: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as aside, tqdm(total=3 * args.repeats, desc="Timing", unit="run") as progress:
+        folder = Path(aside)
+
+        def timed(collator: EcgCollator, steps: int, questions_per_row: int = 1) -> float:
+            rate = train(todo, collator, steps, questions_per_row, folder).rate
+            progress.update()
+            return rate
+
+        for repeat in range(args.repeats):
+            encoding = timed(EcgCollator(todo.processor, todo.source), ENCODING_STEPS)
+            store, seconds = fill(todo, folder / f"cache-{repeat}")
+            cached = timed(EcgCollator(todo.processor, {}, store), STEPS)
+            shared = timed(EcgCollator(todo.processor, {}, store), STEPS, args.questions)
+            count = len(todo.rows)
+            for name, rate, baseline in (
+                ("cache, filled in one epoch", count / (seconds + count / cached), encoding),
+                ("cache, once filled", cached, encoding),
+                (f"{args.questions} questions share a row", shared, cached),
+            ):
+                rates.setdefault(name, []).append((rate, baseline))
+
+    size, text = (sum(p.numel() for p in part.parameters()) for part in (todo.model.model.encoder, todo.model))
+    print(f"{args.records} ECGs, {args.questions} questions about each, {args.threads} threads; parameters: encoder")
+    print(f"{size:,}, all {text:,}. Medians of {args.repeats} repeats; least and greatest ratio in brackets.")
+    print(f"{'':<28}{'questions/s':>12}{'baseline':>12}{'ratio':>9}")
+    for name, pairs in rates.items():
+        here, baseline = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratios = sorted(rate / other for rate, other in pairs)
+        spread = f"({ratios[0]:.3g}-{ratios[-1]:.3g})"
+        print(f"{name:<28}{here:>12.4g}{baseline:>12.4g}{statistics.median(ratios):>8.3g}x  {spread}")
+    print("Baselines: no cache; no cache; the cache with one question per row.")

@@ -1,0 +1,26 @@
+"""The recipe with measured features in the prompt and questions that share a row: trained, saved, loaded, audited."""
+
+import json
+
+import pytest
+
+from elm.training import questions_of
+from eval.answers import load_responder
+
+pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')
+
+
+def test_a_model_is_trained_and_audited_with_measured_features(train, tmp_path):
+    folder = tmp_path / "measured"
+    train(folder, measured=True, questions_per_row=3, turns=1, max_steps=2, ablation=True)
+    assert json.loads((folder / "processor_config.json").read_text())["measured"] is True
+    told = json.loads((folder / "training.json").read_text())
+    assert told["arguments"]["measured"] is True and told["arguments"]["questions_per_row"] == 3
+    assert len(told["losses"]) == 2
+    report = json.loads((folder / "ablation" / "report.json").read_text())
+    assert "real" in json.dumps(report["conditions"])
+    questions = questions_of(folder)
+    responder = load_responder(folder, questions, 8)
+    rows = [row for row in questions.test if len(row["ecgs"]) == 1][:3]
+    prompts = responder.processor.tokenizer.batch_decode(responder._inputs(rows, "real")["input_ids"])
+    assert all("Measured: rate " in prompt and " mV.\n" in prompt for prompt in prompts)
