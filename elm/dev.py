@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
@@ -30,7 +31,7 @@ COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_ques
 TRAIN_ROWS, TEST_ROWS, REPORTS, STEPS = 48, 12, 12, 2
 _FLAGS = (
     f"--max_steps {STEPS} --warmup_steps 1 --logging_steps 1 --save_steps 1 --per_device_train_batch_size 2 "
-    "--push_to_hub false"
+    "--push_to_hub false --threads 1"
 )
 
 
@@ -47,7 +48,7 @@ def with_flags(argv: Sequence[str], more: str = "") -> list[str]:
 
 def temporary_folder() -> Path:
     """A new folder, the same for all processes."""
-    found = [tempfile.mkdtemp(prefix="ecg-elm-dev-")]
+    found = [tempfile.mkdtemp(prefix="ecg-elm-dev-") if PartialState().is_main_process else ""]
     return Path(broadcast_object_list(found)[0])
 
 
@@ -75,12 +76,14 @@ def words_of(questions: QuestionSet) -> list[str]:
 
 def language_model(name: str, revision: str, questions: QuestionSet, cache: Path, seed: int) -> str:
     """Folder of a small language model of the same kind, with a tokenizer made of the questions' words."""
+    folder = cache / f"dev-language-{Path(name).name}"
+    if (folder / "tokenizer.json").exists():  # another process, or the model before, has made it
+        return str(folder)
     tokenizer = tiny.train_tokenizer(words_of(questions))
     config = tiny.llama_config(tokenizer)
     if name != "tiny":
         ids = {key: vars(config)[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
         config = shrunk_language(language_config(name, revision), **ids)
-    folder = cache / f"dev-language-{Path(name).name}"
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -91,9 +94,11 @@ def encoder(name: str, cache: Path, seed: int) -> str:
     """Folder of a small encoder of the same kind; another name than a known hub id or a tiny one's is what it was."""
     if name not in tiny.ENCODERS and (name not in ENCODERS or Path(name).exists()):
         return name
+    folder = cache / f"dev-encoder-{Path(name).name}"
+    if (folder / "preprocessor_config.json").exists():
+        return str(folder)
     config = tiny.ENCODERS[name].config() if name in tiny.ENCODERS else shrunk_encoder(ENCODERS[name]())
     torch.manual_seed(seed)
-    folder = cache / f"dev-encoder-{Path(name).name}"
     save_encoder(AutoModel.from_config(config), FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), folder)
     return str(folder)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -105,7 +106,13 @@ def skeleton(
     )
     with torch.device("meta"):
         model = ElmForConditionalGeneration(config)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    return model
+
+
+def _mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
+    assert isinstance(setting, dict)  # since its ElmArguments was made
+    return setting
 
 
 def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
@@ -118,7 +125,7 @@ def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     else:
         config = kind() if kind is not None else AutoConfig.from_pretrained(name)
     told = config.to_dict()
-    changes = {key: value for key, value in dict(arguments.encoder_args or {}).items() if key in told}
+    changes = {key: value for key, value in _mapping(arguments.encoder_args).items() if key in told}
     return type(config)(**told | changes)
 
 
@@ -184,7 +191,7 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it, with what is not counted."""
-        return (1 + NOT_COUNTED) * sum(dataclasses.astuple(self)) + CONTEXT
+        return (1 + NOT_COUNTED) * float(sum(dataclasses.astuple(self))) + CONTEXT
 
 
 def memory(model: Model, training_args: SFTConfig, model_args: ModelConfig, length: int) -> Memory:
@@ -249,7 +256,7 @@ def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
     Raises:
         ValueError: It is another question set.
     """
-    settings = dict(arguments.dataset_args or {})
+    settings = _mapping(arguments.dataset_args)
     if arguments.dataset != "ecg_qa" or settings.get("source", "ptbxl") != "ptbxl":
         raise ValueError(
             f"there is no {settings.get('root')}, and the size of {arguments.dataset} is not known without it: --plan "
@@ -278,7 +285,7 @@ def plan(
     arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments
 ) -> list[str]:
     """Lines that say what a run would need."""
-    settings = dict(arguments.dataset_args or {})
+    settings = _mapping(arguments.dataset_args)
     there = "root" not in settings or Path(settings["root"]).is_dir()
     questions = questions_for(arguments) if there else None
     empty = skeleton(arguments, model_args, questions)
@@ -357,4 +364,4 @@ def flops_per_token(model: Model, length: float, checkpointing: bool) -> float:
     text, again = model.config.text_config, int(checkpointing)
     head = text.hidden_size // text.num_attention_heads if text.head_dim is None else text.head_dim
     attention = 4 * length * head * text.num_attention_heads * text.num_hidden_layers
-    return (4 + 2 * again) * (model.linear + model.lora) + 2 * model.lora + (3 + again) * attention
+    return float((4 + 2 * again) * (model.linear + model.lora) + 2 * model.lora + (3 + again) * attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import json
 import logging
@@ -65,6 +66,7 @@ _OF_A_RUN = (
     "weight_decay",
 )
 _NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
+ATTENTION = ("sdpa", "flash_attention_2", "eager")
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
 
@@ -84,8 +86,8 @@ class ElmArguments:
     encoder: str = field(
         default="tiny",
         metadata={
-            "help": "ECG encoder: a folder, a hub id, 'tiny' or 'tiny-cnn' to train a small one from the reports first, "
-            "or a type of encoder for a new one, such as 'ecg_patch' for patches of the signal itself."
+            "help": "ECG encoder: a folder, a hub id, 'tiny' or 'tiny-cnn' to train a small one from the reports "
+            "first, or a type of encoder for a new one, such as 'ecg_patch' for patches of the signal itself."
         },
     )
     encoder_args: dict[str, Any] | str | None = field(
@@ -140,6 +142,12 @@ class ElmArguments:
     )
     threads: int = field(
         default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
+    )
+    deterministic: bool = field(
+        default=False,
+        metadata={
+            "help": "Two runs on like devices give the same bytes: deterministic algorithms alone, which are slower."
+        },
     )
     dev: bool = field(
         default=False,
@@ -198,6 +206,16 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
     """
     if model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("give --quantization nf4 in place of load_in_4bit and load_in_8bit")
+    if training_args.full_determinism:
+        raise ValueError("give --deterministic in place of full_determinism: it holds for new weights and caches, too")
+    attention = model_args.attn_implementation
+    if attention not in (None, *ATTENTION):
+        raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attention!r}")
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise ImportError(
+            "attn_implementation flash_attention_2 needs flash-attn: "
+            'pip install --no-build-isolation "ecg-elm[flash]", or take sdpa'
+        )
     sharded = _is_set("ACCELERATE_USE_FSDP") or _is_set("ACCELERATE_USE_DEEPSPEED")
     if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("FSDP needs fsdp_version: 2, as in recipes/accelerate/fsdp.yaml")
@@ -296,10 +314,7 @@ def _of_types(questions: QuestionSet, types: Sequence[str]) -> QuestionSet:
     present = {row["question_type"] for row in questions.train}
     if missing := sorted(set(types) - present):
         raise ValueError(f"{questions.name} has no training questions of type {missing[0]!r}: it has {sorted(present)}")
-    train, test = (
-        [row for row in rows if row["question_type"] in types]
-        for rows in (questions.train, questions.test)
-    )
+    train, test = ([row for row in rows if row["question_type"] in types] for rows in (questions.train, questions.test))
     return dataclasses.replace(questions, train=train, test=test)
 
 
@@ -625,7 +640,7 @@ def train_stage(
         if checkpoint:
             logger.warning("going on from %s", checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
-    # TRL patched the instance's forward for its fused head, accelerate for autocast; the class's own is what everyone else
+    # TRL patched the instance's forward for its fused head, accelerate for autocast; the class's own is what everyone
     # should meet. With its mark left on, accelerate would take the next stage's model for prepared: no autocast.
     base = trainer.accelerator.unwrap_model(trainer.model)
     base = base.get_base_model() if peft_config is not None else base

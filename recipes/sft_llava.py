@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from peft import get_peft_model
+from transformers import enable_full_determinism
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet, balanced, dialogues, packed
@@ -70,6 +71,8 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     """Runs the stages and saves one folder, `output_dir`."""
     training.claim(arguments, training_args, model_args)
     seed, condition = training_args.seed, arguments.train_condition
+    if arguments.deterministic:
+        enable_full_determinism(seed)
 
     # Model: what is computed once is computed by the first process and read from the cache by the others.
     with training_args.main_process_first(desc="model"):
@@ -89,17 +92,20 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     if arguments.align_steps and condition != "none":  # without ECGs a projector has nothing to learn from
         rows = under_condition(questions.reports, questions, condition, seed)
         args = stage_args(
-            training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate
-        )
+            training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate,
+            full_determinism=arguments.deterministic,
+        )  # fmt: skip
         print(f"Stage align: the projector learns to have the language model write {len(rows)} reports")
         trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume)
         model = training.whole(trainer, lambda: training.build(arguments, model_args, questions, seed)[0])
     base_weights = weights_hash(model)
-    rows = [row for some in balanced(questions.train, arguments.balance) for row in dialogues(some, arguments.turns, seed)]
+    rows = [
+        row for some in balanced(questions.train, arguments.balance) for row in dialogues(some, arguments.turns, seed)
+    ]
     rows += questions.reports if arguments.reports_in_sft else []
     rows = under_condition(packed(rows, arguments.questions_per_row), questions, condition, seed)
     lora = training.lora(model_args, model, arguments.train_encoder)
-    args = stage_args(training_args, "sft")
+    args = stage_args(training_args, "sft", full_determinism=arguments.deterministic)
     print(f"Stage sft: projector and LoRA learn to answer, {len(rows)} dialogues of {questions.name}")
     trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume, peft_config=lora)
 

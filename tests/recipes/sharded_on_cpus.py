@@ -1,6 +1,6 @@
 """Runs the recipe of its arguments with FSDP on CPUs: accelerate takes that for something only accelerators do.
 
-    accelerate launch --config_file recipes/accelerate/fsdp.yaml tests/recipes/sharded_on_cpus.py --use_cpu true ...
+accelerate launch --config_file recipes/accelerate/fsdp.yaml tests/recipes/sharded_on_cpus.py --use_cpu true ...
 """
 
 import sys

@@ -191,10 +191,10 @@ def test_every_grid_config_parses_and_dev_makes_it_small(config):
     assert len(grid_args.seeds) >= 3 and grid_args.train_conditions == list(TRAIN_CONDITIONS)
     assert model_args.model_name_or_path == told["model_name_or_path"]
     words = ["--config", str(config), "--dev", "--max_steps", "3", *cpu]
-    grid_args, small, training_args, model_args = ablation_grid.parse(words)
-    assert grid_args.dev and model_args.model_name_or_path == "tiny" and grid_args.limit == 60
+    grid_args, small, training_args, same = ablation_grid.parse(words)
+    assert small.dev and len(grid_args.seeds) == 1 and training_args.save_steps == 1
     assert training_args.max_steps == 3, "flags win over --dev"
-    assert small == arguments, "data and encoder stay those of the config"
+    assert same == model_args and small.encoder == arguments.encoder, "small parts are of the kind of the config's own"
 
 
 def test_ecg_benchs_input_is_one_token_of_the_samples(parts, flags):

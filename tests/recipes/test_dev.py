@@ -1,16 +1,21 @@
 """`--dev`: every config in recipes/configs runs to its end, small, in a folder of its own."""
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from trl import SFTConfig
 
 import elm
 from data.conversations import load_questions
 from elm import dev, training
-from elm.published import LANGUAGE_MODELS
+from elm.published import LANGUAGE_MODELS, language_config
+from elm.training import ElmArguments
+from encoders.melp import MelpConfig
 from recipes import ablation_grid, sft_llava
 
 CONFIGS = sorted((Path(sft_llava.__file__).parent / "configs").glob("*.yaml"))
@@ -30,6 +35,8 @@ def temporary(tmp_path, monkeypatch):
 def test_every_config_runs(config, temporary):
     recipe = ablation_grid if config.stem.startswith("grid_") else sft_llava
     told = yaml.safe_load(config.read_text())
+    if told.get("quantization"):
+        pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
     recipe.main(*recipe.parse(["--config", str(config), "--dev", "--disable_tqdm", "true"]))
     (folder,) = temporary.glob("ecg-elm-dev-*/model")
     assert list(Path.cwd().iterdir()) == [], "something went to a folder of the config's own"
@@ -44,5 +51,45 @@ def test_every_config_runs(config, temporary):
         assert (align > 0) == (told.get("align_steps", 0) > 0 and record["train_condition"] != "none")
     assert (folder / "text-only" / "config.json").exists() == told.get("text_only", False)
     model, _ = elm.load(models[0])
-    assert model.dtype == getattr(__import__("torch"), told.get("dtype", "float32"))
-    assert sum(weight.numel() for weight in model.parameters()) < 3_000_000
+    assert model.dtype == getattr(torch, told.get("dtype", "float32"))
+    assert sum(weight.numel() for weight in model.parameters()) < 4_000_000
+
+
+def test_grouped_queries_ties_and_positions_stay_those_of_the_published_model():
+    for name in LANGUAGE_MODELS:
+        published = language_config(name)
+        small = dev.shrunk_language(published, vocab_size=300)
+        for config in (published, small):
+            assert config.hidden_size == config.num_attention_heads * config.head_dim
+        ratios = [
+            (c.num_attention_heads / c.num_key_value_heads, c.intermediate_size / c.hidden_size, c.rope_parameters,
+             c.tie_word_embeddings, c.max_position_embeddings, c.rms_norm_eps)
+            for c in (published, small)
+        ]  # fmt: skip
+        assert ratios[0] == ratios[1]
+        assert small.num_hidden_layers == 2 and small.hidden_size <= 128 and small.vocab_size == 300
+
+
+def test_the_small_encoder_takes_the_same_input_and_gives_as_many_tokens():
+    small = dev.shrunk_encoder(MelpConfig())
+    assert (small.sampling_rate, small.seconds, small.max_tokens) == (500, 10.0, MelpConfig().max_tokens)
+    assert small.output_dim < MelpConfig().output_dim
+
+
+def test_few_questions_are_spread_over_all(tmp_path):
+    questions = load_questions("synthetic", patients=60, held_out_patients=12, questions=10, cache=tmp_path)
+    few = dev.few(questions)
+    assert 0 < len(few.train) <= dev.TRAIN_ROWS < len(questions.train) and 0 < len(few.test) <= dev.TEST_ROWS
+    assert few.train[-1] in questions.train[-len(questions.train) // 10 :], "not the first ones alone"
+    assert few.notes[0] == dev.NOTE and questions.notes[0] != dev.NOTE
+
+
+def test_a_corpus_that_is_there_is_used(temporary, tmp_path):
+    arguments = ElmArguments(dataset="ecg_qa", dataset_args={"root": str(tmp_path)}, align_steps=500, dev=True)
+    training_args = SFTConfig(str(tmp_path / "real"), use_cpu=True)
+    found, aside = training.for_dev(arguments, training_args)
+    assert found.dataset == "ecg_qa" and found.dataset_args == arguments.dataset_args
+    assert Path(aside.output_dir).is_relative_to(temporary) and Path(found.cache_dir).is_relative_to(temporary)
+    assert found.align_steps == dev.STEPS
+    gone = dataclasses.replace(arguments, dataset_args={"root": "nowhere"})
+    assert training.for_dev(gone, training_args)[0].dataset == "synthetic"

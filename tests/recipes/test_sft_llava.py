@@ -141,6 +141,37 @@ def test_resume_between_the_stages_gives_the_same_losses(train, tmp_path, change
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+def test_gradient_checkpointing_changes_no_loss(trained, train, tmp_path):
+    """Of either stage: through a frozen language model to the projector, and with LoRA."""
+    train(tmp_path / "checkpointed", gradient_checkpointing=True)
+    assert losses(tmp_path / "checkpointed") == pytest.approx(losses(trained), abs=1e-5)
+    align = [folder / "checkpoints" / "align" / "checkpoint-2" for folder in (trained, tmp_path / "checkpointed")]
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in align]
+    assert [step["loss"] for step in logs[0]] == pytest.approx([step["loss"] for step in logs[1]], abs=1e-5)
+
+
+@pytest.fixture
+def determinism():
+    """What --deterministic sets for the whole process is taken back."""
+    before = dict(os.environ)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
+def test_deterministic_runs_give_the_same_bytes(train, parts, tmp_path, determinism):
+    """With dropout, worker processes and caches of their own."""
+    for name in ("first", "second"):
+        train(tmp_path / name, deterministic=True, lora_dropout=0.1, dataloader_num_workers=1, max_steps=4,
+              cache_dir=tmp_path / f"{name}-cache")  # fmt: skip
+        assert torch.are_deterministic_algorithms_enabled()
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert losses(first) == losses(second)
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
 def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, tmp_path):
     folder = tmp_path / "both"
     train(folder, text_only=True, ablation=True)
