@@ -14,7 +14,6 @@ recordings its median error in lead II is 10 ms of PR and 60 of QRS ("prominence
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -34,6 +33,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from data.commands import command_line
 from data.ecg import LEADS, Ecg, EcgSource
 from data.wire import from_wire, to_wire
 
@@ -488,13 +488,7 @@ def version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m data.measure",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("data.measure", __doc__)
     parser.add_argument("record", nargs="+", help="recordings: WFDB records")
     parser.add_argument("--names", type=Path, help="CSV table of codes (SNOMEDCTCode, Dx) to print labels by name")
     args = parser.parse_args(argv)

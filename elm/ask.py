@@ -9,10 +9,11 @@ Research use only; not a medical device.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from data.commands import command_line
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which --help need not wait for
     from data.ecg import Ecg
@@ -34,13 +35,7 @@ def ask(model: Any, processor: Any, ecgs: Sequence[Ecg], question: str, max_new_
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m elm.ask",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("elm.ask", __doc__)
     parser.add_argument("model", help="folder of a trained model, or its hub id")
     parser.add_argument("record", nargs="+", help="recordings, in the order the question speaks of them")
     parser.add_argument("question", help="what to ask")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data.card import check_terms, sources_of
+from data.commands import command_line
 from data.hub import check_repo_id, commit
 
 logger = logging.getLogger(__name__)
@@ -262,13 +263,7 @@ def _read(file: Path) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m elm.hub",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("elm.hub", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     model = commands.add_parser("push", help="a trained model with its card and audit")
     rows = commands.add_parser("push-questions", help="the rows of the questions it was trained on; no recordings")

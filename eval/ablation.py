@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.commands import command_line
 from data.conditions import CONDITIONS, FAST, condition_named
 from data.files import written_whole
 from eval import report as reporting
@@ -289,13 +290,7 @@ def _served(args: argparse.Namespace, questions: QuestionSet) -> Responder:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.ablation",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("eval.ablation", __doc__)
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="folder of a trained model, or its hub id"
     )

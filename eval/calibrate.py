@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from data.commands import command_line
 from eval.parts import markdown_table
 
 if TYPE_CHECKING:  # scipy takes a second to import, which `--help` need not wait for
@@ -224,13 +225,7 @@ def table(found: Mapping[tuple[int, int], Mapping[str, Counter[str]]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.calibrate",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line("eval.calibrate", __doc__)
     parser.add_argument("--audits", type=int, default=200, metavar="N", help="of each size (default: 200)")
     parser.add_argument(
         "--sizes",

@@ -14,7 +14,6 @@ be, and writes `super-classes.json` into `MODEL/ablation`. Research use only; no
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.commands import command_line
 from data.files import written_whole
 from eval.parts import Table, auroc_span, markdown_table, percent, points_span, signed_span
 
@@ -321,11 +321,7 @@ def run(model_dir: Path | str, *, ptbxl: Path | None = None, folds: Collection[i
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.super_classes", description=summary, epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command_line("eval.super_classes", __doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of a trained model")
     parser.add_argument("--ptbxl", type=Path, metavar="DIR", help="other recordings, in PTB-XL's layout")
     parser.add_argument(

@@ -79,10 +79,11 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
         model, processor = training.build(arguments, model_args, questions, seed)
         leaks = training.leaks_of(arguments, questions, model)
         collator = training.build_collator(arguments, model, processor, questions)
-        if collator.features is not None and condition != "none":
-            collator.features.fill(record for row in (*questions.reports, *questions.train) for record in row["ecgs"])
-        if collator.measured is not None and condition != "none":
-            collator.measured.fill(record for row in (*questions.reports, *questions.train) for record in row["ecgs"])
+        records = [ecg for row in (*questions.reports, *questions.train) for ecg in row["ecgs"] if condition != "none"]
+        if collator.measured is not None:
+            collator.measured.fill(records)
+    if collator.features is not None:  # here the processes share the work
+        collator.features.fill(records, device=training_args.device)
 
     # Training
     if arguments.threads:  # `accelerate launch` leaves a process one thread unless told otherwise

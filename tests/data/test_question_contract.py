@@ -1,6 +1,5 @@
 """What `check_questions` refuses: each fault is put into a sound set, and named."""
 
-
 import pytest
 
 from data.conversations import check_questions, synthetic
