@@ -23,7 +23,8 @@ from elm.configuration import ElmConfig
 from elm.modeling import ElmForConditionalGeneration
 from elm.published import ENCODERS, LANGUAGE_MODELS, language_config
 from elm.quantization import BYTES_PER_WEIGHT
-from elm.training import ElmArguments, lora, questions_for
+from elm.settings import ElmArguments
+from elm.training import lora, questions_for
 from encoders.base import EcgEncoderConfig
 from encoders.registry import find_config
 

@@ -26,7 +26,15 @@ from pathlib import Path
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from elm import dev, training
-from elm.training import TRAIN_CONDITIONS, ElmArguments
+from elm.settings import (
+    TRAIN_CONDITIONS,
+    ElmArguments,
+    check_launch,
+    check_settings,
+    claim_folder,
+    for_dev,
+    settings_of_a_run,
+)
 from eval import ablation, grid
 from eval.items import read
 from recipes.sft_llava import train
@@ -84,10 +92,10 @@ class Cell:
 
 def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Trains and asks every model, then puts them side by side."""
-    training.check_launch()
-    training.check_settings(arguments, training_args, model_args)
+    check_launch()
+    check_settings(arguments, training_args, model_args)
     if arguments.dev:
-        arguments, training_args = training.for_dev(arguments, training_args)
+        arguments, training_args = for_dev(arguments, training_args)
     if arguments.train_condition != "real":
         raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
     if grid_args.jobs > 1 and training_args.world_size > 1:
@@ -105,8 +113,8 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         for seed in grid_args.seeds
         for condition in grid_args.train_conditions
     }
-    settings = training.settings_of_a_run(arguments, training_args, model_args) | {"limit": grid_args.limit}
-    training.claim_folder(out / "cells", settings, resume=arguments.resume, write=main_process)
+    settings = settings_of_a_run(arguments, training_args, model_args) | {"limit": grid_args.limit}
+    claim_folder(out / "cells", settings, resume=arguments.resume, write=main_process)
 
     # What all models share
     with training_args.main_process_first(desc="data and shared parts"):

@@ -27,7 +27,8 @@ from data.conversations.rows import QuestionSet, balanced, dialogues, packed
 from elm import dev, hub, planning, training
 from elm.features import weights_hash
 from elm.planning import PlanArguments
-from elm.training import ElmArguments, stage_args, train_stage, under_condition
+from elm.settings import ElmArguments, check_launch, check_settings, claim, for_dev
+from elm.training import stage_args, train_stage, under_condition
 from eval import ablation
 from eval.report import finding, table
 
@@ -44,10 +45,10 @@ def main(
     if plan_args is not None and plan_args.plan:
         print("\n".join(planning.plan(arguments, training_args, model_args, plan_args)))
         return
-    training.check_launch()
-    training.check_settings(arguments, training_args, model_args)
+    check_launch()
+    check_settings(arguments, training_args, model_args)
     if arguments.dev:
-        arguments, training_args = training.for_dev(arguments, training_args)
+        arguments, training_args = for_dev(arguments, training_args)
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
@@ -69,7 +70,7 @@ def main(
 
 def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> Path:
     """Runs the stages and saves one folder, `output_dir`."""
-    training.claim(arguments, training_args, model_args)
+    claim(arguments, training_args, model_args)
     seed, condition = training_args.seed, arguments.train_condition
     if arguments.deterministic:
         enable_full_determinism(seed)

@@ -17,7 +17,8 @@ from elm import EcgCollator, ElmProcessor
 from elm.ask import ask
 from elm.features import FeatureStore
 from elm.measured import MeasuredStore
-from elm.training import ElmArguments, build_collator
+from elm.settings import ElmArguments
+from elm.training import build_collator
 from eval.answers import ModelResponder, SplitStore
 
 pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')

@@ -17,7 +17,8 @@ from elm import planning
 from elm.modeling import ElmForConditionalGeneration
 from elm.planning import PlanArguments
 from elm.published import LANGUAGE_MODELS, language_config
-from elm.training import ElmArguments, lora
+from elm.settings import ElmArguments
+from elm.training import lora
 from recipes import sft_llava
 
 CONFIGS = Path(recipes.__file__).parent / "configs"

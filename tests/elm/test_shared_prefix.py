@@ -11,7 +11,8 @@ from data.conversations.rows import QuestionSet, assistant, dialogues, packed, q
 from elm import EcgCollator
 from elm.features import FeatureStore
 from elm.prefix import join, mask_of_questions
-from elm.training import ElmArguments, as_dataset, build_collator, stage_args, train_stage, under_condition
+from elm.settings import ElmArguments
+from elm.training import as_dataset, build_collator, stage_args, train_stage, under_condition
 
 ECG = 99
 

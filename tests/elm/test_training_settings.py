@@ -7,16 +7,15 @@ import torch
 from trl import ModelConfig, SFTConfig
 
 from data.conversations.rows import assistant, user
-from elm import training
 from elm.quantization import nf4
-from elm.training import ElmArguments
+from elm.settings import ElmArguments, check_settings
 
 
 @pytest.fixture
 def check(tmp_path):
     def check(*, full_determinism=False, quantization=None, **model_args):
         training_args = SFTConfig(str(tmp_path), use_cpu=True, full_determinism=full_determinism)
-        training.check_settings(ElmArguments(quantization=quantization), training_args, ModelConfig(**model_args))
+        check_settings(ElmArguments(quantization=quantization), training_args, ModelConfig(**model_args))
 
     return check
 

@@ -16,6 +16,7 @@ from data.conversations.rows import QuestionSet, assistant, question_row, user
 from data.ecg import LEADS, Ecg
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.features import FeatureStore
+from elm.settings import ElmArguments
 from elm.tiny import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
 from eval.answers import ModelResponder, ScriptedResponder, SplitStore, load_responder, question_messages
@@ -326,7 +327,7 @@ def test_a_saved_model_is_asked_with_its_own_caches(pair, recordings, rows, tmp_
     from elm import training
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    arguments = dataclasses.asdict(training.ElmArguments(cache_dir=str(tmp_path / "cache")))
+    arguments = dataclasses.asdict(ElmArguments(cache_dir=str(tmp_path / "cache")))
     for part in pair:
         part.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "training.json").write_text(json.dumps({"arguments": arguments}))

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from data.conversations.rows import dialogues
 from elm import training
 from elm.collator import EcgCollator
-from elm.training import TRAIN_CONDITIONS, ElmArguments, as_dataset, under_condition
+from elm.settings import TRAIN_CONDITIONS, ElmArguments
+from elm.training import as_dataset, under_condition
 from eval import grid
 from eval.items import read
 from recipes import ablation_grid

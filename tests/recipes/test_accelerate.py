@@ -18,8 +18,7 @@ from trl import ModelConfig, SFTConfig
 
 import elm
 from data.readers import read_ecg
-from elm import training
-from elm.training import ElmArguments
+from elm.settings import ElmArguments, check_settings
 
 REPO = Path(__file__).resolve().parents[2]
 FILES = sorted((REPO / "recipes" / "accelerate").glob("*.yaml"))
@@ -133,7 +132,7 @@ def check(tmp_path):
     training_args = SFTConfig(str(tmp_path), use_cpu=True)  # made before a test says DeepSpeed, which it would import
 
     def check(quantization=None):
-        training.check_settings(ElmArguments(quantization=quantization), training_args, ModelConfig())
+        check_settings(ElmArguments(quantization=quantization), training_args, ModelConfig())
 
     return check
 

@@ -12,9 +12,9 @@ from trl import SFTConfig
 
 import elm
 from data.conversations import load_questions
-from elm import dev, training
+from elm import dev
 from elm.published import LANGUAGE_MODELS, language_config
-from elm.training import ElmArguments
+from elm.settings import ElmArguments, for_dev
 from encoders.melp import MelpConfig
 from recipes import ablation_grid, sft_llava
 
@@ -87,9 +87,9 @@ def test_few_questions_are_spread_over_all(tmp_path):
 def test_a_corpus_that_is_there_is_used(temporary, tmp_path):
     arguments = ElmArguments(dataset="ecg_qa", dataset_args={"root": str(tmp_path)}, align_steps=500, dev=True)
     training_args = SFTConfig(str(tmp_path / "real"), use_cpu=True)
-    found, aside = training.for_dev(arguments, training_args)
+    found, aside = for_dev(arguments, training_args)
     assert found.dataset == "ecg_qa" and found.dataset_args == arguments.dataset_args
     assert Path(aside.output_dir).is_relative_to(temporary) and Path(found.cache_dir).is_relative_to(temporary)
     assert found.align_steps == dev.STEPS
     gone = dataclasses.replace(arguments, dataset_args={"root": "nowhere"})
-    assert training.for_dev(gone, training_args)[0].dataset == "synthetic"
+    assert for_dev(gone, training_args)[0].dataset == "synthetic"

@@ -18,8 +18,8 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
 from data.conversations import load_questions
-from elm import training
-from elm.training import ElmArguments, newest_whole_checkpoint, under_condition
+from elm.settings import ElmArguments, check_launch
+from elm.training import newest_whole_checkpoint, under_condition
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -246,7 +246,7 @@ def test_a_launch_that_silently_runs_one_process_is_refused(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(RuntimeError, match="only one was started"):
-        training.check_launch()
+        check_launch()
 
 
 @pytest.mark.parametrize("condition", ["zero", "none", "shuffled"])
