@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from data.conditions import Altered, condition_named, zero_features
-from data.measure import NOT_MEASURABLE
-from data.measure import version as measure_version
 
 if TYPE_CHECKING:  # torch and scipy take seconds to import, which `--help` need not wait for
     import torch
@@ -206,7 +204,9 @@ class ModelResponder:
         key = [weights_hash(self.model), processor.to_json_string(), processor.chat_template]
         key += [self.training_records, self.max_new_tokens]
         if self.measured is not None:
-            key.append(measure_version())
+            from data.measure import version
+
+            key.append(version())
         return sha256(json.dumps(key).encode()).hexdigest()[:16]
 
     def prepare(self, rows: Sequence[Row], condition: str) -> None:
@@ -302,6 +302,8 @@ class ModelResponder:
         settings["messages"] = [question_messages(row) for row in rows]
         records = [record for row in rows for record in row["ecgs"]]
         if self.measured is not None:
+            from data.measure import NOT_MEASURABLE
+
             told = level in ("row", "recording")
             lines = self.processor.lines(self.measured.get(records)) if told else [NOT_MEASURABLE] * len(records)
             settings["measured"] = lines

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from data.hub import commit
 from encoders import load_encoder, save_encoder
+from encoders.cnn import CnnEncoder
 from encoders.melp import MelpModel
 from encoders.melp.convert import PRETRAINED_ON, read_published
 from encoders.patch import PatchEncoder
@@ -42,7 +43,7 @@ def edit_weights(folder, change):
     ids=["missing", "unexpected", "misshapen", "nan", "inf"],
 )
 def test_a_wrong_weight_is_an_error_that_names_it(folder, change, message):
-    name = next(iter(load_file(folder / "model.safetensors")))
+    name = next(name for name, weight in load_file(folder / "model.safetensors").items() if weight.is_floating_point())
     edit_weights(folder, lambda weights: change(weights, name))
     with pytest.raises(ValueError, match=message.format(name)):
         load_encoder(folder)
@@ -77,6 +78,10 @@ def test_overrides_change_encoder_and_extractor_together(folder):
         tokens, width = encoder.config.max_tokens, encoder.config.output_dim
         with pytest.raises(ValueError, match=rf"position is \({tokens}, {width}\) instead of \({tokens * 4 // 5},"):
             load_encoder(folder, seconds=8.0)
+        return
+    if isinstance(load_encoder(folder)[0], CnnEncoder):
+        encoder, extractor = load_encoder(folder, normalize="millivolts", seconds=8.0)
+        assert (extractor.normalize, extractor.seconds, encoder.config.max_tokens) == ("millivolts", 8.0, 20)
         return
     encoder, extractor = load_encoder(folder, output="features", missing_leads="constant", seconds=8.0)
     assert encoder.config.max_tokens == extractor.num_tokens == 800 // 16
