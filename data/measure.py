@@ -45,6 +45,7 @@ Quality = Literal["good", "poor", "failed"]
 FS = 500.0  # Hz, at which everything is measured: 2 ms
 _BEFORE, _AFTER = 0.50, 0.70  # s of a beat around its fiducial point
 _QRS = 0.12  # s around the fiducial point by whose shape beats are told apart
+AMPLITUDES = ("leads", "mean", "none")
 NOT_MEASURABLE = "Measured: not measurable."
 
 
@@ -78,13 +79,13 @@ class Measurements:
     s: Mapping[str, float] = field(default_factory=dict)
 
 
-def as_text(measured: Measurements, amplitudes: bool = True) -> str:
+def as_text(measured: Measurements, amplitudes: str = "leads") -> str:
     """One line for a prompt: always the same features in the same order, "unknown" where one is not determined.
 
     Args:
         measured: The measurements.
-        amplitudes: Give the peak-to-peak amplitudes of the QRS complex. They say something only where the recordings'
-            millivolts are true ones.
+        amplitudes: Peak-to-peak amplitudes of the QRS complex: `"leads"` gives their mean and that of each lead,
+            `"mean"` the mean alone, `"none"` none. They say something only where the recordings' millivolts are true.
     """
     if measured.quality == "failed":
         return NOT_MEASURABLE
@@ -95,11 +96,13 @@ def as_text(measured: Measurements, amplitudes: bool = True) -> str:
     line = f"Measured: rate {number(measured.rate, '/min')}, PR {number(measured.pr, ' ms')}, "
     line += f"QRS {number(measured.qrs, ' ms')}, QTc {number(measured.qtc, ' ms')}, "
     line += f"axis {number(measured.axis, ' degrees')}"
-    leads = [lead for lead in LEADS if lead in measured.r]
-    if not amplitudes or not leads:
+    sizes = {lead: measured.r[lead] - measured.s[lead] for lead in LEADS if lead in measured.r}
+    if amplitudes == "none" or not sizes:
         return f"{line}."
-    sizes = " ".join(f"{lead} {measured.r[lead] - measured.s[lead]:.1f}" for lead in leads)
-    return f"{line}, QRS amplitude {sizes} mV."
+    line += f", QRS amplitude {sum(sizes.values()) / len(sizes):.1f} mV"
+    if amplitudes == "mean":
+        return f"{line}."
+    return f"{line} ({', '.join(f'{lead} {size:.1f}' for lead, size in sizes.items())})."
 
 
 # --- the measurement --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from data.conversations.rows import Message, Part, assistant, user
 from data.ecg import Ecg
-from data.measure import Measurements, as_text, measure
+from data.measure import AMPLITUDES, Measurements, as_text, measure
 from elm.configuration import tokens_per_ecg
 from elm.prefix import join
 
@@ -37,7 +37,7 @@ class ElmProcessor(ProcessorMixin):
         ecg_token: The placeholder token.
         pool: The projector's `projector_pool`.
         measured: Put a line of measured features (`data.measure`) behind each ECG's tokens. It belongs to the ECG.
-        measured_amplitudes: Give the amplitudes in it: where millivolts are true ones.
+        measured_amplitudes: Which amplitudes it gives, where millivolts are true: `"leads"`, `"mean"` or `"none"`.
     """
 
     def __init__(
@@ -48,9 +48,11 @@ class ElmProcessor(ProcessorMixin):
         ecg_token: str = "<ecg>",
         pool: int = 1,
         measured: bool = False,
-        measured_amplitudes: bool = True,
+        measured_amplitudes: str = "leads",
     ) -> None:
         self.ecg_token, self.pool = ecg_token, pool
+        if measured_amplitudes not in AMPLITUDES:
+            raise ValueError(f"measured_amplitudes must be one of {', '.join(AMPLITUDES)}, got {measured_amplitudes!r}")
         self.measured, self.measured_amplitudes = measured, measured_amplitudes
         self.ecg_token_id = tokenizer.convert_tokens_to_ids(ecg_token)
         if self.ecg_token_id is None or self.ecg_token_id == tokenizer.unk_token_id:

@@ -87,8 +87,9 @@ class ElmArguments:
         default=False,
         metadata={"help": "Put a line of measured features (rate, intervals, axis, amplitudes) behind each ECG."},
     )
-    measured_amplitudes: bool = field(
-        default=True, metadata={"help": "Give QRS amplitudes in it. Turn off where millivolts are not true ones."}
+    measured_amplitudes: str = field(
+        default="leads",
+        metadata={"help": "QRS amplitudes in it: leads, mean, or none, where millivolts are not true ones."},
     )
     questions_per_row: int = field(
         default=1,

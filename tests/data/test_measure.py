@@ -140,7 +140,7 @@ def test_missing_leads_leave_the_rest(cohort):
     assert chest.axis is None and list(chest.r) == ["V1", "V2", "V3", "V4", "V5", "V6"]
     assert chest.quality == "poor" and chest.reason.startswith("6 leads are missing or flat")
     assert chest.rate == pytest.approx(delineate(ecg).rate, abs=0.5)
-    assert "axis unknown, QRS amplitude V1" in as_text(chest)
+    assert "axis unknown, QRS amplitude" in as_text(chest) and "mV (V1 " in as_text(chest)
     dropped = delineate(Altered(cohort)[f"{record}~drop:I,II,III"])
     assert dropped.r["II"] == dropped.s["II"] == 0 and dropped.axis is None
 
@@ -149,11 +149,11 @@ def test_the_line_has_always_the_same_features_in_the_same_order():
     m = Measurements(
         "good", "", 71.6, 160.4, 92.0, 371.0, 404.6, 44.5, {"II": 0.96, "I": 0.84}, {"II": -0.15, "I": 0.0}
     )
-    assert as_text(m) == (
-        "Measured: rate 72/min, PR 160 ms, QRS 92 ms, QTc 405 ms, axis 44 degrees, QRS amplitude I 0.8 II 1.1 mV."
-    )
+    line = "Measured: rate 72/min, PR 160 ms, QRS 92 ms, QTc 405 ms, axis 44 degrees"
+    assert as_text(m) == f"{line}, QRS amplitude 1.0 mV (I 0.8, II 1.1)."
+    assert as_text(m, amplitudes="mean") == f"{line}, QRS amplitude 1.0 mV."
     bare = replace(m, pr=None, qtc=None, axis=None)
-    assert as_text(bare, amplitudes=False) == (
+    assert as_text(bare, amplitudes="none") == (
         "Measured: rate 72/min, PR unknown, QRS 92 ms, QTc unknown, axis unknown."
     )
 

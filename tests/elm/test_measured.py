@@ -98,10 +98,12 @@ def test_given_recordings_are_measured(measured_pair):
     given = processor([user(2, "Compare")], ecgs, measured=["a.", "b."])["input_ids"][0]
     assert "\na.\n" in text_of(processor, given) and lines[0] not in text_of(processor, given)
     bare = ElmProcessor(
-        processor.feature_extractor, processor.tokenizer, pool=2, measured=True, measured_amplitudes=False
+        processor.feature_extractor, processor.tokenizer, pool=2, measured=True, measured_amplitudes="none"
     )
     said = text_of(bare, bare([user(1, "Is it?")], ecgs[:1])["input_ids"][0])
-    assert "amplitude" in lines[0] and "amplitude" not in said and as_text(delineate(ecgs[0]), amplitudes=False) in said
+    assert (
+        "amplitude" in lines[0] and "amplitude" not in said and as_text(delineate(ecgs[0]), amplitudes="none") in said
+    )
 
 
 def test_lines_that_are_missing_or_too_many_are_refused(measured_pair, source):
@@ -118,10 +120,10 @@ def test_lines_that_are_missing_or_too_many_are_refused(measured_pair, source):
 
 def test_the_setting_is_saved_with_the_processor(measured_pair, tmp_path):
     _, processor, plain = measured_pair
-    settings = {"measured": True, "measured_amplitudes": False}
+    settings = {"measured": True, "measured_amplitudes": "none"}
     ElmProcessor(processor.feature_extractor, processor.tokenizer, pool=2, **settings).save_pretrained(tmp_path / "a")
     again = ElmProcessor.from_pretrained(tmp_path / "a")
-    assert again.measured is True and again.measured_amplitudes is False and again.pool == 2
+    assert again.measured is True and again.measured_amplitudes == "none" and again.pool == 2
     plain.save_pretrained(tmp_path / "b")
     assert ElmProcessor.from_pretrained(tmp_path / "b").measured is False
 
@@ -201,7 +203,7 @@ def test_the_line_goes_with_its_ecg(measured_pair, source, stores):
 def test_what_is_measured_changes_the_name_of_who_answers(measured_pair, source, monkeypatch):
     model, processor, plain = measured_pair
     bare = ElmProcessor(
-        processor.feature_extractor, processor.tokenizer, pool=2, measured=True, measured_amplitudes=False
+        processor.feature_extractor, processor.tokenizer, pool=2, measured=True, measured_amplitudes="none"
     )
     names = {ModelResponder(model, plain, source).name}
     names |= {ModelResponder(model, p, source, measured=Told()).name for p in (processor, bare)}
@@ -330,3 +332,9 @@ def test_the_line_tells_voltage_which_the_encoder_cannot(tmp_path):
     most_common = np.bincount(voltage[500:]).max() / 200
     assert accuracy["line"] > 0.97, accuracy
     assert accuracy["encoder"] < most_common + 0.1, accuracy
+
+
+def test_an_unknown_choice_of_amplitudes_is_refused(measured_pair):
+    processor = measured_pair[1]
+    with pytest.raises(ValueError, match="measured_amplitudes must be one of leads, mean, none, got 'all'"):
+        ElmProcessor(processor.feature_extractor, processor.tokenizer, measured=True, measured_amplitudes="all")
