@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.conversations.rows import QuestionSet, Row, dialogues
 from data.ecg import Ecg
-from encoders.cnn import CnnConfig, CnnEncoder
+from encoders.cnn import CnnConfig, CnnEncoder, varied
 from encoders.hub import save_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchFeatureExtractor
@@ -263,10 +263,7 @@ class _MelpReader(nn.Module):
 
 
 class _CnnReader(nn.Module):
-    """A convolutional network that says which words a report holds, from the mean of its tokens.
-
-    A few thousand recordings are soon known by heart: none is seen twice alike.
-    """
+    """A convolutional network that says which words a report holds, from the mean of its tokens."""
 
     steps = 900
     config = CnnConfig
@@ -279,11 +276,7 @@ class _CnnReader(nn.Module):
 
     def loss(self, values: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
         """Of recordings `[B, leads, samples]` and the words their reports hold, `[B, words]`."""
-        kept = values.shape[-1] * 4 // 5
-        start = int(torch.randint(values.shape[-1] - kept + 1, ()))
-        gain = torch.empty(len(values), 1, 1).uniform_(0.8, 1.25)
-        seen = values[..., start : start + kept] * gain
-        tokens = self.encoder(seen + 0.1 * torch.randn_like(seen)).last_hidden_state
+        tokens = self.encoder(varied(values)).last_hidden_state
         return nn.functional.binary_cross_entropy_with_logits(self.head(tokens.mean(dim=1)), held)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from data.ecg import EcgSource
-from encoders.cnn import CnnConfig, CnnEncoder
+from encoders.cnn import CnnConfig, CnnEncoder, varied
 from encoders.patch import PatchFeatureExtractor
 
 EPOCHS, BATCH, RATE = 20, 64, 2e-3
@@ -55,16 +55,13 @@ class CnnClassifier:
         optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
         steps = EPOCHS * -(-len(records) // BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        kept = values.shape[-1] * 4 // 5
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             for module in (self.encoder, self.head):
                 module.train()
             for _ in tqdm(range(EPOCHS), desc="A classifier for reference", unit="epoch"):
                 for batch in torch.randperm(len(records)).split(BATCH):
-                    start = int(torch.randint(values.shape[-1] - kept + 1, ()))
-                    seen = values[batch, :, start : start + kept] * torch.empty(len(batch), 1, 1).uniform_(0.8, 1.25)
-                    loss = bce(self._logits(seen + 0.1 * torch.randn_like(seen)), held[batch])
+                    loss = bce(self._logits(varied(values[batch])), held[batch])
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()

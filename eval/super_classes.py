@@ -310,10 +310,9 @@ def run(model_dir: Path | str, *, ptbxl: Path | None = None, folds: Collection[i
     trained, train_folds, test_folds = found
     asked = trained if ptbxl is None else PtbXl(ptbxl, trained.rate)
     folds = folds or test_folds
-    key = f"ptbxl {asked.root.resolve()} {asked.rate} Hz"
     rows = super_class_rows(asked, folds)
     responder = load_responder(
-        model_dir, dataclasses.replace(questions, source=asked, source_key=key, test=rows), batch_size=256
+        model_dir, dataclasses.replace(questions, source=asked, source_key=asked.key, test=rows), batch_size=256
     )
     numbers = measure(responder, asked, folds, (trained, train_folds), seed=seed)
     return {"model": str(model_dir), "recordings": str(asked.root), **numbers}

@@ -229,7 +229,7 @@ def load(
     return QuestionSet(
         name="+".join(sets) + ("" if of_ptbxl else f" ({source})"),
         source=recordings,
-        source_key=f"{source} {recordings.root.resolve()} {recordings.rate} Hz",
+        source_key=recordings.key,
         train=train,
         test=test,
         reports=report_rows,

@@ -73,6 +73,11 @@ class MimicIvEcg:
         if len(twice):
             raise ValueError(f"{table}: study_id {self.patient_of.studies[twice[0]]} is there twice: remove one row")
 
+    @property
+    def key(self) -> str:
+        """A name for these recordings, for caches of what is made of them."""
+        return f"mimic-iv-ecg {self.root.resolve()} {self.rate} Hz"
+
     def __len__(self) -> int:
         return len(self.patient_of)
 

@@ -104,6 +104,11 @@ class PtbXl:
         sexes = {"0": "male", "1": "female", "male": "male", "female": "female"}
         self.sex = {record: sexes.get(row["sex"].removesuffix(".0"), "") for record, row in self._rows.items()}
 
+    @property
+    def key(self) -> str:
+        """A name for these recordings, for caches of what is made of them."""
+        return f"ptbxl {self.root.resolve()} {self.rate} Hz"
+
     def __len__(self) -> int:
         return len(self.records)
 
