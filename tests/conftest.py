@@ -1,10 +1,23 @@
 """What tests of several rooms share."""
 
 import importlib.util
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import tqdm.auto
+import tqdm.std
+
+
+def own_progress_bars():
+    """tqdm locks its bars with a semaphore that forked processes share: one killed while drawing stops all."""
+    for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
+        bar.set_lock(threading.RLock())
+
+
+os.register_at_fork(after_in_child=own_progress_bars)
 
 
 @pytest.fixture(scope="session")

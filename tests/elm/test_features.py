@@ -255,8 +255,9 @@ def opened_shards(store):
 
 def test_killed_at_any_moment_a_fill_goes_on_to_the_same_bytes(open_store, many, small_shards):
     undisturbed = open_store(source=many, root="undisturbed").fill([*many])
-    draw, kills, longest, found = random.Random(0), 0, 0.05, []
+    draw, kills, longest, found, begun = random.Random(0), 0, 0.05, [], time.monotonic()
     while len(found) < len(many):
+        assert time.monotonic() - begun < 300, f"{len(found)} of {len(many)} records after {kills} kills"
         before = len(found)
         process = child(lambda: open_store(source=Slow(many)).fill(many, batch_size=4))
         time.sleep(draw.uniform(0, longest))
