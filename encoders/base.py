@@ -25,10 +25,13 @@ class EcgEncoderOutput(ModelOutput):
     Attributes:
         last_hidden_state: `[B, T, D]`, what the projector reads.
         mask: bool `[B, T]`, true where a token carries signal.
+        probe: `[B, P]`, the one vector per recording that the encoder's paper gives to a linear probe; `None` where
+            there is no such paper.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
     mask: torch.BoolTensor | None = None
+    probe: torch.FloatTensor | None = None
 
 
 class EcgEncoderConfig(PreTrainedConfig):

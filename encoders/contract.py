@@ -104,7 +104,8 @@ def _mask(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
             without = encoder(**{name: features[name] for name in encoder.ecg_inputs}).mask
         _demand(mask is not None and mask.dtype == torch.bool, "the output has no bool mask")
         _demand(torch.equal(mask, features["token_mask"]), f"mask is not the extractor's token_mask ({seconds:g} s)")
-        _demand(without.shape == mask.shape and bool(without.all()), "without a token_mask, not every token counts")
+        own = without.shape == mask.shape and (bool(without.all()) or torch.equal(without, mask))
+        _demand(own, "without a token_mask, the mask is neither true throughout nor the same as with it")
         count = int(mask.sum())
         _demand(
             bool(mask[0, :count].all()), f"padding comes before signal ({seconds:g} s): a recording begins at token 0"

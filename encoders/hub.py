@@ -27,11 +27,14 @@ from safetensors.torch import load_file
 from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
 
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
+from encoders.checkpoints import tensor_names
+from encoders.heartlang import HeartLangModel, HeartLangVQ
+from encoders.heartlang import convert as heartlang
 from encoders.melp import MelpConfig
 from encoders.melp.convert import read_published
 from encoders.registry import config_class
 
-# What config.json calls a published MELP checkpoint, or one that has none: upstream's code is not ours.
+# What config.json calls a published MELP checkpoint; HeartLang's have none, nor has a bare file. Not ours, either way.
 _PUBLISHED = ("melp", None)
 
 
@@ -41,7 +44,8 @@ def load_encoder(
     """An encoder in eval mode, float32, and the feature extractor its weights were trained with.
 
     Args:
-        name_or_path: A folder of ours, a published MELP checkpoint (file or folder), or a hub id of either.
+        name_or_path: A folder of ours, a published checkpoint of MELP or HeartLang (file or folder), or a hub id of
+            either. Of HeartLang's repository, `output="codes"` takes VQ-HBR and anything else the pretrained encoder.
         revision: Branch, tag or commit of a hub id.
         **overrides: Settings to change: any field of the encoder's configuration, in which case the extractor follows
             (`output="features"`), or one that is the extractor's own (`missing_leads="constant"`).
@@ -63,14 +67,13 @@ def load_encoder(
                 "an installed package"
             )
         try:
-            path = from_hub(str(name_or_path), ["*.json", "*.safetensors"], revision)
+            path = from_hub(str(name_or_path), ["*.json", "*.safetensors", _heartlang_file(overrides)], revision)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no encoder at {name_or_path}: {error}") from error
 
     saved = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if saved.get("model_type") in _PUBLISHED:
-        settings, own = _split(overrides, MelpConfig)
-        config, weights, _ = read_published(path, **settings)
+        config, weights, own = _read_published(path, overrides)
     else:
         kind = config_class(saved["model_type"])
         settings, own = _split(overrides, kind)
@@ -84,8 +87,29 @@ def load_encoder(
     return encoder.eval(), extractor
 
 
+def _read_published(
+    path: Path, overrides: dict[str, Any]
+) -> tuple[EcgEncoderConfig, dict[str, torch.Tensor], dict[str, Any]]:
+    """Configuration and weights of a published checkpoint, and the extractor's own settings."""
+    file = path
+    if path.is_dir() and not (path / "model.safetensors").is_file():
+        file = path / _heartlang_file(overrides)
+    if file.is_file() and heartlang.is_heartlang(names := tensor_names(file)):
+        kind = HeartLangVQ if heartlang.is_vq(names) else HeartLangModel
+        settings, own = _split(overrides, kind.config_class)
+        return *heartlang.read_published(kind, file, **settings), own
+    settings, own = _split(overrides, MelpConfig)
+    config, weights, _ = read_published(path, **settings)
+    return config, weights, own
+
+
+def _heartlang_file(overrides: dict[str, Any]) -> str:
+    """Where HeartLang's repository has the checkpoint that these settings ask for."""
+    return heartlang.PUBLISHED[(HeartLangVQ if overrides.get("output") == "codes" else HeartLangModel).config_class]
+
+
 def from_hub(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Download what is read of a hub's repository, if the cache does not hold it yet: no pickle, no code.
+    """Download what is read of a hub's repository, if the cache does not hold it yet: no code.
 
     Args:
         name: Hub id, `owner/name`.

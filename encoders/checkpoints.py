@@ -1,0 +1,64 @@
+"""Checkpoints that other people's code wrote: their tensors by name, and nothing that could run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+# What training scripts wrap their tensors in.
+_NESTED = ("model", "state_dict")
+
+
+def read_state(file: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors` file or of one that `torch.save` wrote, on the CPU, by name.
+
+    Of the latter, plain containers, numbers and `argparse.Namespace` (the settings that training scripts keep beside
+    the weights) are built; anything else is refused by `torch.load(weights_only=True)`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, holds something else than data, or no tensors.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file} is no checkpoint that can be read: {error}") from error
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":  # of a module that nothing here imports
+            raise
+        raise ValueError(f"{file} holds more than tensors and settings, and is not loaded: {error}") from error
+    for name in _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{file} holds no {' or '.join(_NESTED)} of tensors")
+    return content
+
+
+def tensor_names(file: str | Path) -> list[str]:
+    """The names of a checkpoint's tensors; errors as `read_state`'s."""
+    file = Path(file)
+    if file.suffix == ".safetensors" and file.is_file():
+        try:
+            with safe_open(file, "pt") as opened:
+                return list(opened.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no checkpoint that can be read: {error}") from error
+    return list(read_state(file))
+
+
+def _is_zip(file: Path) -> bool:
+    """Whether it is of today's format, whose tensors are then read when they are used."""
+    with open(file, "rb") as opened:
+        return opened.read(2) == b"PK"

@@ -1,0 +1,25 @@
+"""HeartLang: an ECG read as a sentence of heart-beat words (Jin et al., ICLR 2025)."""
+
+from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
+from encoders.heartlang.modeling import (
+    HeartLangClassifier,
+    HeartLangForMaskedSentence,
+    HeartLangModel,
+    HeartLangOutput,
+    masked_words,
+)
+from encoders.heartlang.vq import CodebookUsage, HeartLangVQ, HeartLangVQOutput, codebook_usage
+
+__all__ = [
+    "CodebookUsage",
+    "HeartLangClassifier",
+    "HeartLangConfig",
+    "HeartLangForMaskedSentence",
+    "HeartLangModel",
+    "HeartLangOutput",
+    "HeartLangVQ",
+    "HeartLangVQConfig",
+    "HeartLangVQOutput",
+    "codebook_usage",
+    "masked_words",
+]

@@ -1,0 +1,305 @@
+"""VQ-HBR: heart-beat words to codes of a vocabulary that is learned with them, and back.
+
+Jin et al., ICLR 2025, after PKUDigitalHealth/HeartLang `modeling_vqhbr.py` and `utils/norm_ema_quantizer.py` (which
+follow BEiT v2, arXiv 2208.06366). A codebook of unit vectors is moved by exponential averages, not by gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import can_return_tuple
+
+from encoders.base import EcgEncoderOutput, output_mask
+from encoders.heartlang import convert
+from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
+from encoders.heartlang.modeling import HeartLangBackbone, HeartLangPreTrained, check_sentences
+
+_ROWS = 4096  # words compared with the codebook at once: 134 MB for the published one
+_KMEANS_ITERATIONS = 10
+
+
+@dataclass
+class HeartLangVQOutput(EcgEncoderOutput):
+    """Codes of a batch of ECG sentences; sizes as published.
+
+    Attributes:
+        last_hidden_state: The vector of each word's code, of unit length, `[B, 256, 128]`.
+        mask: bool `[B, 256]`, false for padding.
+        probe: Mean of those vectors, `[B, 128]`.
+        codes: `[B, 256]`; padding has one too.
+        reconstruction: The words made of the codes, `[B, 256, 96]`.
+        loss: Of reconstruction and commitment together.
+        reconstruction_loss: Mean squared error of the samples of words.
+        commitment_loss: Mean squared difference of the encoder's unit vectors from their codes.
+    """
+
+    codes: torch.LongTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+
+
+class HeartLangQuantizer(nn.Module):
+    """The codebook: `codebook_size` vectors of unit length.
+
+    Attributes:
+        codebook: `[K, d]`.
+        cluster_size: Exponential average of how many words each code stands for in a training step, `[K]`.
+        started: Whether the codebook was set to the means of a first batch.
+    """
+
+    def __init__(self, config: HeartLangVQConfig):
+        super().__init__()
+        self.decay, self.seed = config.ema_decay, 0
+        size = config.codebook_size
+        self.register_buffer("codebook", torch.empty(size, config.code_dim))
+        self.register_buffer("cluster_size", torch.zeros(size))
+        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
+
+    def forward(self, vectors: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replace vectors by codes; in training mode, move the codebook towards them first seen, then after.
+
+        Args:
+            vectors: Unit vectors `[..., d]`.
+            counted: Those that move the codebook, bool `[...]`.
+
+        Returns:
+            The codes' vectors `[..., d]`, without gradient, and the codes `[...]`.
+        """
+        flat, counts = vectors.detach().float().flatten(0, -2), counted.flatten()
+        if self.training and not self.started:
+            self._start(flat[counts])
+        codes = nearest(flat, self.codebook)
+        chosen = self.codebook[codes].to(vectors.dtype)
+        if self.training:
+            self._move(flat[counts], codes[counts])
+        return chosen.view_as(vectors), codes.view(vectors.shape[:-1])
+
+    @torch.no_grad()
+    def _move(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+        sums, bins = _totals(vectors, codes, len(self.codebook))
+        self.cluster_size.lerp_(bins.to(self.cluster_size.dtype), 1 - self.decay)
+        old = self.codebook.float()
+        means = torch.where((bins > 0)[:, None], F.normalize(sums / bins.clamp(min=1)[:, None], dim=-1), old)
+        self.codebook.copy_(F.normalize(self.decay * old + (1 - self.decay) * means, dim=-1))
+
+    @torch.no_grad()
+    def _start(self, vectors: torch.Tensor) -> None:
+        """Spherical k-means of a first batch. The same on every process, and whatever their number."""
+        size = len(self.codebook)
+        means = self._drawn(vectors)
+        for _ in range(_KMEANS_ITERATIONS):
+            sums, bins = _totals(vectors, nearest(vectors, means), size)
+            means = torch.where((bins > 0)[:, None], F.normalize(sums, dim=-1), means)
+        _, bins = _totals(vectors, nearest(vectors, means), size)
+        self.codebook.copy_(means)
+        self.cluster_size.copy_(bins)
+        self.started.fill_(True)
+
+    def _drawn(self, vectors: torch.Tensor) -> torch.Tensor:
+        """As many of all processes' vectors as there are codes, drawn from a generator of its own: `[K, d]`."""
+        mine = torch.tensor([len(vectors)], device=vectors.device)
+        counts = [mine]
+        rank = 0
+        if _distributed():
+            rank, counts = dist.get_rank(), [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+            dist.all_gather(counts, mine)
+        lengths = [int(count) for count in counts]
+        total, first, size = sum(lengths), sum(lengths[:rank]), len(self.codebook)
+        if not total:
+            raise ValueError("the first batch has no word that could start the codebook: every slot is padding")
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randperm(total, generator=generator)[:size]
+        if total < size:
+            drawn = torch.cat([drawn, torch.randint(total, (size - total,), generator=generator)])
+        drawn = drawn.to(vectors.device) - first
+        here = (drawn >= 0) & (drawn < len(vectors))
+        means = torch.zeros(size, vectors.shape[1], device=vectors.device)
+        means[here] = vectors[drawn[here]]
+        return _summed(means)
+
+
+def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """The nearest code of each unit vector `[N, d]`: int64 `[N]`. In float32, whatever runs around it."""
+    codebook = codebook.float()
+    with torch.autocast(vectors.device.type, enabled=False):
+        parts = [(rows.float() @ codebook.mT).argmax(dim=-1) for rows in vectors.split(_ROWS)]
+    return torch.cat(parts)
+
+
+def _totals(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of all processes' vectors by code `[K, d]`, and their numbers `[K]`."""
+    sums = torch.zeros(size, vectors.shape[-1] + 1, device=vectors.device)
+    sums.index_add_(0, codes, F.pad(vectors, (0, 1), value=1.0))
+    sums = _summed(sums)
+    return sums[:, :-1], sums[:, -1]
+
+
+def _summed(tensor: torch.Tensor) -> torch.Tensor:
+    if _distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+class HeartLangVQ(HeartLangPreTrained):
+    """Words to codes and back: an encoder whose tokens are the codes of the words."""
+
+    config_class = HeartLangVQConfig
+
+    def __init__(self, config: HeartLangVQConfig):
+        super().__init__(config)
+        d = config.hidden_size
+        self.encoder = HeartLangBackbone(config)
+        self.decoder = HeartLangBackbone(config, channels=config.code_dim, layers=config.decoder_layers)
+        self.quantize = HeartLangQuantizer(config)
+        self.encode_task_layer = nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, config.code_dim))
+        self.decode_task_layer = nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, config.word_length))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, HeartLangQuantizer):
+            # Directions alike; drawn into a tensor first, for `init` leaves alone what a checkpoint has filled.
+            init.copy_(module.codebook, F.normalize(torch.randn(module.codebook.shape), dim=-1))
+            init.zeros_(module.cluster_size)
+            init.zeros_(module.started)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_upstream(cls, path: str | Path, config: HeartLangConfig | None = None) -> Self:
+        """VQ-HBR from a checkpoint that upstream's code wrote, in eval mode.
+
+        Args:
+            path: `.pth` or `.safetensors`.
+            config: What no tensor shows: heads, decay, ... Sizes are read from the weights.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is not such a checkpoint; a tensor is missing, misshapen or not finite.
+        """
+        return convert.from_upstream(cls, path, config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""
+        return self.encoder.token_embed
+
+    def vectors(
+        self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What is compared with the codes: vectors of unit length, `[B, 256, 128]`. Arguments as `forward`'s."""
+        check_sentences(self.config, words, in_chan, in_time)
+        features = self.encoder(words, in_chan, in_time)[:, 1:]
+        # As upstream: a word of zeros is taken for padding, a lead that is off too, and all of these get one code.
+        features = features.masked_fill((words == 0).all(dim=-1, keepdim=True), 0)
+        return F.normalize(self.encode_task_layer(features), dim=-1)
+
+    @torch.no_grad()
+    def encode(
+        self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The code of each word, int64 `[B, 256]`; arguments as `forward`'s.
+
+        The published codebook was trained with leads and times. Upstream's masked pretraining leaves both out when it
+        asks for the codes to be guessed (`positions` in `recipes/pretrain_heartlang.py`); about half of them differ.
+        """
+        vectors = self.vectors(words, in_chan, in_time)
+        return nearest(vectors.flatten(0, -2), self.quantize.codebook).view(words.shape[:2])
+
+    def decode(
+        self, codes: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The words of codes `[B, 256]`: `[B, 256, 96]`."""
+        return self._words(self.quantize.codebook[codes.long()], in_chan, in_time)
+
+    def _words(self, vectors: torch.Tensor, in_chan: torch.Tensor | None, in_time: torch.Tensor | None) -> torch.Tensor:
+        return self.decode_task_layer(self.decoder(vectors, in_chan, in_time)[:, 1:])
+
+    @can_return_tuple
+    def forward(
+        self,
+        words: torch.Tensor,
+        in_chan: torch.Tensor | None = None,
+        in_time: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
+    ) -> HeartLangVQOutput:
+        """Encode sentences, and decode them again. In training mode the codebook moves; in eval mode nothing does.
+
+        Args:
+            words: `[B, 256, 96]`, as `QrsTokenizer` cuts them.
+            in_chan: Lead of each word `[B, 256]`, from 1; 0 is padding. Without it every word counts.
+            in_time: Second of each word `[B, 256]`, from 1; 0 is padding.
+            token_mask: bool `[B, 256]`, handed on as `mask`; it follows from `in_chan` unless given.
+
+        Raises:
+            ValueError: A shape is not as above.
+        """
+        vectors = self.vectors(words, in_chan, in_time)
+        valid = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device) if in_chan is None else in_chan > 0
+        counted = torch.ones_like(valid) if self.config.count_padding else valid
+        chosen, codes = self.quantize(vectors, counted)
+        # The gradient of the chosen code goes to the vector that chose it.
+        restored = self._words(vectors + (chosen - vectors).detach(), in_chan, in_time)
+        reconstruction_loss = _mean_square(restored - words, counted)
+        commitment_loss = _mean_square(chosen - vectors, counted)
+        mask = valid if token_mask is None else output_mask(chosen, token_mask)
+        weights = mask.to(chosen.dtype)[..., None]
+        return HeartLangVQOutput(
+            last_hidden_state=chosen,
+            mask=mask,
+            probe=(chosen * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1),
+            codes=codes,
+            reconstruction=restored,
+            loss=reconstruction_loss + self.config.commitment * commitment_loss,
+            reconstruction_loss=reconstruction_loss,
+            commitment_loss=commitment_loss,
+        )
+
+
+def _mean_square(difference: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """The mean of the squares of `[B, N, d]` over the rows that count."""
+    rows = difference.float().square().mean(dim=-1) * counted
+    return rows.sum() / counted.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class CodebookUsage:
+    """How many of the codes stand for something.
+
+    Attributes:
+        used: Codes that occur.
+        size: Codes that there are.
+        perplexity: As many codes, used alike, would be as uncertain: e to the entropy of how often each occurs.
+    """
+
+    used: int
+    size: int
+    perplexity: float
+
+
+def codebook_usage(codes: Iterator[torch.Tensor] | torch.Tensor, size: int) -> CodebookUsage:
+    """How the codes of many words, padding left out, spread over a codebook of `size`.
+
+    Raises:
+        ValueError: There are no codes.
+    """
+    counts = torch.zeros(size, dtype=torch.float64)
+    for part in [codes] if isinstance(codes, torch.Tensor) else codes:
+        counts += torch.bincount(part.flatten().cpu(), minlength=size)
+    if not counts.sum():
+        raise ValueError("there are no codes whose use could be counted")
+    shares = counts[counts > 0] / counts.sum()
+    return CodebookUsage(len(shares), size, float((-shares * shares.log()).sum().exp()))
