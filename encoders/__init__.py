@@ -2,6 +2,7 @@
 
 from encoders.cnn import CnnEncoder
 from encoders.contract import check_encoder
+from encoders.heartlang import HeartLangModel, HeartLangVQ, QrsTokenizer
 from encoders.hub import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchEncoder, PatchFeatureExtractor
@@ -11,6 +12,8 @@ _OURS = (
     (MelpModel, MelpFeatureExtractor),
     (PatchEncoder, PatchFeatureExtractor),
     (CnnEncoder, PatchFeatureExtractor),
+    (HeartLangModel, QrsTokenizer),
+    (HeartLangVQ, QrsTokenizer),
 )
 for _model, _extractor in _OURS:
     register(_model, _extractor)

@@ -34,6 +34,21 @@ class EcgEncoderOutput(ModelOutput):
     probe: torch.FloatTensor | None = None
 
 
+@dataclass(frozen=True)
+class TokenSpan:
+    """The part of a recording that a token is about.
+
+    Attributes:
+        lead: Name of the lead; `None` for all leads.
+        start: First second.
+        end: Last second.
+    """
+
+    lead: str | None
+    start: float
+    end: float
+
+
 class EcgEncoderConfig(PreTrainedConfig):
     """Settings of an encoder.
 

@@ -1,6 +1,7 @@
 """HeartLang: an ECG read as a sentence of heart-beat words (Jin et al., ICLR 2025)."""
 
 from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
+from encoders.heartlang.feature_extraction import EcgSentence, QrsTokenizer
 from encoders.heartlang.modeling import (
     HeartLangClassifier,
     HeartLangForMaskedSentence,
@@ -12,6 +13,7 @@ from encoders.heartlang.vq import CodebookUsage, HeartLangVQ, HeartLangVQOutput,
 
 __all__ = [
     "CodebookUsage",
+    "EcgSentence",
     "HeartLangClassifier",
     "HeartLangConfig",
     "HeartLangForMaskedSentence",
@@ -20,6 +22,7 @@ __all__ = [
     "HeartLangVQ",
     "HeartLangVQConfig",
     "HeartLangVQOutput",
+    "QrsTokenizer",
     "codebook_usage",
     "masked_words",
 ]

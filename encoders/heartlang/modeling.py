@@ -219,6 +219,7 @@ class HeartLangModel(HeartLangPreTrained):
     def __init__(self, config: HeartLangConfig):
         super().__init__(config)
         self.backbone = HeartLangBackbone(config)
+        self.backbone.mask_token.requires_grad_(False)  # no word is masked
         self.post_init()
 
     @classmethod
@@ -246,7 +247,6 @@ class HeartLangModel(HeartLangPreTrained):
         in_chan: torch.Tensor | None = None,
         in_time: torch.Tensor | None = None,
         token_mask: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> HeartLangOutput:
         """Encode sentences.
@@ -257,7 +257,6 @@ class HeartLangModel(HeartLangPreTrained):
                 counts.
             in_time: Second of each word `[B, 256]`, from 1; 0 is padding.
             token_mask: bool `[B, T]`, handed on as `mask`; it follows from `in_chan` unless given.
-            mask: Words to hide, bool `[B, 256]`.
             output_hidden_states: Whether to return every layer's.
 
         Raises:
@@ -265,7 +264,7 @@ class HeartLangModel(HeartLangPreTrained):
         """
         check_sentences(self.config, words, in_chan, in_time)
         hidden: list[torch.Tensor] | None = [] if output_hidden_states else None
-        encoded = self.backbone(words, in_chan, in_time, mask, hidden)
+        encoded = self.backbone(words, in_chan, in_time, hidden_states=hidden)
         tokens, kept = arrange(encoded, in_chan, self.config)
         return HeartLangOutput(
             last_hidden_state=tokens,
@@ -444,6 +443,7 @@ class HeartLangClassifier(HeartLangPreTrained):
     def __init__(self, config: HeartLangConfig):
         super().__init__(config)
         self.backbone = HeartLangBackbone(config)
+        self.backbone.mask_token.requires_grad_(False)  # no word is masked
         self.mlp_head = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 

@@ -165,6 +165,8 @@ class HeartLangVQ(HeartLangPreTrained):
         d = config.hidden_size
         self.encoder = HeartLangBackbone(config)
         self.decoder = HeartLangBackbone(config, channels=config.code_dim, layers=config.decoder_layers)
+        for backbone in (self.encoder, self.decoder):
+            backbone.mask_token.requires_grad_(False)  # no word is masked
         self.quantize = HeartLangQuantizer(config)
         self.encode_task_layer = nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, config.code_dim))
         self.decode_task_layer = nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, config.word_length))
@@ -204,8 +206,10 @@ class HeartLangVQ(HeartLangPreTrained):
         check_sentences(self.config, words, in_chan, in_time)
         features = self.encoder(words, in_chan, in_time)[:, 1:]
         # As upstream: a word of zeros is taken for padding, a lead that is off too, and all of these get one code.
-        features = features.masked_fill((words == 0).all(dim=-1, keepdim=True), 0)
-        return F.normalize(self.encode_task_layer(features), dim=-1)
+        blank = (words == 0).all(dim=-1, keepdim=True)
+        vectors = F.normalize(self.encode_task_layer(features.masked_fill(blank, 0)), dim=-1)
+        # A new model has a blank word's vector at the origin, where the gradient of a direction is beyond all bounds.
+        return vectors if self.config.count_padding else torch.where(blank, vectors.detach(), vectors)
 
     @torch.no_grad()
     def encode(

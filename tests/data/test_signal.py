@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import butter, filtfilt
 
-from data.signal import resample
+from data.signal import bandpass, resample
 
 RATES = st.sampled_from([97, 100, 125, 128, 200, 240, 250, 257, 300, 360, 400, 500, 512, 1000])
 quick = settings(deadline=None, max_examples=40)
@@ -71,3 +72,28 @@ def test_impossible_rates_are_refused(fs_in, fs_out):
 def test_a_ratio_that_is_no_fraction_is_refused():
     with pytest.raises(ValueError, match="not a simple fraction"):
         resample(np.ones(10, np.float32), 1.0, 1e-7)
+
+
+def test_bandpass_keeps_the_band_without_delay_and_takes_away_what_is_outside():
+    for freq, size in ((0.1, 0.0), (0.67, 0.5), (5.0, 1.0), (20.0, 1.0), (40.0, 0.5), (49.0, 0.0)):
+        wave = sine(freq, 100, 40)
+        middle = slice(1500, -1500)
+        np.testing.assert_allclose(bandpass(wave, 100, 0.67, 40)[middle], size * wave[middle], atol=0.01)
+
+
+def test_bandpass_is_that_of_upstreams_pipelines():
+    signal = np.cumsum(np.random.default_rng(0).normal(size=(12, 1000)), axis=1)
+    want = filtfilt(*butter(5, [0.67, 40], "bandpass", fs=100), signal)
+    np.testing.assert_allclose(bandpass(signal, 100, 0.67, 40), want, atol=1e-7)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 30])
+def test_bandpass_takes_a_recording_shorter_than_its_edges(samples):
+    out = bandpass(np.ones((3, samples), np.float32), 100, 0.67, 40)
+    assert out.shape == (3, samples) and out.dtype == np.float64 and np.abs(out).max() < 1e-6
+
+
+@pytest.mark.parametrize(("low", "high"), [(40, 0.67), (0, 40), (1, 50), (1, float("nan"))])
+def test_a_band_that_is_none_is_refused(low, high):
+    with pytest.raises(ValueError, match="at 100 Hz needs 0 < low < high < 50 Hz"):
+        bandpass(np.ones(100), 100, low, high)

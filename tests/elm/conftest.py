@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import FEATURE_EXTRACTOR_MAPPING, LlamaConfig, PreTrainedTokenizerFast
 
 import elm  # noqa: F401  (registers the Auto classes)
 from data.ecg import LEADS, Ecg
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.tiny import train_tokenizer
 from encoders.base import EcgEncoderConfig
-from encoders.melp import MelpConfig, MelpFeatureExtractor
-from encoders.patch import PatchConfig, PatchFeatureExtractor
+from encoders.heartlang import HeartLangConfig, HeartLangVQConfig
+from encoders.melp import MelpConfig
+from encoders.patch import PatchConfig
 
 torch.set_num_threads(1)
 TEXTS = [
@@ -38,7 +39,13 @@ MELP = {
     "n_queries_contrast": 5,
     "n_queries_caption": 7,
 }
-ENCODERS = ("patch", "features", "beats", "tokens", "rhythm")
+HEARTLANG = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 24,
+}
 
 
 @dataclass
@@ -71,6 +78,11 @@ def encoder_config():
     def make(name: str = "patch", **settings) -> EcgEncoderConfig:
         if name == "patch":
             return PatchConfig(**{"patch_size": 200, "hidden_size": 12} | settings)  # 2 s to a token, 5 in all
+        if name.startswith("heart-"):
+            return HeartLangConfig(output=name.removeprefix("heart-"), **HEARTLANG | settings)
+        if name == "codes":
+            sizes = {"decoder_layers": 1, "codebook_size": 32, "code_dim": 8}
+            return HeartLangVQConfig(**HEARTLANG | sizes | settings)
         return MelpConfig(output=name, **MELP | settings)
 
     return make
@@ -124,7 +136,7 @@ def make_pair(tokenizer, encoder_config, text_config):
         with torch.no_grad():  # a new projector is timid: its tokens would hardly be noticed
             for weight in model.model.projector.parameters():
                 weight += 0.3 * torch.randn_like(weight)
-        extractor = {"patch": PatchFeatureExtractor}.get(encoder, MelpFeatureExtractor)
+        extractor = FEATURE_EXTRACTOR_MAPPING[type(config.encoder_config)]
         return Pair(model, ElmProcessor(extractor.from_config(config.encoder_config), tokenizer, pool=pool))
 
     return make

@@ -69,7 +69,7 @@ def rows():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("encoder", ["patch", "features", "beats", "rhythm"])
+@pytest.mark.parametrize("encoder", ["patch", "features", "beats", "rhythm", "heart-words", "heart-compact", "codes"])
 def test_the_same_labels_and_logits_as_from_recordings(make_pair, source, tmp_path, encoder):
     model, processor = make_pair(encoder, pool=2)
     store = FeatureStore(model.model.encoder, processor.feature_extractor, source, "corpus", tmp_path)
@@ -77,7 +77,8 @@ def test_the_same_labels_and_logits_as_from_recordings(make_pair, source, tmp_pa
     raw = EcgCollator(processor, source)(batch)
     cached = EcgCollator(processor, {}, store)(batch)  # the recordings are not read
     again = EcgCollator(processor, {}, FeatureStore(*_parts(store), {}, "corpus", tmp_path))(batch)
-    assert raw.keys() - {"ecg_values", "token_mask"} == cached.keys() - {"ecg_features", "ecg_mask"}
+    inputs = {*model.model.encoder.ecg_inputs, "token_mask"}
+    assert raw.keys() - inputs == cached.keys() - {"ecg_features", "ecg_mask"}
     for name in ("input_ids", "attention_mask", "labels"):
         assert torch.equal(raw[name], cached[name])
     assert (raw["labels"] != -100).any(dim=1).all()

@@ -107,6 +107,33 @@ def test_every_output_of_every_encoder_feeds_the_model(make_pair, make_ecg, enco
     assert (changed - out.logits).abs().max() > 1e-2, "blind to its ECGs"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ["heart-words", "heart-beats", "heart-leads", "heart-compact", "codes"])
+def test_sentences_of_heart_beats_feed_the_model(make_pair, make_ecg, encoder):
+    """As many tokens as there are words, beats or leads in each recording."""
+    model, processor = make_pair(encoder)
+    ecgs = [make_ecg(1), make_ecg(2), make_ecg(3, seconds=4)]
+    sentences = [processor.feature_extractor.sentence(ecg) for ecg in ecgs]
+    words = [int((sentence.in_chan > 0).sum()) for sentence in sentences]
+    beats = [len(sentence.beat_of_word) for sentence in sentences]
+    counts = {
+        "heart-words": [1 + n for n in words],
+        "heart-beats": beats,
+        "heart-leads": [12, 12, 12],
+        "heart-compact": [13 + n for n in beats],
+        "codes": words,
+    }[encoder]
+    assert words == [12 * n for n in beats] and len({*beats}) > 1
+    batch = processor([[user(1, "Is it?")], [user(2, "Which?")]], [ecgs[:1], ecgs[1:]])
+    assert model.config.tokens_per_ecg(batch["token_mask"]) == counts
+    placeholders = (batch["input_ids"] == model.config.ecg_token_id).sum(1).tolist()
+    assert placeholders == [counts[0], counts[1] + counts[2]]
+    out = model(**batch)
+    assert out.logits.isfinite().all()
+    batch["words"][0] *= -1
+    assert (model(**batch).logits - out.logits)[0].abs().max() > 1e-2, "blind to its ECGs"
+
+
 def test_a_wrong_number_of_tokens_names_both(pair, make_ecg):
     model, processor = pair
     batch = processor([user(2, "Compare")], [make_ecg(1), make_ecg(2)])

@@ -10,11 +10,12 @@ from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.cnn import CnnConfig, CnnEncoder
+from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, HeartLangVQConfig, QrsTokenizer
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
 
 torch.set_num_threads(1)
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden" / "melp"
+GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}  # no tensor of the tiny checkpoint shows its heads
 SMALL_MELP = {
     "sampling_rate": 100,
@@ -32,11 +33,21 @@ SMALL_MELP = {
 }
 
 
+def golden_folder(name: str) -> Path:
+    if not (GOLDEN / name).is_dir():
+        pytest.skip(f"upstream's fixtures are not at {GOLDEN / name}")
+    return GOLDEN / name
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    if not GOLDEN.is_dir():
-        pytest.skip(f"upstream's fixtures are not at {GOLDEN}")
-    return GOLDEN
+    """MELP's."""
+    return golden_folder("melp")
+
+
+@pytest.fixture(scope="session")
+def golden_heartlang() -> Path:
+    return golden_folder("heartlang")
 
 
 @pytest.fixture(scope="session")
@@ -49,17 +60,51 @@ def tiny(golden: Path) -> EcgEncoder:
     return load_encoder(golden / "encoder_tiny.safetensors", output="features", **TINY_HEADS)[0]
 
 
-@pytest.fixture(params=["features", "beats", "tokens", "rhythm", "patch", "samples", "cnn"])
-def pair(request: pytest.FixtureRequest) -> tuple[EcgEncoder, EcgFeatureExtractor]:
+SMALL_HEARTLANG = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+}
+SIGNAL_ENCODERS = ("features", "beats", "tokens", "rhythm", "patch", "samples", "cnn")  # the first four are MELP's
+WORD_ENCODERS = ("heart-words", "heart-beats", "heart-leads", "heart-compact", "codes")
+Pair = tuple[EcgEncoder, EcgFeatureExtractor]
+
+
+@pytest.fixture(params=SIGNAL_ENCODERS + WORD_ENCODERS)
+def pair(request: pytest.FixtureRequest) -> Pair:
     """Every encoder, with every choice of output."""
+    return make_pair(request.param)
+
+
+@pytest.fixture(params=SIGNAL_ENCODERS)
+def signal_pair(request: pytest.FixtureRequest) -> Pair:
+    """Encoders of the signal as it is, `ecg_values`."""
+    return make_pair(request.param)
+
+
+@pytest.fixture(params=WORD_ENCODERS)
+def word_pair(request: pytest.FixtureRequest) -> Pair:
+    """Encoders of heart-beat words."""
+    return make_pair(request.param)
+
+
+def make_pair(name: str) -> Pair:
     torch.manual_seed(0)
-    if request.param == "cnn":
+    if name == "cnn":
         return CnnEncoder(cnn := CnnConfig()).eval(), PatchFeatureExtractor.from_config(cnn, normalize="zscore")
-    if request.param in ("patch", "samples"):
-        own = {"hidden_size": 32} if request.param == "patch" else {"hidden_size": None, "patch_size": 40}
+    if name == "codes":
+        vq = HeartLangVQConfig(**SMALL_HEARTLANG, decoder_layers=1, codebook_size=32, code_dim=8)
+        return HeartLangVQ(vq).eval(), QrsTokenizer.from_config(vq)
+    if name.startswith("heart-"):
+        words = HeartLangConfig(**SMALL_HEARTLANG, output=name.removeprefix("heart-"))
+        return HeartLangModel(words).eval(), QrsTokenizer.from_config(words)
+    if name in ("patch", "samples"):
+        own = {"hidden_size": 32} if name == "patch" else {"hidden_size": None, "patch_size": 40}
         config: EcgEncoderConfig = PatchConfig(**own)
         return PatchEncoder(config).eval(), PatchFeatureExtractor.from_config(config)
-    config = MelpConfig(output=request.param, **SMALL_MELP)
+    config = MelpConfig(output=name, **SMALL_MELP)
     return MelpModel(config).eval(), MelpFeatureExtractor.from_config(config)
 
 

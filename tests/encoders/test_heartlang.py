@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import socket
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,17 +27,14 @@ from encoders.heartlang import (
 )
 from encoders.heartlang.vq import HeartLangQuantizer, nearest
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden" / "heartlang"
 TWO_HEADS = HeartLangConfig(num_attention_heads=2, head_dim=16)  # of the small checkpoints
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8, "intermediate_size": 48}
 CLOSE, FULL_CLOSE = {"atol": 2e-5, "rtol": 1e-4}, {"atol": 2e-4, "rtol": 1e-3}
 
 
 @pytest.fixture(scope="module")
-def golden():
-    if not GOLDEN.is_dir():
-        pytest.skip(f"upstream's fixtures are not at {GOLDEN}")
-    return GOLDEN
+def golden(golden_heartlang):
+    return golden_heartlang
 
 
 @pytest.fixture(scope="module")

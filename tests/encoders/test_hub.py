@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import shutil
 
 import pytest
@@ -10,18 +9,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.hub import commit
-from encoders import load_encoder, save_encoder
+from encoders import load_encoder, new_encoder, save_encoder
 from encoders.cnn import CnnEncoder
-from encoders.melp import MelpModel
+from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, QrsTokenizer
+from encoders.melp import MelpFeatureExtractor
 from encoders.melp.convert import PRETRAINED_ON, read_published
 from encoders.patch import PatchEncoder
 
+TWO_HEADS = {"num_attention_heads": 2, "head_dim": 16}
+SMALL_HEARTLANG = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}
 
 
 @pytest.fixture
 def folder(pair, tmp_path):
     save_encoder(*pair, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def signal_folder(signal_pair, tmp_path):
+    save_encoder(*signal_pair, tmp_path)
     return tmp_path
 
 
@@ -67,7 +75,8 @@ def test_preprocessing_that_contradicts_the_encoder_is_refused(folder):
         load_encoder(folder)
 
 
-def test_overrides_change_encoder_and_extractor_together(folder):
+def test_overrides_change_encoder_and_extractor_together(signal_folder):
+    folder = signal_folder
     with pytest.raises(ValueError, match="unknown setting outptu"):
         load_encoder(folder, outptu="features")
     with pytest.raises(ValueError, match="unknown setting architectures"):
@@ -92,9 +101,66 @@ def test_overrides_change_encoder_and_extractor_together(folder):
 
 def test_extractor_settings_are_kept(folder, pair):
     encoder, extractor = pair
-    own = {"missing_leads": "constant"} if isinstance(encoder, MelpModel) else {"scale": 0.25}
+    owns = {MelpFeatureExtractor: {"missing_leads": "constant"}, QrsTokenizer: {"filter": None, "nan": "repair"}}
+    own = owns.get(type(extractor), {"scale": 0.25})
     save_encoder(encoder, type(extractor).from_config(encoder.config, **own), folder)
     assert own.items() <= load_encoder(folder)[1].to_dict().items()
+
+
+def test_layouts_of_words_are_chosen_on_loading(tmp_path, make_ecg):
+    save_encoder(*new_encoder("ecg_heartlang", **SMALL_HEARTLANG), tmp_path)
+    words, _ = load_encoder(tmp_path)
+    for output, tokens in (("words", 257), ("beats", 21), ("leads", 12), ("compact", 34)):
+        encoder, extractor = load_encoder(tmp_path, output=output, filter=None)
+        assert encoder.config.max_tokens == tokens and (extractor.output, extractor.filter) == (output, None)
+        assert extractor(make_ecg())["token_mask"].shape == (1, tokens)
+        assert all(torch.equal(value, words.state_dict()[name]) for name, value in encoder.state_dict().items())
+    with pytest.raises(ValueError, match="output must be one of words, beats, leads, compact, got 'codes'"):
+        load_encoder(tmp_path, output="codes")
+
+
+# Published HeartLang checkpoints.
+
+
+@pytest.mark.parametrize("file", ["pretrain-checkpoint-200.pth", "pretrain.safetensors", "finetune.safetensors"])
+def test_heartlangs_checkpoints_give_the_encoder_and_its_tokenizer(golden_heartlang, make_ecg, file):
+    encoder, extractor = load_encoder(golden_heartlang / "small" / file, output="compact", **TWO_HEADS)
+    assert isinstance(encoder, HeartLangModel) and not encoder.training and encoder.config.hidden_size == 40
+    assert "MIMIC-IV-ECG" in encoder.config.pretrained_on and extractor.output == "compact"
+    assert encoder(**extractor(make_ecg())).last_hidden_state.shape == (1, 34, 40)
+    want = HeartLangModel.from_upstream(golden_heartlang / "small" / file, HeartLangConfig(**TWO_HEADS)).state_dict()
+    assert all(torch.equal(value, want[name]) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("file", ["vqhbr-checkpoint-100.pth", "vqhbr.safetensors"])
+def test_a_vq_hbr_checkpoint_gives_codes(golden_heartlang, make_ecg, tmp_path, file):
+    encoder, extractor = load_encoder(golden_heartlang / "small" / file, **TWO_HEADS)
+    assert isinstance(encoder, HeartLangVQ) and encoder.config.decoder_layers == 1
+    out = encoder(**extractor(make_ecg()))
+    assert torch.equal(out.last_hidden_state, encoder.quantize.codebook[out.codes])
+    save_encoder(encoder, extractor, tmp_path)
+    assert torch.equal(load_encoder(tmp_path)[0](**extractor(make_ecg())).codes, out.codes)
+
+
+def test_heartlangs_repository_is_read_as_it_is_laid_out(golden_heartlang, logged_in):
+    """Only the checkpoint that is asked for is downloaded: the real ones take half a gigabyte."""
+    small = golden_heartlang / "small"
+    pretrain, vqhbr = (
+        "checkpoints/pretrain/MIMIC-IV/checkpoint-200.pth",
+        "checkpoints/vqhbr/MIMIC-IV/checkpoint-100.pth",
+    )
+    files = {pretrain: small / "pretrain-checkpoint-200.pth", vqhbr: small / "vqhbr-checkpoint-100.pth"}
+    files |= {"LICENCE": b"MIT", "QRSTokenizer.py": b"1 / 0"}
+    commit("owner/HeartLang", files, kind="model", message="Checkpoints", ours=[])
+    encoder, _ = load_encoder("owner/HeartLang", **TWO_HEADS)
+    want = load_encoder(small / "pretrain.safetensors", **TWO_HEADS)[0].state_dict()
+    assert all(torch.equal(value, want[name]) for name, value in encoder.state_dict().items())
+    fetched = logged_in.downloads()
+    assert len(fetched) == 1
+    codes, _ = load_encoder("owner/HeartLang", output="codes", **TWO_HEADS)
+    assert isinstance(codes, HeartLangVQ) and len(logged_in.downloads()) == 2
+    assert isinstance(load_encoder("owner/HeartLang", output="beats", **TWO_HEADS)[0], HeartLangModel)
+    assert len(logged_in.downloads()) == 2, "from the cache"
 
 
 def test_hub_ids_are_downloaded_once_and_without_code(logged_in, folder, pair):
@@ -192,7 +258,7 @@ def test_other_published_faults(golden, tmp_path):
         load_encoder(tmp_path)
     for content in ([1, 2], {"state_dict": {"epoch": 3}}):
         torch.save(content, tmp_path / "other.ckpt")
-        with pytest.raises(ValueError, match="holds no state_dict"):
+        with pytest.raises(ValueError, match="holds no model or state_dict"):
             load_encoder(tmp_path / "other.ckpt")
 
 
@@ -202,6 +268,6 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
             return (tmp_path.joinpath("pwned").touch, ())
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="evil.ckpt holds more than tensors and settings, and is not loaded"):
         load_encoder(tmp_path / "evil.ckpt")
     assert not (tmp_path / "pwned").exists()

@@ -300,3 +300,30 @@ def test_every_config_parses(config):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="train_condition must be one of real, zero, none, shuffled, got 'zeros'"):
         ElmArguments(train_condition="zeros")
+
+
+SMALL_HEARTLANG = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "most"),
+    [
+        ("ecg_heartlang", {"output": "compact"}, 34),
+        ("ecg_heartlang_vq", {"decoder_layers": 1, "codebook_size": 32, "code_dim": 8}, 256),
+    ],
+)
+def test_heart_beat_words_feed_the_language_model(train, tmp_path, kind, settings, most):
+    """The tokens of a recording are as many as its words; the beats they stand for can be asked of the processor."""
+    train(
+        tmp_path / "model", encoder=kind, encoder_args=json.dumps(SMALL_HEARTLANG | settings), projector_pool=1,
+        align_steps=0, max_steps=2,
+    )  # fmt: skip
+    model, processor = elm.load(tmp_path / "model")
+    assert model.config.encoder_config.model_type == kind and model.config.max_tokens_per_ecg == most
+    record = elm_example(tmp_path / "model")
+    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    sentence = processor.feature_extractor.sentence(record)
+    words = int((sentence.in_chan > 0).sum())
+    count = words if most == 256 else 13 + len(sentence.beat_of_word)
+    assert (inputs["input_ids"] == model.config.ecg_token_id).sum() == count
+    assert len(sentence.beats) > 3 and (sentence.beats[:-1] < sentence.beats[1:]).all() and sentence.beats[-1] < 10
