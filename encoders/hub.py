@@ -30,7 +30,7 @@ from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.checkpoints import tensor_names
 from encoders.heartlang import HeartLangModel, HeartLangVQ
 from encoders.heartlang import convert as heartlang
-from encoders.melp import MelpConfig
+from encoders.melp import MelpConfig, MelpPretrainingConfig
 from encoders.melp.convert import read_published
 from encoders.registry import config_class
 
@@ -44,8 +44,9 @@ def load_encoder(
     """An encoder in eval mode, float32, and the feature extractor its weights were trained with.
 
     Args:
-        name_or_path: A folder of ours, a published checkpoint of MELP or HeartLang (file or folder), or a hub id of
-            either. Of HeartLang's repository, `output="codes"` takes VQ-HBR and anything else the pretrained encoder.
+        name_or_path: A folder of ours (also that of a MELP pretraining model, which holds one), a published checkpoint
+            of MELP or HeartLang (file or folder), or a hub id of either. Of HeartLang's repository, `output="codes"`
+            takes VQ-HBR and anything else the pretrained encoder.
         revision: Branch, tag or commit of a hub id.
         **overrides: Settings to change: any field of the encoder's configuration, in which case the extractor follows
             (`output="features"`), or one that is the extractor's own (`missing_leads="constant"`).
@@ -75,11 +76,15 @@ def load_encoder(
     if saved.get("model_type") in _PUBLISHED:
         config, weights, own = _read_published(path, overrides)
     else:
+        prefix = ""  # of the encoder's weights, where they are part of a pretraining model's
+        if saved["model_type"] == MelpPretrainingConfig.model_type:
+            saved, prefix = saved["encoder_config"], "encoder."
         kind = config_class(saved["model_type"])
         settings, own = _split(overrides, kind)
         own = _saved_own_settings(path, kind.from_dict(dict(saved))) | own
         config = kind.from_dict(saved | settings)
         weights = load_file(_existing(path / "model.safetensors"))
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     config.name_or_path = str(name_or_path)
     extractor = FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config, **own)
     encoder = AutoModel.from_config(config, dtype=torch.float32)

@@ -1,13 +1,16 @@
-"""Configuration of the MELP encoder (Wang, Xu and Yu, "From Token to Rhythm", ICML 2025, arXiv 2506.21803)."""
+"""Configurations of MELP's encoder and pretraining (Wang, Xu and Yu, "From Token to Rhythm", arXiv 2506.21803)."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Literal, get_args
 
+from transformers import BertConfig, PreTrainedConfig
+
 from encoders.base import EcgEncoderConfig
 
 MelpOutputName = Literal["features", "beats", "tokens", "rhythm"]
+SingleSentence = Literal["cosine", "uniform"]
 
 
 class MelpConfig(EcgEncoderConfig):
@@ -108,6 +111,14 @@ class MelpConfig(EcgEncoderConfig):
             samples = (samples - kernel) // stride + 1
         return max(samples, 0)
 
+    def frame_seconds(self, frame: int) -> tuple[float, float]:
+        """Begin and end of what the convolutions of a frame see, in seconds of the input."""
+        width = 1
+        for index, kernel in enumerate(self.conv_kernel):
+            width += (kernel - 1) * math.prod(self.conv_stride[:index])
+        start = frame * self.hop
+        return start / self.sampling_rate, (start + width) / self.sampling_rate
+
     @property
     def output_dim(self) -> int:
         """D of the chosen output."""
@@ -122,3 +133,86 @@ class MelpConfig(EcgEncoderConfig):
             "tokens": self.n_queries_caption,
             "rhythm": 1,
         }[self.output]
+
+
+class MelpPretrainingConfig(PreTrainedConfig):
+    """Sizes of `MelpForPretraining`, the weights of its losses, and what it must know of its tokenizer.
+
+    The defaults are those of upstream's training with MedCPT's query encoder, whose vocabulary [BOS] was added to.
+
+    Attributes:
+        encoder_config: The ECG encoder's configuration.
+        text_config: The text tower's, a BERT; it is made causal.
+        text_length: Tokens of a text with [BOS], [SEP] and the [CLS] at its end: the position of that [CLS].
+        text_hidden_dim: Width between the two layers that take a text's [CLS] to the shared space.
+        decoder_layers: Layers of the caption decoder, each a causal one over the text and one that reads the ECG.
+        decoder_heads: Its heads.
+        frozen_text_layers: How many of the text tower's first layers are not trained; its embeddings are.
+        contrast_weight: Weight of the loss between recordings and reports; 0 leaves it out.
+        caption_weight: Weight of the loss on the report's words given the recording; 0 leaves it out.
+        local_weight: Weight of the loss between beats and sentences; 0 leaves it out.
+        single_sentence: How a report's only sentence chooses among the beats: by `"cosine"`, or `"uniform"`, which is
+            upstream's: its softmax over sentences is 1 for the only one, so all beats count the same.
+        cls_token_id: Id of the [CLS] that the model puts behind each text.
+        special_token_ids: Ids that belong to no sentence.
+        sentence_end_ids: Ids that end a sentence.
+
+    Raises:
+        ValueError: The sizes do not fit together, or no loss is left.
+    """
+
+    model_type = "ecg_melp_pretraining"
+    sub_configs = {"encoder_config": MelpConfig, "text_config": BertConfig}
+
+    encoder_config: Any = None  # given as a configuration, a dict or nothing; a configuration from then on
+    text_config: Any = None
+    text_length: int = 128
+    text_hidden_dim: int = 256
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    frozen_text_layers: int = 6
+    contrast_weight: float = 1.0
+    caption_weight: float = 2.0
+    local_weight: float = 0.2
+    single_sentence: SingleSentence = "cosine"
+    cls_token_id: int = 2
+    special_token_ids: tuple[int, ...] | list[int] = (0, 2, 3, 4, 30522)
+    sentence_end_ids: tuple[int, ...] | list[int] = (18,)
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Builds the parts' configurations, and makes the text tower causal."""
+        if self.encoder_config is None or isinstance(self.encoder_config, dict):
+            self.encoder_config = MelpConfig(**(self.encoder_config or {}))
+        if self.text_config is None or isinstance(self.text_config, dict):
+            self.text_config = BertConfig(**({"vocab_size": 30523} | (self.text_config or {})))
+        self.text_config.is_decoder, self.text_config.use_cache = True, False
+        text, width = self.text_config, self.text_config.hidden_size
+        if self.encoder_config.caption_dim != width:
+            raise ValueError(
+                f"the encoder's caption_dim {self.encoder_config.caption_dim} is not the text tower's hidden_size "
+                f"{width}: the caption decoder reads both"
+            )
+        if width % self.decoder_heads:
+            raise ValueError(f"hidden_size {width} is not divisible by decoder_heads {self.decoder_heads}")
+        if not 4 <= self.text_length <= text.max_position_embeddings:
+            raise ValueError(
+                f"text_length must be at least 4 and at most the text tower's {text.max_position_embeddings} positions,"
+                f" got {self.text_length}"
+            )
+        if not 0 <= self.frozen_text_layers <= text.num_hidden_layers:
+            raise ValueError(
+                f"frozen_text_layers {self.frozen_text_layers}: the text tower has {text.num_hidden_layers} layers"
+            )
+        if self.single_sentence not in get_args(SingleSentence):
+            raise ValueError(
+                f"single_sentence must be one of {', '.join(get_args(SingleSentence))}, got {self.single_sentence!r}"
+            )
+        weights = (self.contrast_weight, self.caption_weight, self.local_weight)
+        if min(weights) < 0 or not any(weights):
+            raise ValueError(
+                "contrast_weight, caption_weight and local_weight must be 0 or more, and one of them more than 0, got "
+                f"{', '.join(map(str, weights))}"
+            )
+        super().__post_init__(**kwargs)

@@ -6,6 +6,11 @@ All of them name the ECG tower `ecg_encoder.*`; here it is the model itself, so 
     ecg_encoder.ecg_encoder.encoder.layers.0.fc1.weight  ->  ecg_encoder.encoder.layers.0.fc1.weight
     ecg_encoder.attn_pool_contrast.query                 ->  attn_pool_contrast.query
 
+A Lightning checkpoint holds the text side too, which `MelpForPretraining` has a use for:
+
+    lm_model.bert.encoder.layer.0...                     ->  text_model.encoder.layer.0...
+    proj_t.*, sent_proj.*, text_decoder.*, logit_scale   ->  the same
+
 The positional convolution is stored as direction and length per tap (weight norm over the last dimension). Both are
 multiplied into a plain weight: it computes the same, loads without a rename and is trained as an ordinary convolution.
 """
@@ -18,9 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
-from encoders.melp.configuration import MelpConfig
+from encoders.checkpoints import read_state
+from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +33,13 @@ PRETRAINED_ON = (
     "MIMIC-IV-ECG recordings and their reports (MELP); its authors chose the checkpoint by zero-shot AUROC on the "
     "validation splits of PTB-XL, CPSC2018 and CSN"
 )
-# Weights that pretraining needs and inference does not: wav2vec's quantizer and projections, CLIP's temperature, a norm
-# that no forward calls. Then the text side, which only a training checkpoint has.
-_PRETRAINING = ("quantizer.", "project_q.", "final_proj.", "mask_emb")
-_IGNORED = (
-    *(f"ecg_encoder.{name}" for name in _PRETRAINING),
+# Weights of the ECG tower that only its first pretraining needed (wav2vec's quantizer and projections), or nothing: a
+# temperature and a norm that no forward reads. Then the text side.
+_UNUSED = (
+    *(f"ecg_encoder.{name}" for name in ("quantizer.", "project_q.", "final_proj.", "mask_emb")),
     *("logit_scale", "bn."),
-    *("lm_model.", "proj_t.", "sent_proj.", "text_decoder."),
 )
+_TEXT = ("lm_model.", "proj_t.", "sent_proj.", "text_decoder.")
 _POS_CONV = "ecg_encoder.conv_pos.pos_conv.0."
 _WEIGHT_NORM = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
 
@@ -69,15 +73,86 @@ def read_published(path: str | Path, **settings: Any) -> PublishedMelp:
         FileNotFoundError: No such file, or no checkpoint in the folder.
         ValueError: It is not a MELP checkpoint, or a size cannot be told from it.
     """
+    file = _file(path)
+    published = _ecg_tower(read_state(file), file, settings)
+    _report(file, published.ignored)
+    return published
+
+
+class PublishedPretraining(NamedTuple):
+    """A training checkpoint of upstream, ECG and text side, in our terms.
+
+    Attributes:
+        config: Sizes read from the tensors, the rest from the settings.
+        weights: float32 state for `MelpForPretraining`; not checked yet, `encoders.hub.load_weights` does that.
+        ignored: Names, as in the file, of the tensors that no loss reads.
+    """
+
+    config: MelpPretrainingConfig
+    weights: dict[str, torch.Tensor]
+    ignored: list[str]
+
+
+def read_published_pretraining(path: str | Path, **settings: Any) -> PublishedPretraining:
+    """Read the Lightning checkpoint of a whole MELP.
+
+    Args:
+        path: The file (`.ckpt`, `.pt`, `.bin` or `.safetensors`), or a folder with `model.safetensors`.
+        **settings: Fields of `MelpPretrainingConfig`; `encoder_config` and `text_config` as dicts of what no tensor
+            shows. Heads are 64 wide in the text tower, and 8 in the caption decoder, unless these say otherwise.
+
+    Returns:
+        Configuration, weights and what was ignored; also logged.
+
+    Raises:
+        FileNotFoundError: No such file, or no checkpoint in the folder.
+        ValueError: It has no text side, it is no MELP checkpoint, or a size cannot be told from it.
+    """
+    file = _file(path)
+    state = read_state(file)
+    if not any(name.startswith(_TEXT) for name in state):
+        raise ValueError(f"{file} has no text side (lm_model, proj_t, text_decoder): what is published is the encoder")
+    tower = _ecg_tower(state, file, settings.pop("encoder_config", {}))
+    weights = {f"encoder.{name}": tensor for name, tensor in tower.weights.items()}
+    ignored = []
+    for name in tower.ignored:
+        if name == "logit_scale" or name.startswith(_TEXT[1:]):
+            weights[name] = state[name].float()
+        elif name.startswith("lm_model.bert."):
+            weights["text_model" + name.removeprefix("lm_model.bert")] = state[name].float()
+        else:  # of the ECG tower's dead weights, and the head that would predict words from the text alone
+            ignored.append(name)
+    text = _text_sizes(weights, file) | settings.pop("text_config", {})
+    settings = {
+        "encoder_config": tower.config,
+        "text_config": text,
+        "text_hidden_dim": _shape(weights, "proj_t.0.weight", file)[0],
+        "decoder_layers": _count(weights, "text_decoder.resblocks.{}.ln_1.weight"),
+        "frozen_text_layers": min(6, text["num_hidden_layers"]),
+    } | settings
+    _report(file, ignored)
+    return PublishedPretraining(MelpPretrainingConfig(**settings), weights, ignored)
+
+
+def _file(path: str | Path) -> Path:
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"no MELP checkpoint at {file}")
+    return file
+
+
+def _report(file: Path, ignored: list[str]) -> None:
+    if ignored:
+        logger.info("%s: no use for %d of its tensors: %s", file, len(ignored), ", ".join(sorted(ignored)))
+
+
+def _ecg_tower(state: dict[str, torch.Tensor], file: Path, settings: dict[str, Any]) -> PublishedMelp:
     weights: dict[str, torch.Tensor] = {}
     ignored: list[str] = []
-    for name, tensor in _read_tensors(file).items():
+    for name, tensor in state.items():
         ours = name.removeprefix("ecg_encoder.")
-        if ours.startswith(_IGNORED):
+        if ours.startswith(_UNUSED + _TEXT):
             ignored.append(name)
         else:
             weights[ours] = tensor.float()
@@ -90,19 +165,35 @@ def read_published(path: str | Path, **settings: Any) -> PublishedMelp:
         raise ValueError(
             f"{file}: the number of heads of width {config.hidden_size} is not known: give num_attention_heads"
         )
-    if ignored:
-        logger.info("%s: no use for %d of its tensors: %s", file, len(ignored), ", ".join(sorted(ignored)))
     return PublishedMelp(config, weights, ignored)
 
 
-def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds no state_dict of tensors")
-    return state
+def _shape(weights: dict[str, torch.Tensor], name: str, file: Path) -> torch.Size:
+    if name not in weights or weights[name].ndim != 2:
+        raise ValueError(f"{file} is no whole MELP: no 2-d tensor for {name} in it")
+    return weights[name].shape
+
+
+def _count(weights: dict[str, torch.Tensor], pattern: str) -> int:
+    index = 0
+    while pattern.format(index) in weights:
+        index += 1
+    return index
+
+
+def _text_sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
+    """Fields of `BertConfig` that the tensors tell."""
+    embeddings = "text_model.embeddings.{}_embeddings.weight"
+    vocabulary, hidden = _shape(weights, embeddings.format("word"), file)
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "max_position_embeddings": _shape(weights, embeddings.format("position"), file)[0],
+        "type_vocab_size": _shape(weights, embeddings.format("token_type"), file)[0],
+        "num_attention_heads": max(1, hidden // 64),
+        "num_hidden_layers": _count(weights, "text_model.encoder.layer.{}.intermediate.dense.weight"),
+        "intermediate_size": _shape(weights, "text_model.encoder.layer.0.intermediate.dense.weight", file)[0],
+    }
 
 
 def _sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
@@ -115,14 +206,8 @@ def _sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
             )
         return weights[name].shape
 
-    def count(pattern: str) -> int:
-        index = 0
-        while pattern.format(index) in weights:
-            index += 1
-        return index
-
     convs = "ecg_encoder.feature_extractor.conv_layers.{}.0.weight"
-    conv_shapes = [shape(convs.format(index), 3) for index in range(max(1, count(convs)))]
+    conv_shapes = [shape(convs.format(index), 3) for index in range(max(1, _count(weights, convs)))]
     hidden = shape("ecg_encoder.post_extract_proj.weight")[0]
     kernel = [s[2] for s in conv_shapes]
     sizes: dict[str, Any] = {
@@ -133,7 +218,7 @@ def _sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
         "conv_stride": kernel,  # convolutions do not overlap in any published size
         "hidden_size": hidden,
         "num_attention_heads": max(1, hidden // 64),
-        "num_hidden_layers": count("ecg_encoder.encoder.layers.{}.fc1.weight"),
+        "num_hidden_layers": _count(weights, "ecg_encoder.encoder.layers.{}.fc1.weight"),
         "intermediate_size": shape("ecg_encoder.encoder.layers.0.fc1.weight")[0],
         "conv_pos_kernel": shape(_POS_CONV + "weight", 3)[2],
         "conv_pos_groups": hidden // shape(_POS_CONV + "weight", 3)[1],

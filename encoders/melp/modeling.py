@@ -32,13 +32,17 @@ class MelpOutput(EcgEncoderOutput):
         tokens: Caption queries, `[B, 128, 768]`.
         rhythm: Mean of the beats, `[B, 256]`; not of unit length, the contrast with text normalises it.
         probe: What upstream's linear probe reads, `[B, 256]`: mean contrast query before its last projection.
+        beat_attention: What each contrast query attends to, `[B, heads, 14, 312]`, a distribution over the frames;
+            `config.frame_seconds` says when a frame was. Only if asked for.
+        token_attention: The same of the caption queries, `[B, heads, 128, 312]`.
     """
 
     features: torch.FloatTensor | None = None
     beats: torch.FloatTensor | None = None
     tokens: torch.FloatTensor | None = None
     rhythm: torch.FloatTensor | None = None
-    probe: torch.FloatTensor | None = None
+    beat_attention: torch.FloatTensor | None = None
+    token_attention: torch.FloatTensor | None = None
 
 
 class MelpConvFrontend(nn.Module):
@@ -164,9 +168,16 @@ class MelpPooler(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D] -> [B, queries, dim]`."""
-        x = self.ln_k(x)
-        query = self.ln_q(self.query).expand(x.shape[0], -1, -1)
+        query, x = self._query_and_key(x)
         return self.attn(query, x, x, need_weights=False)[0]  # without weights torch goes through SDPA
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """What `forward` attends to, `[B, T, D] -> [B, heads, queries, T]`, without dropout: the rows sum to 1."""
+        query, x = self._query_and_key(x)
+        return self.attn(query, x, x, average_attn_weights=False)[1]
+
+    def _query_and_key(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.ln_q(self.query).expand(x.shape[0], -1, -1), self.ln_k(x)
 
 
 class MelpModel(EcgEncoder):
@@ -207,16 +218,23 @@ class MelpModel(EcgEncoder):
         return self.ecg_encoder.feature_extractor.conv_layers[0]
 
     @can_return_tuple
-    def forward(self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None) -> MelpOutput:
+    def forward(
+        self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None, output_attentions: bool = False
+    ) -> MelpOutput:
         """Encode recordings.
 
         Args:
             ecg_values: `[B, 12, L]`, scaled as `MelpFeatureExtractor` does.
             token_mask: bool `[B, T]`, handed on as `mask`. As upstream, attention sees the padding.
+            output_attentions: Whether to say which frames the queries attend to. The other outputs do not change.
 
         Raises:
-            ValueError: `token_mask` does not fit the chosen output.
+            ValueError: The recordings are shorter than a frame, or `token_mask` does not fit the chosen output.
         """
+        if self.config.num_frames(ecg_values.shape[-1]) < 1:
+            raise ValueError(
+                f"recordings of {ecg_values.shape[-1]} samples are shorter than one frame of {self.config.hop}"
+            )
         # The first convolution has no bias and a norm over time behind it: what is constant in a lead makes no
         # difference but to rounding, where it costs six times the error in float32 and the signal itself in bfloat16.
         centred = ecg_values - ecg_values.mean(dim=-1, keepdim=True)
@@ -233,5 +251,7 @@ class MelpModel(EcgEncoder):
             beats=beats,
             tokens=tokens,
             rhythm=rhythm,
+            beat_attention=self.attn_pool_contrast.attention(features) if output_attentions else None,
+            token_attention=self.attn_pool_caption.attention(features) if output_attentions else None,
             probe=contrast.mean(dim=1),
         )

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
+from encoders.melp.convert import read_published
 
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}
 OUTPUTS = {
@@ -79,6 +80,63 @@ def test_other_lengths_are_upstreams(golden, tiny, samples):
         assert value.double().abs().sum().item() == pytest.approx(want["abssum"], rel=1e-5), name
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [16, 17, 100])
+def test_the_shortest_recordings(tiny, samples):
+    x = torch.rand(2, 12, samples, generator=torch.Generator().manual_seed(0))
+    out = tiny(x)
+    assert out.features.shape == (2, samples // 16, 96) and all(value.isfinite().all() for value in out.values())
+    torch.testing.assert_close(tiny(x[1:]).features, out.features[1:], atol=2e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="recordings of 15 samples are shorter than one frame of 16"):
+        tiny(x[..., :15])
+
+
+@torch.no_grad()
+def test_what_a_missing_lead_is_filled_with_makes_no_difference(golden, tiny):
+    x = load(golden / "in_model.npy")[:2].clone()
+    x[:, 6:] = 0
+    zero = tiny(x)
+    x[:, 6:] = torch.tensor([0.5, 1.0, 3.0, -2.0, 0.1, 0.7])[:, None]
+    other = tiny(x)
+    for name in OUTPUTS:
+        torch.testing.assert_close(other[name], zero[name], atol=2e-5, rtol=0, msg=name)
+
+
+@torch.no_grad()
+def test_attention_of_the_queries_says_where_their_values_come_from(golden, tiny):
+    x = load(golden / "in_model.npy")[:2]
+    plain, told = tiny(x), tiny(x, output_attentions=True)
+    assert plain.beat_attention is None and plain.token_attention is None
+    for name in (*OUTPUTS, "last_hidden_state", "mask"):
+        assert torch.equal(told[name], plain[name]), name
+    assert told.beat_attention.shape == (2, 4, 5, 312) and told.token_attention.shape == (2, 4, 16, 312)
+    for pooler, weights, want in (
+        (tiny.attn_pool_contrast, told.beat_attention, tiny.attn_pool_contrast(plain.features)),
+        (tiny.attn_pool_caption, told.token_attention, tiny.attn_pool_caption(plain.features)),
+    ):
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:3]))
+        frames, attn = pooler.ln_k(plain.features), pooler.attn
+        value = attn.v_proj_weight if attn.in_proj_weight is None else attn.in_proj_weight[-attn.embed_dim :]
+        values = frames @ value.T + attn.in_proj_bias[-attn.embed_dim :]
+        values = values.unflatten(-1, (4, -1)).transpose(1, 2)  # [B, H, T, D / H]
+        torch.testing.assert_close(attn.out_proj((weights @ values).transpose(1, 2).flatten(2)), want)
+
+
+@torch.no_grad()
+def test_a_frame_knows_when_it_was(tiny):
+    config = tiny.config
+    assert config.frame_seconds(0) == (0.0, 0.032) and config.frame_seconds(311) == (9.952, 9.984)
+    frontend = tiny.ecg_encoder.feature_extractor.conv_layers
+    x = torch.zeros(1, 12, 5000)
+    begin, end = (round(second * 500) for second in config.frame_seconds(100))
+    x[..., begin:end] = torch.rand(12, end - begin)
+    for layer in frontend:
+        x = layer[0](x)  # the convolutions alone: the norm sees the whole recording
+    assert x.abs().sum(dim=1)[0].nonzero().flatten().tolist() == [100]
+    wide = MelpConfig(conv_kernel=(3, 2, 2, 2), num_attention_heads=12)  # 16 samples apart, 17 wide
+    assert wide.frame_seconds(1) == (16 / 500, 33 / 500)
+
+
 def test_weights_stored_in_bfloat16(golden):
     encoder, _ = load_encoder(golden / "encoder_tiny_bf16.safetensors", **TINY_HEADS)
     ours = run(encoder, load(golden / "in_model.npy")[:2])
@@ -121,6 +179,34 @@ def test_last_hidden_state_is_the_chosen_output(golden, tiny):
         assert torch.equal(out.last_hidden_state, chosen)
         assert chosen.shape[1:] == (encoder.config.max_tokens, encoder.config.output_dim)
         assert extractor.output == output and extractor.num_tokens == encoder.config.max_tokens
+
+
+# Checkpoints. What every encoder's folder and every fault have in common is in test_hub.py.
+
+
+def test_a_reproduction_with_another_number_of_queries(golden, tmp_path):
+    """What counts is the file, whatever the config.json beside it says (upstream has 10, 12, 13 and 14)."""
+    weights = load_file(golden / "encoder_tiny.safetensors")
+    weights["ecg_encoder.attn_pool_contrast.query"] = weights["ecg_encoder.attn_pool_contrast.query"][:3].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    config = {"model_type": "melp", "n_queries_contrast": 14, "n_queries_caption": 128, "attn_pooler_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder, extractor = load_encoder(tmp_path, output="beats", num_attention_heads=4)
+    assert (encoder.config.n_queries_contrast, encoder.config.n_queries_caption) == (3, 16)
+    assert extractor.num_tokens == 3
+    with torch.no_grad():
+        beats = encoder(load(golden / "in_model.npy")[:2]).beats
+    torch.testing.assert_close(beats, load(golden / "tiny_ecg_beat_emb.npy")[:, :3], atol=2e-5, rtol=1e-5)
+
+
+def test_dead_weights_may_be_there_or_not(golden, tiny, tmp_path):
+    weights = load_file(golden / "encoder_tiny.safetensors")
+    dead = read_published(golden / "encoder_tiny.safetensors", **TINY_HEADS).ignored
+    assert len(dead) == 12 and "ecg_encoder.ecg_encoder.quantizer.vars" in dead and "ecg_encoder.logit_scale" in dead
+    save_file({name: tensor for name, tensor in weights.items() if name not in dead}, tmp_path / "bare.safetensors")
+    assert read_published(tmp_path / "bare.safetensors", **TINY_HEADS).ignored == []
+    encoder, _ = load_encoder(tmp_path / "bare.safetensors", **TINY_HEADS)
+    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in encoder.state_dict().items())
 
 
 # What goes in.
