@@ -71,6 +71,7 @@ class PtbXl:
         root: The folder described above.
         rate: Which of the two published sampling rates is read, Hz.
         records: Ids whose files are there, in ascending order.
+        listed: How many records the table lists, there or not.
         patient_of: Patient of each record.
         fold_of: `strat_fold` (1-10) of each record.
         age: Age in years of each record's patient; 90 for "over 89", which the table codes as 300; None when unknown.
@@ -86,7 +87,9 @@ class PtbXl:
         self.root, self.rate = Path(root), rate
         filename = "filename_lr" if rate == 100 else "filename_hr"
         table = self.root / "ptbxl_database.csv"
-        rows = [row for row in _read_table(table, _REQUIRED) if (self.root / f"{row[filename]}.hea").is_file()]
+        listed = _read_table(table, _REQUIRED)
+        self.listed = len(listed)
+        rows = [row for row in listed if (self.root / f"{row[filename]}.hea").is_file()]
         if not rows:
             raise ValueError(f"{self.root}: none of the records of ptbxl_database.csv is in records{rate}/: {_WHERE}")
         self._statements = {row[""]: row for row in _read_table(self.root / "scp_statements.csv", ("", "description"))}
@@ -135,6 +138,16 @@ class PtbXl:
         if column not in LABEL_COLUMNS:
             raise ValueError(f"no labels {column!r}: expected one of {', '.join(LABEL_COLUMNS)}")
         return {record: self._labels(record, column) for record in self.records}
+
+    def codes(self) -> dict[str, tuple[str, ...] | None]:
+        """SCP-ECG statements of every record, of any likelihood, without outer underscores; None when unknown."""
+        found = {record: self._codes(record) for record in self.records}
+        return {record: tuple(sorted({c.strip("_") for c in codes})) or None for record, codes in found.items()}
+
+    @property
+    def code_names(self) -> tuple[str, ...]:
+        """All statements of scp_statements.csv, sorted, without outer underscores."""
+        return tuple(sorted(code.strip("_") for code in self._statements))
 
     def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
         """Reports in one language, of those of `records` that have one.
