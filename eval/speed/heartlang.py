@@ -1,9 +1,10 @@
-"""HeartLang's tokenizer: milliseconds per recording in both modes, beside upstream's procedure.
+"""HeartLang: milliseconds per recording for its tokenizer, beside upstream's procedure, and for its encoder.
 
-    python -m eval.speed heartlang [--records 50] [--repeats 5]
+    python -m eval.speed heartlang [--records 50] [--repeats 5] [--batch 8]
 
-Upstream calls wfdb's XQRS and cuts word by word. Recordings are simulated, 12 leads of 10 s at 100 Hz, and not filtered
-in any of the ways. One thread; in every repeat all ways are timed one after the other, and a ratio is taken within it.
+Upstream calls wfdb's XQRS and cuts word by word; its encoder is restated as plainly as it is written there. Recordings
+are simulated, 12 leads of 10 s at 100 Hz, and not filtered in any of the ways; the encoder has the published size and
+random weights. One thread; in every repeat all ways are timed one after the other, and a ratio is taken within it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # `--help` need not wait for torch
+    from torch import Tensor
+
     from data.ecg import Ecg
+    from encoders.heartlang import HeartLangConfig, HeartLangModel
+
+    Batch = tuple[Tensor, Tensor, Tensor]
 
 Floats = NDArray[np.float64]
-Way = Callable[["Ecg"], object]
+Way = Callable[[Any], object]
 
 
 def looped_words(
@@ -95,40 +101,134 @@ def tokenizer_rows(records: int) -> tuple[list[Ecg], dict[str, tuple[Way, str]]]
     }
 
 
-def timed(ecgs: Sequence[Ecg], rows: dict[str, tuple[Way, str]], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds per recording of every row, in each repeat; the first round warms up and is not timed."""
+def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time: Tensor) -> Tensor:
+    """What upstream's network computes, an operation at a time: CLS and words `[B, 257, 768]`.
+
+    Args:
+        model: Whose weights.
+        words: `[B, 256, 96]`.
+        in_chan: Lead of each word `[B, 256]`.
+        in_time: Second of each word `[B, 256]`.
+    """
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    net, heads = model.backbone, model.config.num_attention_heads
+    layers: Any = net.transformer.layers
+    around = F.pad(words.mT, (1, 1), mode="circular")
+    x = F.conv1d(around, net.token_embed.tokenConv.weight).mT
+    x = x + net.spa_embed.embed(in_chan) + net.tem_embed.embed(in_time)
+    x = torch.cat([net.cls_token.expand(len(x), 1, -1), x], dim=1) + net.pos_embed
+    for attention, feed_forward in layers:
+        q, k, v = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2)
+            for part in attention.to_qkv(attention.norm(x)).chunk(3, dim=-1)
+        )
+        weights = (q @ k.mT * model.config.head_dim**-0.5).softmax(dim=-1)
+        x = attention.to_out((weights @ v).transpose(1, 2).flatten(2)) + x
+        x = feed_forward.net(x) + x
+    out: Tensor = net.norm_layer(x)
+    return out
+
+
+def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[list[Batch], dict[str, tuple[Way, str]]]:
+    """A batch of sentences, and what is timed over it.
+
+    Raises:
+        RuntimeError: The encoder and its restatement do not give the same.
+    """
+    import torch
+
+    from data.synthetic import SyntheticCohort
+    from encoders.heartlang import HeartLangConfig, HeartLangModel, QrsTokenizer
+
+    torch.manual_seed(0)
+    model = HeartLangModel(config or HeartLangConfig()).eval()
+    half = HeartLangModel(model.config).eval().to(torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    cohort = SyntheticCohort(batch, records_per_patient=1, seed=0)
+    sentences = QrsTokenizer(filter=None)([cohort[record] for record in cohort.records])
+    given = tuple(sentences[name] for name in ("words", "in_chan", "in_time"))
+
+    @torch.inference_mode()
+    def plain(given: Batch) -> Tensor:
+        return plain_encoder(model, *given)
+
+    @torch.inference_mode()
+    def ours(given: Batch) -> Any:
+        return model(*given).words
+
+    @torch.inference_mode()
+    def in_half(given: Batch) -> Any:
+        return half(*given).words
+
+    want, got, coarse = plain(given), ours(given), in_half(given).float()
+    if not torch.allclose(got, want, atol=2e-4, rtol=1e-3):
+        raise RuntimeError(f"the encoder differs from its restatement by {(got - want).abs().max():.2g}")
+    likeness = torch.nn.functional.cosine_similarity(coarse, want, dim=-1)
+    print(
+        f"encoder: bfloat16 against float32, cosine of tokens: mean {likeness.mean():.5f}, least {likeness.min():.5f}"
+    )
+    return [given], {
+        "plain, float32": (plain, ""),
+        "ours, float32": (ours, "plain, float32"),
+        "ours, bfloat16": (in_half, "plain, float32"),
+    }
+
+
+def timed(given: Sequence[Any], rows: dict[str, tuple[Way, str]], repeats: int, records: int) -> dict[str, list[float]]:
+    """Milliseconds per recording of every row over all that is given, `records` in all, in each repeat.
+
+    The first round warms up and is not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in rows}
     for repeat in range(repeats + 1):
         for name, (run, _) in rows.items():
             start = time.perf_counter()
-            for ecg in ecgs:
-                run(ecg)
+            for one in given:
+                run(one)
             if repeat:
-                times[name].append((time.perf_counter() - start) / len(ecgs) * 1000)
+                times[name].append((time.perf_counter() - start) / records * 1000)
     return times
 
 
 def show(rows: dict[str, tuple[Way, str]], times: dict[str, list[float]]) -> None:
     """Print a table: medians, and the median of the ratios to the baseline with the least and the greatest."""
-    print(f"{'':<28}{'ms/record':>12}{'ratio':>10}")
+    print(f"{'':<28}{'ms/record':>12}{'records/s':>12}{'ratio':>10}")
     for name, (_, baseline) in rows.items():
-        line = f"{name:<28}{statistics.median(times[name]):>12.3g}"
+        middle = statistics.median(times[name])
+        line = f"{name:<28}{middle:>12.3g}{1000 / middle:>12.3g}"
         if baseline:
             ratios = sorted(base / here for base, here in zip(times[baseline], times[name], strict=True))
             line += f"{statistics.median(ratios):>9.3g}x  ({ratios[0]:.3g}-{ratios[-1]:.3g}) of {baseline}"
         print(line)
 
 
-def main(argv: Sequence[str]) -> None:
+def time_tokenizer(records: int, repeats: int) -> None:
     """Print a table of the tokenizer's times."""
+    ecgs, rows = tokenizer_rows(records)
+    print(f"tokenizer: {records} ECGs, one thread; medians of {repeats} repeats")
+    show(rows, timed(ecgs, rows, repeats, records))
+
+
+def time_encoder(batch: int, repeats: int, config: HeartLangConfig | None = None) -> None:
+    """Print a table of the encoder's times; of the published size unless a configuration says otherwise."""
+    given, rows = encoder_rows(batch, config)
+    print(f"encoder: batch {batch}, one thread; medians of {repeats} repeats")
+    show(rows, timed(given, rows, repeats, batch))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print both tables."""
     parser = argparse.ArgumentParser(prog="python -m eval.speed heartlang", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--records", type=int, default=50, help="ECGs (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="times all is timed (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="ECGs the encoder is given at once (default %(default)s)")
     args = parser.parse_args(argv)
 
     import torch
 
     torch.set_num_threads(1)
-    ecgs, rows = tokenizer_rows(args.records)
-    print(f"tokenizer: {args.records} ECGs, one thread; medians of {args.repeats} repeats")
-    show(rows, timed(ecgs, rows, args.repeats))
+    time_tokenizer(args.records, args.repeats)
+    print()
+    time_encoder(args.batch, args.repeats)

@@ -17,6 +17,7 @@ from data.ecg import LEADS, Ecg
 from data.readers import read_ecg
 from data.signal import bandpass
 from data.synthetic import ELECTRODES, SyntheticCohort
+from encoders.heartlang import HeartLangConfig
 from encoders.heartlang.feature_extraction import QrsTokenizer
 from encoders.heartlang.xqrs import find_beats
 from eval.speed import heartlang as speed
@@ -578,12 +579,12 @@ def test_settings_are_saved(tmp_path):
 
 
 def test_times_stand_beside_upstreams(capsys):
-    speed.main(["--records", "2", "--repeats", "1"])
+    speed.time_tokenizer(2, 1)
     about, _, *rows = capsys.readouterr().out.splitlines()
     assert about == "tokenizer: 2 ECGs, one thread; medians of 1 repeats"
     times = {row[:28].strip(): row[28:].split() for row in rows}
     for name in ("parity, all", "parity, XQRS", "parity, cutting", "safe, all"):
-        here, ratio = float(times[name][0]), float(times[name][1].rstrip("x"))
+        here, ratio = float(times[name][0]), float(times[name][2].rstrip("x"))
         baseline = float(times[" ".join(times[name][times[name].index("of") + 1 :])][0])
         assert ratio == pytest.approx(baseline / here, rel=0.03)
 
@@ -596,3 +597,15 @@ def test_the_ways_that_are_timed_make_the_same_sentences():
         assert all(
             np.array_equal(*pair) for pair in zip(rows["upstream, cutting"][0](ecg), rows["parity, cutting"][0](ecg))
         )
+
+
+def test_the_encoder_that_is_timed_is_compared_with_its_restatement(capsys, monkeypatch):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}
+    speed.time_encoder(2, 1, HeartLangConfig(**sizes))
+    likeness, about, _, *rows = capsys.readouterr().out.splitlines()
+    assert float(likeness.split()[-1]) > 0.99 and about.startswith("encoder: batch 2, one thread")
+    assert [row[:28].strip() for row in rows] == ["plain, float32", "ours, float32", "ours, bfloat16"]
+    plain = speed.plain_encoder
+    monkeypatch.setattr(speed, "plain_encoder", lambda *given: plain(*given) + 0.01)
+    with pytest.raises(RuntimeError, match="differs from its restatement by 0.01"):
+        speed.time_encoder(2, 1, HeartLangConfig(**sizes))
