@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig
 
 # What training scripts wrap their tensors in.
 _NESTED = ("model", "state_dict")
@@ -56,6 +59,19 @@ def tensor_names(file: str | Path) -> list[str]:
         except SafetensorError as error:
             raise ValueError(f"{file} is no checkpoint that can be read: {error}") from error
     return list(read_state(file))
+
+
+def told_by(config: PreTrainedConfig | None) -> dict[str, Any]:
+    """What a configuration says that its defaults do not: fields of its own class, by name.
+
+    Readers of checkpoints take sizes from the weights. What they cannot see there a user says in a configuration, whose
+    sizes then are the defaults.
+    """
+    if config is None:
+        return {}
+    plain = type(config)()
+    own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
+    return {name: value for name in own if (value := vars(config)[name]) != vars(plain)[name]}
 
 
 def _is_zip(file: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from encoders.base import EcgEncoder
-from encoders.checkpoints import read_state
+from encoders.checkpoints import read_state, told_by
 from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
 
 logger = logging.getLogger(__name__)
@@ -146,14 +146,12 @@ def from_upstream(cls: type[Model], path: str | Path, config: HeartLangConfig | 
     """
     from encoders.hub import load_weights  # which imports this module
 
-    told = {} if config is None else config.to_diff_dict()
-    if config is not None and "num_labels" not in told and cls.config_class is type(config):
-        told["num_labels"] = config.num_labels  # two, transformers' default, is left out of the differences
-    if config is not None and not isinstance(config, cls.config_class):
+    told = told_by(config)
+    if isinstance(config, cls.config_class):
+        told["num_labels"] = config.num_labels
+    else:  # the encoder's, for VQ-HBR
         told = {name: value for name, value in told.items() if name in ("num_attention_heads", "head_dim")}
-    made_config, weights = read_published(
-        cls, path, **{name: value for name, value in told.items() if name not in ("model_type", "transformers_version")}
-    )
+    made_config, weights = read_published(cls, path, **told)
     made = cls(made_config)
     head = {name: tensor for name, tensor in made.state_dict().items() if name.startswith("mlp_head.")}
     if head and "mlp_head.weight" not in weights:

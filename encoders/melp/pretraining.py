@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -24,8 +25,9 @@ from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from encoders.melp import losses
-from encoders.melp.configuration import MelpPretrainingConfig
+from encoders.checkpoints import told_by
+from encoders.melp import convert, losses
+from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 from encoders.melp.modeling import MelpModel
 from encoders.melp.text import sentence_weights
 
@@ -128,6 +130,35 @@ class MelpForPretraining(PreTrainedModel):
         self.post_init()
         for part in self._not_trained():
             part.requires_grad_(False)
+
+    @classmethod
+    def from_upstream(cls, path: str | Path, config: MelpPretrainingConfig | MelpConfig | None = None) -> Self:
+        """The model of a training checkpoint that upstream's code wrote, in eval mode.
+
+        Args:
+            path: As `encoders.melp.convert.read_published_pretraining` takes it.
+            config: What no tensor shows: heads of encoder, text tower and decoder, weights of the losses, token ids.
+                One of the encoder alone says its heads. Sizes are read from the weights.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It has no text side, or is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not
+                finite.
+        """
+        from encoders.hub import load_weights  # which imports this module
+
+        settings: dict[str, Any] = {}
+        if isinstance(config, MelpPretrainingConfig):
+            text = config.text_config
+            settings = told_by(config) | {"encoder_config": told_by(config.encoder_config), "text_config": {}}
+            if text.num_attention_heads != type(text)().num_attention_heads:
+                settings["text_config"] = {"num_attention_heads": text.num_attention_heads}
+        elif config is not None:
+            settings = {"encoder_config": told_by(config)}
+        found = convert.read_published_pretraining(path, **settings)
+        model = cls(found.config)
+        load_weights(model, found.weights, source=str(path))
+        return model.eval()
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, MelpForPretraining):

@@ -115,6 +115,14 @@ def published(path, **settings) -> MelpForPretraining:
     return model
 
 
+def test_a_configuration_says_what_no_tensor_shows(golden, whole):
+    model = MelpForPretraining.from_upstream(golden / "melp_tiny.ckpt", MelpPretrainingConfig(**TINY))
+    assert model.config.to_dict() == whole.config.to_dict() and not model.training
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="has no text side"):
+        MelpForPretraining.from_upstream(golden / "encoder_tiny.safetensors", MelpPretrainingConfig(**TINY))
+
+
 def load(path) -> torch.Tensor:
     return torch.from_numpy(np.load(path))
 
