@@ -264,6 +264,12 @@ def test_nothing_loads_pickles_or_remote_code() -> None:
     assert not found, "\n".join(found)
 
 
+def test_one_module_takes_pickles_apart() -> None:
+    # It carries out a few of their instructions itself (tests/data/test_pickles.py); a second one would escape notice.
+    readers = {name_of(path) for path in MODULES for _, module in imports(parsed(path)) if module == "pickletools"}
+    assert readers == {"data/pickles.py"}
+
+
 def test_settings_in_recipes_parse() -> None:
     files = sorted((ROOT / "recipes").glob("*/*.y*ml"))
     assert any(path.parent.name == "configs" for path in files)

@@ -1,0 +1,7 @@
+"""ECG-Byte: an ECG as text, a level per letter and frequent strings as tokens (Han et al., 2024)."""
+
+from encoders.ecg_byte.quantizing import Quantizer
+from encoders.ecg_byte.table import TokenTable
+from encoders.ecg_byte.tokenizer import UPSTREAM, EcgByteSettings, EcgByteTokenizer, EcgByteTokens, Span
+
+__all__ = ["UPSTREAM", "EcgByteSettings", "EcgByteTokenizer", "EcgByteTokens", "Quantizer", "Span", "TokenTable"]

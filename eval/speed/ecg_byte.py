@@ -1,0 +1,134 @@
+"""ECG-Byte: encoding a recording and learning a table, against upstream's procedures restated.
+
+    python -m eval.speed ecg_byte [--table FILE] [--merges 5000] [--recordings 300] [--repeats 21]
+
+Upstream calls a Python function for every sample, then compiled code that builds a trie of all tokens for every
+recording and counts all pairs again for every merge that it learns. The same steps in Python take about as long for
+encoding, of which the function is the larger part, and many times as long for learning: that ratio is about the steps,
+not about upstream's program. In every repeat both ways are timed one after the other, and a ratio is taken within the
+repeat. Learning by upstream's steps takes time in proportion to the recordings; it is timed over a few and scaled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEARNED, LEARNING_REPEATS = 1000, 3  # merges, and how often they are learned
+SAMPLES = 500  # of each lead of a recording that is learned from
+FEW = 3  # recordings that learning is restated over
+
+
+def direct_encode(signal: NDArray[np.float32], merges: Iterable[tuple[Sequence[int], int]]) -> list[int]:
+    """The ids of a recording `[leads, samples]` by upstream's steps: symbols one by one, a trie, the longest match."""
+    low, high = signal.min(), signal.max()
+    unit = np.clip((signal - low) / (high - low + 1e-6), 0, 1)
+    levels = np.minimum(np.floor(unit * 26), 25).astype(np.uint8)
+    text = "".join(np.vectorize(lambda level: chr(97 + level))(levels).ravel()).encode()
+    trie: list[tuple[dict[int, int], int]] = [({}, -1)]  # children, token
+    for content, token in [*(([byte], byte) for byte in range(256)), *merges]:
+        node = 0
+        for byte in content:
+            children = trie[node][0]
+            if byte not in children:
+                children[byte] = len(trie)
+                trie.append(({}, -1))
+            node = children[byte]
+        trie[node] = trie[node][0], token
+    ids, start = [], 0
+    while start < len(text):
+        node, token, stop = 0, -1, start
+        for at in range(start, len(text)):
+            child = trie[node][0].get(text[at])
+            if child is None:
+                break
+            node = child
+            if trie[node][1] >= 0:
+                token, stop = trie[node][1], at + 1
+        ids.append(token)
+        start = stop
+    return ids
+
+
+def direct_learn(levels: Iterable[int], merges: int) -> list[str]:
+    """The strings of merges by upstream's steps: all pairs are counted for each; of ties our own rule's."""
+    sequence, strings = list(levels), [chr(97 + level) for level in range(26)]
+    for _ in range(merges):
+        counts = Counter(zip(sequence, sequence[1:]))
+        pair = min(counts, key=lambda pair: (-counts[pair], pair))
+        merged, at = [], 0
+        while at < len(sequence):
+            here = tuple(sequence[at : at + 2]) == pair
+            merged.append(len(strings) if here else sequence[at])
+            at += 2 if here else 1
+        strings.append(strings[pair[0]] + strings[pair[1]])
+        sequence = merged
+    return strings[26:]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a table of two ratios, each the median of the repeats and their least and greatest."""
+    parser = argparse.ArgumentParser(prog="python -m eval.speed ecg_byte", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--table", type=Path, help="a published table (default: one that is learned here)")
+    parser.add_argument("--merges", type=int, default=5000, help="of the table learned here (default %(default)s)")
+    parser.add_argument("--recordings", type=int, default=300, help="to learn from (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=21, help="of encoding (default %(default)s)")
+    args = parser.parse_args(argv)
+
+    from tqdm.auto import tqdm
+
+    from data.synthetic import SyntheticCohort
+    from encoders.ecg_byte import UPSTREAM, EcgByteTokenizer, TokenTable
+    from encoders.ecg_byte.training import learn_merges
+
+    cohort = SyntheticCohort(max(args.recordings, FEW), records_per_patient=1, fs=250, seconds=10)
+    signals = [cohort[record].signal for record in tqdm(cohort.records, desc="Simulating", unit="recording")]
+    untrained = EcgByteTokenizer(TokenTable(()), UPSTREAM)
+    pieces = [row for signal in signals for row in untrained.levels(signal[:, :SAMPLES])]
+    few = np.concatenate(pieces[: 12 * FEW]).tolist()
+    if args.table:
+        tokenizer = EcgByteTokenizer.from_upstream(args.table)
+    else:
+        tokenizer = EcgByteTokenizer(TokenTable(learn_merges(pieces, args.merges, across=True)), UPSTREAM)
+    merges = [(list(merge.encode()), 256 + i) for i, merge in enumerate(tokenizer.table.merges)]
+
+    encoding, learning = [], []
+    for i in tqdm(range(args.repeats), desc="Encoding", unit="recording"):
+        signal = signals[i % len(signals)]
+        tokenizer.encode(signal)  # builds what is kept
+        here, ids = _timed(partial(tokenizer.encode, signal))
+        direct, expected = _timed(partial(direct_encode, signal, merges))
+        if ids != expected:
+            raise RuntimeError(f"recording {i} has other ids than upstream's steps give")
+        encoding.append((here * 1e3, direct * 1e3))
+    for _ in tqdm(range(LEARNING_REPEATS), desc="Learning", unit="table"):
+        here, _ = _timed(lambda: learn_merges(pieces, LEARNED, across=True, progress=False))
+        direct, _ = _timed(lambda: direct_learn(few, LEARNED))
+        learning.append((here, direct * len(signals) / FEW))
+
+    print(f"{len(merges):,} merges. Medians of {args.repeats} and {LEARNING_REPEATS} repeats; least and")
+    print(f"greatest ratio in brackets. Upstream's steps of learning are timed over {FEW} recordings and scaled.")
+    print(f"{'':<44}{'here':>12}{'upstream':>12}{'ratio':>9}")
+    for name, unit, pairs in (
+        (f"encode 12 x {signals[0].shape[1]}", "ms", encoding),
+        (f"learn {LEARNED} merges, {len(signals)} x 12 x {SAMPLES}", "s", learning),
+    ):
+        here, direct = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratios = sorted(other / own for own, other in pairs)
+        spread = f"({ratios[0]:.3g}-{ratios[-1]:.3g})"
+        print(f"{name:<44}{here:>9.3g} {unit:<2}{direct:>9.3g} {unit:<2}{statistics.median(ratios):>8.3g}x  {spread}")
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
