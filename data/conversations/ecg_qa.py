@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from data.conversations.reports import check_kinds, find_reports
 from data.conversations.rows import QuestionSet, Row, question_row
 from data.conversations.super_classes import super_class_rows
 from data.corpora.mimic_iv_ecg import MimicIvEcg
@@ -42,12 +43,6 @@ QUESTION_TYPES = {
 
 SOURCES = ("ptbxl", "mimic-iv-ecg")
 SPLITS = ("folds+own", "folds", "own")
-REPORTS = {
-    "english": "in English as written",
-    "german": "in German as written",
-    "translated": "translated from German",
-    "labels": "sentences made from labels",
-}  # where a report may come from, and what the notes say of it
 DERIVED = "ecgqa-derived"  # questions in ECG-QA's schema that are not ECG-QA
 
 _FIELDS = {
@@ -160,7 +155,7 @@ def load(
     of_ptbxl = source == "ptbxl"
     split = split or ("folds+own" if of_ptbxl else "own")
     _check_settings(of_ptbxl, version, split, held_out, rate)
-    _check_reports(of_ptbxl, reports, translator)
+    check_kinds(reports, translator, english_only="" if of_ptbxl else "MIMIC-IV-ECG")
     if both := sorted(set(train_folds) & set(test_folds)):
         raise ValueError(
             f"folds {both} are both in train_folds and in test_folds: a test patient must not be trained on"
@@ -255,27 +250,6 @@ def _check_settings(of_ptbxl: bool, version: str, split: str, held_out: str, rat
         raise ValueError(f"MIMIC-IV-ECG has no folds: split={split!r} is for PTB-XL, use split='own'")
     if not of_ptbxl and rate not in (None, 500):
         raise ValueError(f"MIMIC-IV-ECG is published at 500 Hz, not at {rate}: resample after reading")
-
-
-def _check_reports(of_ptbxl: bool, reports: Sequence[str], translator: Path | str | None) -> None:
-    unknown = [kind for kind in reports if kind not in REPORTS]
-    if unknown or not reports or isinstance(reports, str):
-        raise ValueError(f"reports must be a list of some of {', '.join(REPORTS)}, got {reports!r}")
-    if "german" in reports and len(reports) > 1:
-        others = " and ".join(repr(kind) for kind in reports if kind != "german")
-        raise ValueError(
-            f"reports: 'german' together with {others}, which are English, would mix two languages: ask for 'german' "
-            "alone, or for 'translated' in its place"
-        )
-    if not of_ptbxl and {"german", "translated"} & set(reports):
-        raise ValueError("reports: those of MIMIC-IV-ECG are English: ask for 'english'")
-    if "translated" in reports and not translator:
-        raise ValueError(
-            "reports: 'translated' needs a translator: the hub id or folder of a model from German to English, such as "
-            "Helsinki-NLP/opus-mt-de-en"
-        )
-    if translator and "translated" not in reports:
-        raise ValueError(f"translator {translator} has nothing to translate: name 'translated' in reports")
 
 
 def _traits(recordings: PtbXl | MimicIvEcg, records: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -391,27 +365,7 @@ def _reports(
     translated: Callable[[Iterable[str]], dict[str, str]],
 ) -> tuple[list[Row], list[str]]:
     """Rows that ask for the report of each record, and notes on where the reports came from."""
-    texts: dict[str, str] = {}
-    used: list[str] = []
-    lost = 0
-    for kind in kinds:
-        left = [record for record in records if record not in texts]
-        if isinstance(recordings, MimicIvEcg):
-            found = recordings.reports(left, voltage=voltage) if kind == "english" else {}
-        elif kind == "labels":
-            made = {record: recordings.statements(record, voltage=voltage) for record in left}
-            found = {record: text for record, text in made.items() if text}
-        else:
-            found = recordings.reports(left, "en" if kind == "english" else "de", voltage=voltage)
-        if kind == "translated":
-            english = translated(found.values())
-            lost = sum(text not in english for text in found.values())
-            found = {record: english[text] for record, text in found.items() if text in english}
-        texts |= found
-        used.append(f"{len(found)} {REPORTS[kind]}")
-    notes = [f"Reports of {len(texts)} of {len(records)} training records: {', '.join(used)}."]
-    if lost:
-        notes.append(f"{lost} German reports were left out: their translation was empty, unfinished or still German.")
+    texts, notes = find_reports(recordings, records, kinds, translated=translated, voltage=voltage)
     return [
         question_row(
             id=f"report/{record}",

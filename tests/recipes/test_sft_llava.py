@@ -285,7 +285,8 @@ def test_an_unknown_key_in_a_config_is_an_error(tmp_path):
         TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(["--config", str(config)])
 
 
-CONFIGS = [path for path in (REPO / "recipes" / "configs").glob("*.yaml") if not path.stem.startswith("grid_")]
+OTHERS = ("grid_", "heartlang_", "melp_")
+CONFIGS = [path for path in (REPO / "recipes" / "configs").glob("*.yaml") if not path.stem.startswith(OTHERS)]
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS), ids=lambda path: path.stem)

@@ -1,0 +1,198 @@
+"""Sentences of many recordings, cut once and kept on disk: pretraining reads each of them a hundred times.
+
+A folder of shards. Each is an array float32 `[words, word_length + 2]`, whose last two columns are lead and second, and
+an index beside it that says which rows are whose; padding is not kept. 12 leads at 72 beats per minute take 56 kB, and
+never more than 101 kB. A shard counts once its index is there, which is written last, so a process killed at any moment
+costs the shard it was cutting. Arrays are memory-mapped: what is read of them is the system's to keep or to drop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from data.ecg import EcgSource
+from data.files import written_whole
+from data.recordings import evenly
+from encoders.heartlang import feature_extraction, xqrs
+from encoders.heartlang.feature_extraction import QrsTokenizer
+
+logger = logging.getLogger(__name__)
+
+SHARD_RECORDS = 256
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences(Dataset[dict[str, torch.Tensor]]):
+    """Sentences by number: `words` float32 `[N, samples]`, `in_chan` and `in_time` int32 `[N]`.
+
+    Attributes:
+        records: Whose sentences, in this order.
+        refused: Why records that were asked for are not among them.
+        shape: N and samples.
+        paths: Arrays on disk.
+        places: int64 `[records, 3]`: array, first row, rows.
+    """
+
+    records: list[str]
+    refused: dict[str, str]
+    shape: tuple[int, int]
+    paths: list[Path]
+    places: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        path, first, count = self.places[number].tolist()
+        rows = _mapped(self.paths[path])[first : first + count]
+        words = np.zeros(self.shape, np.float32)
+        positions = np.zeros((2, self.shape[0]), np.int32)
+        words[:count] = rows[:, :-2]
+        positions[:, :count] = rows[:, -2:].T
+        in_chan, in_time = torch.from_numpy(positions)
+        return {"words": torch.from_numpy(words), "in_chan": in_chan, "in_time": in_time}
+
+    def spread(self, limit: int) -> Sentences:
+        """At most `limit` of them, evenly over all."""
+        some = evenly(range(len(self)), limit)
+        return replace(self, records=[self.records[i] for i in some], places=self.places[some])
+
+
+@lru_cache(maxsize=8192)  # two million recordings
+def _mapped(path: Path) -> NDArray[np.float32]:
+    return np.load(path, mmap_mode="r")
+
+
+def sentences_of(
+    records: Sequence[str], source: EcgSource, source_key: str, tokenizer: QrsTokenizer, root: Path | str, jobs: int = 1
+) -> Sentences:
+    """The sentences of recordings; those that are not on disk yet are cut, with a progress bar.
+
+    Several processes may fill one folder: files appear whole, and what two of them cut is the same.
+
+    Args:
+        records: Which recordings.
+        source: Where they come from.
+        source_key: Tells sources apart that use the same record ids.
+        tokenizer: Cuts them.
+        root: Folder of all caches; these take a folder of their own in it, for this source and tokenizer.
+        jobs: Processes that share the work; 1 does it in this one.
+
+    Returns:
+        Sentences without those of recordings that were refused: `refused` says which and why.
+
+    Raises:
+        ValueError: Every recording was refused.
+    """
+    code = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (feature_extraction, xqrs))
+    told = tokenizer.to_dict()
+    told["output"] = "words" if told["output"] == "codes" else told["output"]  # codes are of the same words
+    key = json.dumps([FORMAT, source_key, told], sort_keys=True).encode() + code
+    folder = Path(root) / f"sentences-{hashlib.sha256(key).hexdigest()[:16]}"
+    known = _Known(folder)
+    missing = [record for record in dict.fromkeys(records) if record not in known]
+    chunks = [missing[i : i + SHARD_RECORDS] for i in range(0, len(missing), SHARD_RECORDS)]
+    jobs = min(jobs, len(chunks))
+    with tqdm(total=len(missing), desc="Cutting ECGs into words", unit="ECG", disable=not missing) as progress:
+        if jobs <= 1:
+            for chunk in chunks:
+                _write_shard(chunk, source, tokenizer, folder)
+                progress.update(len(chunk))
+        else:
+            with ProcessPoolExecutor(jobs, initializer=_Work.begin, initargs=(source, tokenizer, folder)) as pool:
+                for count in pool.map(_Work.do, chunks):
+                    progress.update(count)
+    known.refresh()
+    refused = {record: known.refused[record] for record in records if record in known.refused}
+    kept = [record for record in records if record in known.places]
+    if not kept:
+        first, why = next(iter(refused.items()), ("", "none was asked for"))
+        raise ValueError(f"none of {len(records):,} recordings could be cut into words, the first {first!r}: {why}")
+    if refused:
+        first, why = next(iter(refused.items()))
+        logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
+    places = np.array([known.places[record] for record in kept], np.int64)
+    return Sentences(kept, refused, (tokenizer.max_words, tokenizer.word_length), known.paths, places)
+
+
+class _Known:
+    """What the indices in a folder say.
+
+    Attributes:
+        paths: Arrays.
+        places: Of each record, its array, first row and rows.
+        refused: Of each record that could not be cut, why.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths: list[Path] = []
+        self.places: dict[str, tuple[int, int, int]] = {}
+        self.refused: dict[str, str] = {}
+        self._read: set[Path] = set()
+        self.refresh()
+
+    def __contains__(self, record: str) -> bool:
+        return record in self.places or record in self.refused
+
+    def refresh(self) -> None:
+        """Take note of new shards."""
+        for path in sorted(set(self.folder.glob("*.json")) - self._read):
+            index = json.loads(path.read_text(encoding="utf-8"))
+            ends = np.cumsum(index["words"]).tolist()
+            for record, words, end in zip(index["records"], index["words"], ends, strict=True):
+                self.places[record] = len(self.paths), end - words, words
+            self.refused.update(index["refused"])
+            self.paths.append(path.with_suffix(".npy"))
+            self._read.add(path)
+
+
+def _write_shard(records: Sequence[str], source: EcgSource, tokenizer: QrsTokenizer, folder: Path) -> int:
+    rows, words, kept, refused = [], [], [], {}
+    for record in records:
+        try:
+            sentence = tokenizer.sentence(source[record])
+        except ValueError as error:
+            refused[record] = str(error)
+            continue
+        count = int((sentence.in_chan > 0).sum())
+        rows.append(np.column_stack([sentence.words, sentence.in_chan, sentence.in_time])[:count])
+        words.append(count)
+        kept.append(record)
+    name = hashlib.sha256(json.dumps(list(records)).encode()).hexdigest()[:16]
+    empty = np.zeros((0, tokenizer.word_length + 2), np.float32)
+    with written_whole(folder / f"{name}.npy") as file:
+        np.save(file, np.concatenate([empty, *rows]).astype(np.float32))
+    with written_whole(folder / f"{name}.json", "w") as file:
+        json.dump({"records": kept, "words": words, "refused": refused}, file)
+    return len(records)
+
+
+class _Work:
+    """What a process of the pool works with: sent once, not with every shard."""
+
+    given: tuple[Any, ...]
+
+    @classmethod
+    def begin(cls, *given: Any) -> None:
+        cls.given = given
+
+    @classmethod
+    def do(cls, records: Sequence[str]) -> int:
+        return _write_shard(records, *cls.given)

@@ -1,0 +1,102 @@
+"""What pretraining has in common on transformers' Trainer, whatever the encoder.
+
+What follows from chance follows from seed, epoch and recording: neither the number of processes and workers nor an
+interruption changes the order of recordings, or what is drawn for one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+Columns = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Measured quantities, each a sum over recordings divided by another.
+
+    Attributes:
+        above: By name, what each recording adds above the line `[records]`.
+        below: The same below it.
+        numbers: What is no such ratio.
+    """
+
+    above: Columns
+    below: Columns
+    numbers: dict[str, float]
+
+
+def generator_for(seed: int, number: int) -> torch.Generator:
+    """A generator of its own for an item of a data set."""
+    (state,) = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Shuffled(Sampler[int]):
+    """Numbers of all items in an order that follows from seed and epoch alone.
+
+    Args:
+        items: How many there are.
+        seed: Of the order.
+        anew: Whether the epoch's number times `items` is added, for items that differ from epoch to epoch.
+    """
+
+    def __init__(self, items: int, seed: int, anew: bool) -> None:
+        self.items, self.seed, self.anew, self.epoch = items, seed, anew, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The trainer says which epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.items
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.items if self.anew else 0
+        for number in np.random.default_rng([self.seed, self.epoch]).permutation(self.items).tolist():
+            yield first + number
+
+
+class PretrainingTrainer(Trainer):
+    """A Trainer that measures held-out recordings its own way, and decays neither biases nor norms.
+
+    Args:
+        measure: Gives numbers about the model, by name. They are logged when the Trainer evaluates, by the first
+            process.
+        anew: Whether items of the training set differ from epoch to epoch (`Shuffled`).
+        **kwargs: Of `Trainer`.
+    """
+
+    def __init__(self, measure: Callable[[nn.Module], dict[str, float]], anew: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.measure, self.anew = measure, anew
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """All but biases and vectors, such as those of norms."""
+        return [name for name, weight in model.named_parameters() if weight.ndim > 1]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+        return Shuffled(len(self.train_dataset), self.args.seed, self.anew)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """What `measure` says, on the first process; the others go on and wait where they next need it."""
+        if not self.is_world_process_zero():
+            return {}
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        measured = {f"{metric_key_prefix}_{name}": value for name, value in self.measure(model.eval()).items()}
+        model.train(training)
+        self.log(measured)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)
+        return measured

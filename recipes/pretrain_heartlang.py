@@ -1,0 +1,168 @@
+"""Pretrain HeartLang on recordings alone: a vocabulary of heart beats (VQ-HBR), then masked sentences of it.
+
+    accelerate launch recipes/pretrain_heartlang.py --stage vqhbr
+    accelerate launch recipes/pretrain_heartlang.py --stage sentence
+    accelerate launch recipes/pretrain_heartlang.py --stage vqhbr --config recipes/configs/heartlang_mimic.yaml
+    python recipes/pretrain_heartlang.py --stage sentence --config recipes/configs/heartlang_mimic.yaml --dev
+
+Without --config it takes recipes/configs/heartlang_ptbxl_cpu.yaml. Settings of one stage stand in the config under
+`stages`; any field can be given as a flag, a flag wins over the file, and an unknown key is an error. A run that was
+interrupted goes on from its newest whole checkpoint when started again.
+
+Writes a folder for `load_encoder`, and in it metrics.json: what was measured on held-out patients, beside baselines.
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import TrainingArguments
+
+from data.recordings import Recordings
+from elm.pretraining import (
+    PretrainingArguments,
+    claim,
+    parse_stages,
+    recordings_of,
+    refuse_sharding,
+    save_run,
+    small,
+    train_to_end,
+)
+from elm.settings import check_launch
+from encoders import load_encoder, new_encoder, save_encoder
+from encoders.heartlang import HeartLangVQ, QrsTokenizer, pretraining
+from encoders.heartlang.pretraining import HeartLangTrainer, MaskedSentences
+from encoders.heartlang.sentences import Sentences, sentences_of
+from eval.pretraining import Measure, as_lines
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "heartlang_ptbxl_cpu.yaml"
+STAGES = ("vqhbr", "sentence")
+# What the trainer has to be told for either stage.
+FIXED = {
+    "remove_unused_columns": False,
+    "dataloader_drop_last": True,
+    "ddp_find_unused_parameters": False,
+    "ddp_broadcast_buffers": False,  # each process moves the codebook by what all of them saw
+    "push_to_hub": False,
+}
+
+
+@dataclass(kw_only=True)
+class HeartLangArguments(PretrainingArguments):
+    """What is added for HeartLang."""
+
+    stage: Literal["vqhbr", "sentence"] = field(metadata={"help": "Codebook first, then masked sentences."})
+    vqhbr: str = field(default="", metadata={"help": "Stage sentence: folder, hub id or file of the VQ-HBR."})
+    target_positions: bool = field(
+        default=True,
+        metadata={"help": "Give leads and times to the VQ-HBR for the codes to guess. Upstream does not."},
+    )
+    mask_share: float = field(default=0.5, metadata={"help": "Share of the words that is hidden."})
+    mask_padding: bool = field(default=False, metadata={"help": "Hide and guess padding like words, as upstream."})
+    baseline_records: int = field(
+        default=10_000, metadata={"help": "Recordings trained on that baselines are computed from, evenly over all."}
+    )
+
+
+def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> None:
+    """Trains one stage, measures it on held-out patients and saves it."""
+    check_launch()
+    refuse_sharding()
+    if arguments.dev:
+        arguments, training_args = for_dev(arguments, training_args)
+    claim(arguments, training_args)
+    folder, vqhbr = Path(training_args.output_dir), None
+
+    # Model
+    torch.manual_seed(training_args.seed)
+    settings, own = arguments.mapping("encoder_args"), arguments.mapping("extractor_args")
+    if arguments.stage == "vqhbr":
+        model, tokenizer = new_encoder("ecg_heartlang_vq", **settings, **own)
+        pretraining.freeze_unused(model)
+    else:
+        if not arguments.vqhbr:
+            raise ValueError("stage sentence needs vqhbr: the folder that stage vqhbr wrote, or a published VQ-HBR")
+        vqhbr, tokenizer = load_encoder(arguments.vqhbr)
+        model, tokenizer = pretraining.new_masked_model(vqhbr, tokenizer, settings, own)
+
+    # Data: the first process cuts the recordings, the others read what it cut.
+    with training_args.main_process_first(desc="sentences"):
+        recordings = recordings_of(arguments)
+        train, held_out = (sentences(arguments, recordings, records, tokenizer) for records in recordings.sides)
+    some, batch_size = train.spread(arguments.baseline_records), training_args.per_device_eval_batch_size
+    refused = train.refused | held_out.refused
+    if vqhbr is None:
+        measurement = pretraining.Reconstruction(some, held_out, batch_size)
+    else:
+        vqhbr.to(training_args.device)
+        train, held_out = (
+            MaskedSentences(each, arguments.mask_share, arguments.mask_padding, training_args.seed)
+            for each in (train, held_out)
+        )
+        measurement = pretraining.Guesses(some, held_out, batch_size, vqhbr, arguments.target_positions)
+    model.config.pretrained_on = pretrained_on(arguments, recordings, vqhbr)
+    measure = Measure(measurement, [recordings.patient_of[record] for record in held_out.records])
+
+    # Training
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    args = dataclasses.replace(training_args, output_dir=str(folder / "checkpoints"), **FIXED)
+    trainer = HeartLangTrainer(
+        measure, vqhbr, arguments.target_positions, model=model, args=args, train_dataset=train, eval_dataset=held_out
+    )
+    print(f"Stage {arguments.stage}: {len(train):,} recordings of {recordings.name}; {len(held_out):,} are held out")
+    train_to_end(trainer, resume=arguments.resume)
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    measure(model)
+    encoder = model if vqhbr is None else pretraining.encoder_of(model)
+    if vqhbr is not None:
+        model.save_pretrained(folder / "masked")  # with the head: to be trained further
+    save_run(encoder, tokenizer, trainer, arguments, training_args, measure.found, refused)
+    print("\n".join(as_lines(measure.found)))
+    print(f"The encoder is in {folder}, what was measured in {folder / 'metrics.json'}")
+
+
+def sentences(
+    arguments: HeartLangArguments, recordings: Recordings, records: list[str], tokenizer: QrsTokenizer
+) -> Sentences:
+    """The words of recordings, from the cache if they were cut before."""
+    return sentences_of(records, recordings.source, recordings.key, tokenizer, arguments.cache_dir, arguments.jobs)
+
+
+def pretrained_on(arguments: HeartLangArguments, recordings: Recordings, vqhbr: HeartLangVQ | None) -> str:
+    """What the weights have seen, in words: the audit looks for its own recordings there."""
+    said = f"{recordings.name}: recordings without reports or labels (HeartLang)"
+    if vqhbr is None or vqhbr.config.pretrained_on == said:
+        return said
+    return f"{said}; codes of a VQ-HBR pretrained on: {vqhbr.config.pretrained_on or 'nothing stated'}"
+
+
+def for_dev(
+    arguments: HeartLangArguments, training_args: TrainingArguments
+) -> tuple[HeartLangArguments, TrainingArguments]:
+    """The settings of a `--dev` run; where there is no VQ-HBR, one with random weights gives the codes."""
+    sizes = pretraining.SMALL_VQ if arguments.stage == "vqhbr" else pretraining.SMALL
+    arguments, training_args = small(arguments, training_args, sizes)
+    if arguments.stage == "sentence" and not Path(arguments.vqhbr).exists():
+        folder = Path(arguments.cache_dir) / "vqhbr"
+        with training_args.main_process_first(desc="codebook"):
+            if not folder.exists():
+                own = arguments.mapping("extractor_args")
+                save_encoder(*new_encoder("ecg_heartlang_vq", **pretraining.SMALL_VQ, **own), folder)
+        arguments = dataclasses.replace(arguments, vqhbr=str(folder))
+    return arguments, training_args
+
+
+def parse(argv: list[str]) -> tuple[HeartLangArguments, TrainingArguments]:
+    """The settings on a command line."""
+    return parse_stages(argv, STAGES, (HeartLangArguments, TrainingArguments), DEFAULT_CONFIG)
+
+
+if __name__ == "__main__":
+    main(*parse(sys.argv[1:]))
