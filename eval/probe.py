@@ -274,7 +274,9 @@ def _result(
     truth, patients = test.matrix(records, draw.classes), [test.patient_of[record] for record in records]
     areas: dict[str, Areas] = {}
     for name, runs in scored.items():
-        mine, *random = (_areas(run[draw.percent].scores, truth, patients, protocol) for run in runs)
+        mine, *random = (
+            areas_of(run[draw.percent].scores, truth, patients, protocol.draws, protocol.seed) for run in runs
+        )
         areas[name] = mine
         numbers["encoders"][name] = {
             **_compared(draw.classes, mine, random),
@@ -285,22 +287,20 @@ def _result(
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             (a, of_a), (b, of_b) = areas[first].macro, areas[second].macro
-            numbers["pairs"].append({"first": first, "second": second, **_told("difference", a - b, of_a - of_b)})
+            numbers["pairs"].append(
+                {"first": first, "second": second, **with_interval("difference", a - b, of_a - of_b)}
+            )
     return numbers
 
 
-def _areas(scores: Floats, truth: NDArray[np.bool_], patients: Sequence[str], protocol: Protocol) -> Areas:
+def areas_of(scores: Floats, truth: NDArray[np.bool_], patients: Sequence[str], draws: int, seed: int) -> Areas:
+    """AUROCs of scores `[records, classes]`; every class is there in some records and not in others."""
     from eval.statistics import auroc, resampled_aurocs
 
     columns = list(zip(scores.T, truth.T))
     return Areas(
         np.array([auroc(column, there) for column, there in columns]),
-        np.stack(
-            [
-                _filled(resampled_aurocs(column, there, patients, protocol.draws, protocol.seed))
-                for column, there in columns
-            ]
-        ),
+        np.stack([_filled(resampled_aurocs(column, there, patients, draws, seed)) for column, there in columns]),
     )
 
 
@@ -323,21 +323,21 @@ def _compared(classes: Sequence[str], mine: Areas, random: Sequence[Areas]) -> N
     mean = Areas(np.mean([run.point for run in random], axis=0), np.mean([run.resampled for run in random], axis=0))
     difference = Areas(mine.point - mean.point, mine.resampled - mean.resampled)
     return {
-        **_told("auroc", *mine.macro),
-        "random": {**_told("auroc", *mean.macro), "by_seed": [rounded(run.macro[0]) for run in random]},
-        "difference": _told("value", *difference.macro),
+        **with_interval("auroc", *mine.macro),
+        "random": {**with_interval("auroc", *mean.macro), "by_seed": [rounded(run.macro[0]) for run in random]},
+        "difference": with_interval("value", *difference.macro),
         "classes": {
             name: {
-                **_told("auroc", mine.point[k], mine.resampled[k]),
+                **with_interval("auroc", mine.point[k], mine.resampled[k]),
                 "random": rounded(mean.point[k]),
-                "difference": _told("value", difference.point[k], difference.resampled[k]),
+                "difference": with_interval("value", difference.point[k], difference.resampled[k]),
             }
             for k, name in enumerate(classes)
         },
     }
 
 
-def _told(name: str, value: float, resampled: Floats) -> Numbers:
+def with_interval(name: str, value: float, resampled: Floats) -> Numbers:
     """A number by name, and its interval of 95 %."""
     from eval.statistics import percentile_interval, rounded
 

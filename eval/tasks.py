@@ -21,6 +21,8 @@ from data.corpora.csn import Csn
 from data.corpora.labelled_wfdb import SPLITS, LabelledWfdb
 from data.corpora.ptbxl import PtbXl
 from data.ecg import EcgSource
+from data.recordings import fold_by_patient
+from data.synthetic import SyntheticCohort, findings
 
 PUBLISHED_FOLDS = "1-8/9/10"
 
@@ -91,8 +93,8 @@ class Task:
     """What can be learned and tested.
 
     Attributes:
-        name: One of `TASKS`.
-        corpus: `ptbxl`, `cpsc2018` or `csn`.
+        name: One of `TASKS`, or `synthetic`.
+        corpus: `ptbxl`, `cpsc2018`, `csn` or `synthetic`.
         source: Gives the recordings.
         source_key: A name for these recordings, for caches.
         classes: Names of the labels.
@@ -236,6 +238,35 @@ def _ptbxl(name: str, root: Path | str, folds: str, rate: int) -> Task:
                 f"in fold {_told(there)}: choose folds with --folds TRAIN/VALID/TEST, such as --folds 1-7/8/9"
             )
     return Task(name, "ptbxl", ptbxl, ptbxl.key, classes, labels, ptbxl.patient_of, splits, tuple(notes))
+
+
+def simulated(patients: int = 2000, folds: str = PUBLISHED_FOLDS, cache: Path | str | None = None) -> Task:
+    """The findings of simulated recordings, two of each patient, in folds by patient (`data.recordings`).
+
+    A finding is there where it is planted. It is absent where another one excludes it, and reports say so.
+
+    Args:
+        patients: Of the cohort; those of a smaller one are among those of a larger one, in the same folds.
+        folds: As for `load_task`.
+        cache: Folder for the simulated recordings.
+
+    Raises:
+        ValueError: No patient in a split, or as `parse_folds`.
+    """
+    cohort = SyntheticCohort(patients, cache=cache)
+    there = {name: present for name, (present, _) in findings(cohort.parameters).items()}
+    labels = {
+        record: frozenset(name for name, present in there.items() if present[i])
+        for i, record in enumerate(cohort.records)
+    }
+    splits = {
+        split: tuple(r for r in cohort.records if fold_by_patient(cohort.patient_of[r]) in chosen)
+        for split, chosen in zip(SPLITS, parse_folds(folds))
+    }
+    note = "Recordings are simulated: numbers on them say nothing about real patients."
+    return Task(
+        "synthetic", "synthetic", cohort, cohort.key, tuple(there), labels, cohort.patient_of, splits, (note,)
+    )  # fmt: skip
 
 
 def parse_folds(text: str) -> list[tuple[int, ...]]:

@@ -9,6 +9,8 @@ for the positional convolution, whose weight norm is folded into a plain weight 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -17,7 +19,10 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
+from encoders.checkpoints import told_by
+from encoders.melp import convert
 from encoders.melp.configuration import MelpConfig
+from encoders.melp.convolution import WideConv1d
 
 
 @dataclass
@@ -72,13 +77,11 @@ class MelpConvPosition(nn.Module):
 
     def __init__(self, config: MelpConfig):
         super().__init__()
-        d, kernel = config.hidden_size, config.conv_pos_kernel
-        self.pos_conv = nn.Sequential(nn.Conv1d(d, d, kernel, padding=kernel // 2, groups=config.conv_pos_groups))
+        self.pos_conv = nn.Sequential(WideConv1d(config.hidden_size, config.conv_pos_kernel, config.conv_pos_groups))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D] -> [B, T, D]`."""
-        # An even kernel gives one frame too many.
-        return F.gelu(self.pos_conv(x.mT)[..., : x.shape[1]]).mT
+        return F.gelu(self.pos_conv(x.mT)).mT
 
 
 class MelpAttention(nn.Module):
@@ -212,6 +215,25 @@ class MelpModel(EcgEncoder):
             init.normal_(module.proj_contrast, std=module.config.shared_dim**-0.5)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_upstream(cls, path: str | Path, config: MelpConfig | None = None) -> Self:
+        """The encoder of a checkpoint that upstream's code wrote, in eval mode.
+
+        Args:
+            path: As `encoders.melp.convert.read_published` takes it.
+            config: What no tensor shows: heads, `output`, dropout. Sizes are read from the weights.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not finite.
+        """
+        from encoders.hub import load_weights  # which imports this module
+
+        found = convert.read_published(path, **told_by(config))
+        model = cls(found.config)
+        load_weights(model, found.weights, source=str(path))
+        return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution: what PEFT and gradient checkpointing hook to make inputs require gradients."""

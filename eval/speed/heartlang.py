@@ -4,19 +4,20 @@
 
 Upstream calls wfdb's XQRS and cuts word by word; its encoder is restated as plainly as it is written there. Recordings
 are simulated, 12 leads of 10 s at 100 Hz, and not filtered in any of the ways; the encoder has the published size and
-random weights. One thread; in every repeat all ways are timed one after the other, and a ratio is taken within it.
+random weights. CPU time of one thread; in every repeat all ways are timed one after the other, and a ratio is taken
+within it.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eval.speed._rows import Rows, show, timed
 
 if TYPE_CHECKING:  # `--help` need not wait for torch
     from torch import Tensor
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # `--help` need not wait for torch
     Batch = tuple[Tensor, Tensor, Tensor]
 
 Floats = NDArray[np.float64]
-Way = Callable[[Any], object]
 
 
 def looped_words(
@@ -70,7 +70,7 @@ def looped_words(
     return out, in_chan, in_time
 
 
-def tokenizer_rows(records: int) -> tuple[list[Ecg], dict[str, tuple[Way, str]]]:
+def tokenizer_rows(records: int) -> tuple[list[Ecg], Rows]:
     """Recordings, and what is timed over them: by its name, what it does with one and the name of its baseline."""
     from wfdb.processing import xqrs_detect
 
@@ -131,7 +131,7 @@ def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time
     return out
 
 
-def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[list[Batch], dict[str, tuple[Way, str]]]:
+def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[list[Batch], Rows]:
     """A batch of sentences, and what is timed over it.
 
     Raises:
@@ -174,34 +174,6 @@ def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[lis
         "ours, float32": (ours, "plain, float32"),
         "ours, bfloat16": (in_half, "plain, float32"),
     }
-
-
-def timed(given: Sequence[Any], rows: dict[str, tuple[Way, str]], repeats: int, records: int) -> dict[str, list[float]]:
-    """Milliseconds per recording of every row over all that is given, `records` in all, in each repeat.
-
-    The first round warms up and is not timed.
-    """
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for repeat in range(repeats + 1):
-        for name, (run, _) in rows.items():
-            start = time.perf_counter()
-            for one in given:
-                run(one)
-            if repeat:
-                times[name].append((time.perf_counter() - start) / records * 1000)
-    return times
-
-
-def show(rows: dict[str, tuple[Way, str]], times: dict[str, list[float]]) -> None:
-    """Print a table: medians, and the median of the ratios to the baseline with the least and the greatest."""
-    print(f"{'':<28}{'ms/record':>12}{'records/s':>12}{'ratio':>10}")
-    for name, (_, baseline) in rows.items():
-        middle = statistics.median(times[name])
-        line = f"{name:<28}{middle:>12.3g}{1000 / middle:>12.3g}"
-        if baseline:
-            ratios = sorted(base / here for base, here in zip(times[baseline], times[name], strict=True))
-            line += f"{statistics.median(ratios):>9.3g}x  ({ratios[0]:.3g}-{ratios[-1]:.3g}) of {baseline}"
-        print(line)
 
 
 def time_tokenizer(records: int, repeats: int) -> None:

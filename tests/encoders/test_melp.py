@@ -327,3 +327,16 @@ def test_learns_from_scratch():
         loss.backward()
         optimizer.step()
     assert loss < 0.15
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("file", ["encoder_tiny.safetensors", "melp_tiny.ckpt"])
+def test_upstreams_checkpoints_by_a_configuration(golden, file):
+    """Heads are all that it says; everything else follows from the weights."""
+    model = MelpModel.from_upstream(golden / file, MelpConfig(num_attention_heads=4, pooler_heads=4, output="beats"))
+    assert not model.training and model.config.hidden_size == 96 and model.config.n_queries_contrast == 5
+    values = torch.from_numpy(np.load(golden / "in_model.npy"))[:2]
+    want = torch.from_numpy(np.load(golden / "tiny_ecg_beat_emb.npy"))
+    torch.testing.assert_close(model(values).last_hidden_state, want, atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="give num_attention_heads"):
+        MelpModel.from_upstream(golden / file)

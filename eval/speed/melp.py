@@ -1,0 +1,160 @@
+"""MELP: milliseconds per recording for its encoder, beside a plain restatement of it.
+
+    python -m eval.speed melp [--batch 8] [--repeats 5]
+
+The restatement computes what upstream's code does, an operation at a time: attention with an explicit softmax, the
+positional convolution with its weight norm applied in every call, the poolers spelled out. Recordings are simulated, 12
+leads of 10 s at 500 Hz; the encoder has the published size and random weights, both ways the same ones, and their
+outputs are compared first. CPU time of one thread; in every repeat all ways are timed one after the other, and a ratio
+is taken within it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from eval.speed._rows import Rows, show, timed
+
+if TYPE_CHECKING:  # `--help` need not wait for torch
+    from torch import Tensor
+
+    from encoders.melp import MelpConfig, MelpModel
+
+OUTPUTS = ("features", "beats", "tokens", "rhythm", "probe")
+TOLERANCE = 5e-5  # that the full-size encoder is held to beside upstream's own outputs
+
+
+def weight_norm(model: MelpModel) -> tuple[Tensor, Tensor]:
+    """The positional convolution's weight as upstream keeps it: length `[1, 1, K]` and direction `[D, C, K]`."""
+    import torch
+
+    part: Any = model.ecg_encoder.conv_pos.pos_conv
+    weight: Tensor = part[0].weight.detach()
+    sizes = torch.linspace(0.5, 2, weight.shape[-1])
+    return weight.norm(dim=(0, 1), keepdim=True), weight * sizes
+
+
+def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """What upstream's network computes, by the name of `MelpOutput`.
+
+    Args:
+        model: Whose weights.
+        norm: As `weight_norm`.
+        x: Recordings `[B, 12, L]`.
+    """
+    import torch.nn.functional as F  # noqa: N812
+
+    net: Any = model
+    trunk = net.ecg_encoder
+    length, direction = norm
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+        weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
+        out: Tensor = (weights @ v).transpose(1, 2).flatten(2)
+        return out
+
+    def pooled(pooler: Any, frames: Tensor) -> Tensor:
+        attn, keys = pooler.attn, pooler.ln_k(frames)
+        query = pooler.ln_q(pooler.query).expand(len(frames), -1, -1)
+        three = attn.in_proj_weight
+        weights = (attn.q_proj_weight, attn.k_proj_weight, attn.v_proj_weight) if three is None else three.chunk(3)
+        parts = zip((query, keys, keys), weights, attn.in_proj_bias.chunk(3))
+        q, k, v = (F.linear(*part) for part in parts)
+        out: Tensor = attn.out_proj(attention(q, k, v, attn.num_heads))
+        return out
+
+    x = x - x.mean(dim=-1, keepdim=True)  # not upstream's: without it the first norm rounds more than the tolerance
+    for layer in trunk.feature_extractor.conv_layers:
+        x = layer(x)
+    x = trunk.post_extract_proj(trunk.layer_norm(x.mT))
+    conv = trunk.conv_pos.pos_conv[0]
+    weight = length * direction / direction.norm(dim=(0, 1), keepdim=True)
+    around = F.conv1d(x.mT, weight, conv.bias, padding=conv.padding, groups=conv.groups)[..., : x.shape[1]]
+    x = trunk.encoder.layer_norm(x + F.gelu(around).mT)
+    for layer in trunk.encoder.layers:
+        own = layer.self_attn
+        x = layer.self_attn_layer_norm(
+            x + own.out_proj(attention(own.q_proj(x), own.k_proj(x), own.v_proj(x), own.heads))
+        )
+        x = layer.final_layer_norm(x + layer.fc2(F.gelu(layer.fc1(x))))
+    contrast = net.ln_contrast(pooled(net.attn_pool_contrast, x))
+    beats = contrast @ net.proj_contrast
+    return {
+        "features": x,
+        "beats": beats,
+        "tokens": net.ln_caption(pooled(net.attn_pool_caption, x)),
+        "rhythm": beats.mean(dim=1),
+        "probe": contrast.mean(dim=1),
+    }
+
+
+def encoder_rows(batch: int, config: MelpConfig | None = None) -> tuple[list[Tensor], Rows]:
+    """A batch of recordings, and what is timed over it.
+
+    Raises:
+        RuntimeError: The encoder and its restatement do not give the same.
+    """
+    import torch
+
+    from data.synthetic import SyntheticCohort
+    from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
+
+    torch.manual_seed(0)
+    model = MelpModel(config or MelpConfig()).eval()
+    half = MelpModel(model.config).eval().to(torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    cohort = SyntheticCohort(batch, records_per_patient=1, seed=0, fs=model.config.sampling_rate)
+    extractor = MelpFeatureExtractor.from_config(model.config)
+    x = extractor([cohort[record] for record in cohort.records])["ecg_values"]
+    norm = weight_norm(model)
+
+    @torch.inference_mode()
+    def plain(x: Tensor) -> dict[str, Tensor]:
+        return plain_encoder(model, norm, x)
+
+    @torch.inference_mode()
+    def ours(x: Tensor) -> Any:
+        return model(x)
+
+    @torch.inference_mode()
+    def in_half(x: Tensor) -> Any:
+        return half(x)
+
+    want, got, coarse = plain(x), ours(x), in_half(x)
+    for name in OUTPUTS:
+        if not torch.allclose(got[name], want[name], atol=TOLERANCE, rtol=0):
+            far = (got[name] - want[name]).abs().max()
+            raise RuntimeError(f"the encoder's {name} differ from those of its restatement by {far:.2g}")
+    print("bfloat16 against float32, cosine (mean, least) and greatest difference:")
+    for name in OUTPUTS:
+        likeness = torch.nn.functional.cosine_similarity(coarse[name].float(), want[name], dim=-1)
+        far = (coarse[name].float() - want[name]).abs().max()
+        print(f"  {name:<10}{likeness.mean():.5f}  {likeness.min():.5f}  {far:.2g}")
+    return [x], {
+        "plain, float32": (plain, ""),
+        "ours, float32": (ours, "plain, float32"),
+        "ours, bfloat16": (in_half, "plain, float32"),
+    }
+
+
+def time_encoder(batch: int, repeats: int, config: MelpConfig | None = None) -> None:
+    """Print a table of the encoder's times; of the published size unless a configuration says otherwise."""
+    given, rows = encoder_rows(batch, config)
+    print(f"encoder: batch {batch}, CPU time of one thread; medians of {repeats} repeats")
+    show(rows, timed(given, rows, repeats, batch))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m eval.speed melp", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--batch", type=int, default=8, help="ECGs the encoder is given at once (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="times all is timed (default %(default)s)")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    torch.set_num_threads(1)
+    time_encoder(args.batch, args.repeats)
