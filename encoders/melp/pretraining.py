@@ -348,15 +348,3 @@ def mask_leads(ecg_values: torch.Tensor, p: float = 0.5, generator: torch.Genera
     """
     drawn = torch.rand(ecg_values.shape[:-1], generator=generator, device=ecg_values.device)
     return ecg_values * (drawn >= p)[..., None]
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What an optimiser takes: the weights that are trained, those that decay and those that do not.
-
-    Norms, biases and the temperature do not decay; they have at most one dimension. (Upstream lets all of them decay.)
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]

@@ -23,7 +23,7 @@ from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpForPretraining, 
 from encoders.melp.convert import read_published_pretraining
 from encoders.melp.files import load_pretraining, new_pretraining, save_pretraining
 from encoders.melp.losses import local_similarity
-from encoders.melp.pretraining import mask_leads, parameter_groups, zero_shot
+from encoders.melp.pretraining import mask_leads, zero_shot
 from encoders.melp.text import add_bos, sentence_weights, token_settings, tokenize_texts
 
 TINY = {
@@ -480,25 +480,6 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-
-
-def test_norms_and_biases_do_not_decay():
-    model = small()
-    decayed, spared = parameter_groups(model, 0.2)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.2, 0.0)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert len(names) > len(decayed["params"]) + len(spared["params"]), "the frozen layer is in neither"
-    norms = {
-        f"{name}.{leaf}"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm)
-        for leaf in ("weight", "bias")
-    }
-    for parameter in decayed["params"]:
-        assert names[id(parameter)] not in norms and "bias" not in names[id(parameter)]
-    for parameter in spared["params"]:
-        name = names[id(parameter)]
-        assert name in norms or "bias" in name or name == "logit_scale"
 
 
 def test_leads_are_masked_at_random_and_reproducibly():
