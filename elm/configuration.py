@@ -78,6 +78,12 @@ class ElmConfig(PreTrainedConfig):
         return tokens_per_ecg(token_mask, self.projector_pool)
 
     @property
+    def embedding_width(self) -> int:
+        """Width of a token's embedding, and of what the head reads: in some OPT not that of the layers."""
+        text = self.text_config
+        return int(text.word_embed_proj_dim if text.model_type == "opt" else text.hidden_size)
+
+    @property
     def max_tokens_per_ecg(self) -> int:
         """The most language-model tokens one ECG takes."""
         return -(-int(self.encoder_config.max_tokens) // self.projector_pool)

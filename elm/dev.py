@@ -105,15 +105,17 @@ def encoder(name: str, cache: Path, seed: int) -> str:
 
 def shrunk_language(config: PreTrainedConfig, **changes: object) -> PreTrainedConfig:
     """Two layers, heads of 16 in the same groups, the same ratio of widths; all else as it was."""
-    told = config.to_dict()
-    layers, heads, groups = (told[f"num_{name}"] for name in ("hidden_layers", "attention_heads", "key_value_heads"))
+    told, layers, heads = config.to_dict(), config.num_hidden_layers, config.num_attention_heads
+    groups = told.get("num_key_value_heads") or heads
     new_groups = min(groups, 2)
     new_heads = heads // groups * new_groups
+    width = {name: told.get(name) for name in ("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim")}
     sizes = {
-        "num_hidden_layers": 2, "num_attention_heads": new_heads, "num_key_value_heads": new_groups, "head_dim": 16,
-        "hidden_size": 16 * new_heads,
-        "intermediate_size": told["intermediate_size"] * 16 * new_heads // told["hidden_size"],
+        "num_hidden_layers": 2, "num_attention_heads": new_heads, "hidden_size": 16 * new_heads,
+        **{name: size * 16 * new_heads // config.hidden_size for name, size in width.items() if size},
     }  # fmt: skip
+    sizes |= {"num_key_value_heads": new_groups, "head_dim": 16} if "num_key_value_heads" in told else {}
+    sizes = {config.attribute_map.get(name, name): size for name, size in sizes.items()}  # GPT-2 has names of its own
     of_layers = {key: value[:2] for key, value in told.items() if isinstance(value, list) and len(value) == layers}
     return type(config)(**told | of_layers | sizes | changes)
 

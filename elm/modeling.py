@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from elm.configuration import ElmConfig, pooled_mask
+from elm.families import attend_within_bounds, backbone_of
 from elm.prefix import mask_of_questions
 from elm.projectors import Projector
 
@@ -42,6 +43,7 @@ class ElmModel(ElmPreTrainedModel):
         self.encoder = AutoModel.from_config(config.encoder_config)
         self.projector = Projector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        attend_within_bounds(config.text_config, self.language_model)
         self.post_init()
 
     @property
@@ -94,6 +96,51 @@ class ElmModel(ElmPreTrainedModel):
         if count:
             raise ValueError(f"the text has {count} <ecg> tokens but no ECG")
 
+    def _positions(
+        self, inputs_embeds: torch.Tensor, attention_mask: Any, position_ids: torch.Tensor | None, cache: Any
+    ) -> torch.Tensor | None:
+        """Positions, counted from the first token that is none of padding; refuses more than the model knows.
+
+        Left to itself, GPT-2 counts padding on the left, too, and gives every token another embedding for it.
+        """
+        length = inputs_embeds.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        if position_ids is None and is_2d and not bool(attention_mask[:, 0].all()):
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        text = self.config.text_config
+        most = vars(text).get(text.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
+        if most is not None and length > most:
+            needed = length if position_ids is None else 1 + int(position_ids.max())
+            if needed > most:
+                raise ValueError(
+                    f"a conversation of {needed} tokens is longer than the {most} positions of this language model "
+                    f"({text.model_type}): let an ECG take fewer tokens (projector_pool), put fewer "
+                    "turns in a dialogue, or take a language model with more positions"
+                )
+        return position_ids
+
+    def _masks_of_questions(
+        self, question_ids: torch.Tensor, attention_mask: Any, position_ids: Any, dtype: torch.dtype
+    ) -> Any:
+        """The mask of questions that share a row; for a model whose layers differ, one of each kind of layer.
+
+        Layers with a sliding window (Gemma, Mistral) take a given mask for what it is, so the window is put into it.
+        """
+        text, attention = vars(self.config.text_config), self.language_model.config._attn_implementation
+        kinds, window = set(text.get("layer_types") or ()), text.get("sliding_window")
+
+        def mask(near: torch.Tensor | None) -> torch.Tensor:
+            return mask_of_questions(question_ids, attention_mask, attention, dtype, near)
+
+        if window is None or kinds == {"full_attention"}:
+            return mask(None)
+        near = position_ids[:, :, None] - position_ids[:, None, :] < window
+        if not kinds:
+            return mask(near)
+        if odd := sorted(kinds - {"full_attention", "sliding_attention"}):
+            raise ValueError(f"questions cannot share a row in layers of {odd[0]}: train one per row")
+        return {kind: mask(near if kind == "sliding_attention" else None) for kind in kinds}
+
     @can_return_tuple
     def forward(
         self,
@@ -118,8 +165,9 @@ class ElmModel(ElmPreTrainedModel):
                 language model takes.
 
         Raises:
-            ValueError: Placeholders and projected tokens differ in number, ECGs come without `input_ids`, or questions
-                are to share a prefix under an attention that cannot keep them apart.
+            ValueError: Placeholders and projected tokens differ in number, ECGs come without `input_ids`, there are
+                more tokens than the language model has positions for, or questions are to share a prefix under an
+                attention that cannot keep them apart.
         """
         ecg = {name: kwargs.pop(name) for name in self.ecg_inputs if name in kwargs}
         ecg = {name: value for name, value in ecg.items() if value is not None}
@@ -141,12 +189,13 @@ class ElmModel(ElmPreTrainedModel):
             inputs_embeds = inputs_embeds.masked_scatter(here[..., None], embeddings)
         elif past_key_values is None:
             self.refuse_placeholders(input_ids)
+        position_ids = self._positions(inputs_embeds, attention_mask, position_ids, past_key_values)
+        masks: Any = attention_mask
         if question_ids is not None:
-            attention = self.language_model.config._attn_implementation
-            attention_mask = mask_of_questions(question_ids, attention_mask, attention, inputs_embeds.dtype)
+            masks = self._masks_of_questions(question_ids, attention_mask, position_ids, inputs_embeds.dtype)
         return self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=masks,
             position_ids=position_ids,
             past_key_values=past_key_values,
             **kwargs,
@@ -161,12 +210,13 @@ class ElmOutput(CausalLMOutputWithPast):
 class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
     """Answers questions about ECGs. Load with `elm.load`, or `from_pretrained` after `import elm`."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-
     def __init__(self, config: ElmConfig) -> None:
         super().__init__(config)
         self.model = ElmModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.embedding_width, config.text_config.vocab_size, bias=False)
+        embeddings = self.model.get_input_embeddings()
+        (name,) = (name for name, module in self.named_modules() if module is embeddings)  # GPT-2's is wte
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
         self._never_say_placeholders()
 
@@ -177,13 +227,24 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
         """A model around a pretrained encoder and a pretrained causal language model; the projector is new.
 
         The parts become the model's own, each in its precision; nothing is copied.
+
+        Raises:
+            ValueError: The language model has weights that ours has no place for, such as the bias of a head.
         """
         with torch.device("meta"):
             model = cls(config)
+        expected = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         model.model.encoder = encoder
         model.model.projector = Projector(config)  # float32: it is trained in full
-        model.model.language_model = language.base_model
+        model.model.language_model = backbone_of(language)
+        attend_within_bounds(config.text_config, model.model.language_model)
         model.lm_head = language.get_output_embeddings()
+        found = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        if odd := sorted(found ^ expected):
+            raise ValueError(
+                f"language models of type {config.text_config.model_type!r} do not fit: {odd[0]} is "
+                f"{'one too many' if odd[0] in found else 'missing'}"
+            )
         model.generation_config = language.generation_config
         model._never_say_placeholders()
         return model
@@ -200,6 +261,12 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The head, where TRL's fused loss and PEFT look for it."""
         return self.lm_head
+
+    def logits_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[..., V]` of last hidden states `[..., H]`, bounded where the language model's are (Gemma 2)."""
+        logits: torch.Tensor = self.lm_head(hidden)
+        cap = vars(self.config.text_config).get("final_logit_softcapping")
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @can_return_tuple
     def forward(
@@ -227,7 +294,7 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         hidden = out.last_hidden_state if isinstance(keep, int) else out.last_hidden_state[:, keep]
-        logits = self.lm_head(hidden)
+        logits = self.logits_of(hidden)
         loss = None
         if labels is not None:
             rest = {k: v for k, v in kwargs.items() if k not in self.ecg_inputs}

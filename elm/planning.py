@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from trl import ModelConfig, SFTConfig
 
 from data.conversations.rows import QuestionSet, Row, dialogues, packed
 from elm import dev, tiny
 from elm.configuration import ElmConfig
+from elm.families import linear_layers
 from elm.modeling import ElmForConditionalGeneration
 from elm.published import ENCODERS, LANGUAGE_MODELS, language_config
 from elm.quantization import BYTES_PER_WEIGHT
@@ -130,12 +131,26 @@ def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     return type(config)(**told | changes)
 
 
+def _first_block(language: PreTrainedModel) -> nn.Module:
+    """The first block of a language model.
+
+    Raises:
+        ValueError: Its blocks are none of those whose activations are known.
+    """
+    for module in language.modules():
+        if isinstance(module, nn.ModuleList) and any("gate_proj" in name for name in linear_layers(module[0])):
+            block: nn.Module = module[0]
+            return block
+    kind = language.config.model_type
+    raise ValueError(f"--plan knows the memory of blocks like those of Llama, Qwen and Gemma, not of {kind}'s")
+
+
 def count(
     model: ElmForConditionalGeneration, arguments: ElmArguments, model_args: ModelConfig, dtype: torch.dtype
 ) -> Model:
     """Parameters and bytes of a model in training; puts LoRA on it."""
     config, total = model.config, sum(p.numel() for p in model.parameters())
-    linear = [m.weight for m in model.model.language_model.modules() if isinstance(m, nn.Linear)]
+    linear = [layer.get_parameter("weight") for layer in linear_layers(model.model.language_model).values()]
     in_4_bits = {id(weight) for weight in linear} if arguments.quantization else set()
     outside = {id(p) for part in (model.model.encoder, model.model.projector) for p in part.parameters()}
     tuned = get_peft_model(model, lora(model_args, model, arguments.train_encoder))
@@ -151,10 +166,14 @@ def count(
             weight_bytes += BYTES_PER_WEIGHT * parameter.numel()
         else:  # encoder and projector are loaded in float32
             weight_bytes += parameter.numel() * (4 if id(parameter) in outside else dtype.itemsize)
-    block = tuned.base_model.model.model.language_model.layers[0]
+    block = _first_block(tuned.base_model.model.model.language_model)
     adapted = {name.rpartition(".")[2]: m.in_features for name, m in block.named_modules() if hasattr(m, "lora_A")}
     in_linear = sum(weight.numel() for weight in linear)
     return Model(config, total, trained, quantized, in_linear, of_lora, weight_bytes, adapted)
+
+
+def _head_width(text: PreTrainedConfig) -> int:
+    return int(vars(text).get("head_dim") or text.hidden_size // text.num_attention_heads)
 
 
 def activations_per_token(model: Model, lora_r: int, bf16: bool, dropout: bool) -> float:
@@ -166,7 +185,7 @@ def activations_per_token(model: Model, lora_r: int, bf16: bool, dropout: bool) 
     dropout a byte of mask for each input.
     """
     text, size = model.config.text_config, 2 if bf16 else 4
-    head = text.hidden_size // text.num_attention_heads if text.head_dim is None else text.head_dim
+    head = _head_width(text)
     queries, keys = head * text.num_attention_heads, head * text.num_key_value_heads
     inputs = {("q_proj", "k_proj", "v_proj"): text.hidden_size, ("gate_proj", "up_proj"): text.hidden_size}
     inputs |= {("down_proj",): text.intermediate_size}
@@ -363,6 +382,6 @@ def flops_per_token(model: Model, length: float, checkpointing: bool) -> float:
     checkpointed block again; attention reads the whole row. The head, which reads answers alone, is left out.
     """
     text, again = model.config.text_config, int(checkpointing)
-    head = text.hidden_size // text.num_attention_heads if text.head_dim is None else text.head_dim
+    head = _head_width(text)
     attention = 4 * length * head * text.num_attention_heads * text.num_hidden_layers
     return float((4 + 2 * again) * (model.linear + model.lora) + 2 * model.lora + (3 + again) * attention)

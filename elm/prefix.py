@@ -59,7 +59,11 @@ def refuse_unmasked(implementation: str) -> None:
 
 
 def mask_of_questions(
-    question_ids: torch.Tensor, attention_mask: torch.Tensor | None, implementation: str, dtype: torch.dtype
+    question_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    implementation: str,
+    dtype: torch.dtype,
+    near: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Who attends to whom, `[B, 1, S, S]`: every token to what stands before it in its own question and in the prefix.
 
@@ -68,6 +72,7 @@ def mask_of_questions(
         attention_mask: `[B, S]`, 0 at padding, which attends to itself alone.
         implementation: Name of the attention: what it takes differs.
         dtype: Of the hidden states.
+        near: bool `[B, S, S]`, which tokens are within the window of which, for layers with a sliding one.
 
     Returns:
         bool for `sdpa`; numbers to be added for `eager`, which takes a bool mask for numbers without a word.
@@ -81,6 +86,8 @@ def mask_of_questions(
     seen = ((read == 0) | (read == asking)) & (place[:, None] >= place)
     if attention_mask is not None:
         seen = seen & attention_mask.bool()[:, None, :]
+    if near is not None:
+        seen = seen & near
     seen = (seen | (place[:, None] == place))[:, None]  # a row that attends to nothing would be NaN
     if implementation == "sdpa":
         return seen

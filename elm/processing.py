@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from jinja2 import TemplateError
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from data.conversations.rows import Message, Part, assistant, user
 from data.ecg import Ecg
@@ -22,6 +23,49 @@ Span = tuple[int, int]
 
 def _ecg_parts(messages: Sequence[Message]) -> int:
     return sum(part["type"] == "ecg" for m in messages if not isinstance(m["content"], str) for part in m["content"])
+
+
+def locate(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    messages: Sequence[dict[str, str]],
+    add_generation_prompt: bool = False,
+) -> tuple[str, list[Span]]:
+    """A conversation as a chat template renders it, and the spans of characters the assistant says, end token included.
+
+    Raises:
+        ValueError: The template refuses the conversation, or rewrites earlier turns, so that no span can be told.
+    """
+
+    def rendered(turns: Sequence[dict[str, str]], prompt: bool) -> str:
+        text: str = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=prompt, chat_template=template
+        )
+        return text
+
+    try:
+        whole = rendered(messages, add_generation_prompt)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, upto = rendered(messages[:i], True), rendered(messages[: i + 1], False)
+        if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
+            raise ValueError("the chat template rewrites earlier turns: the assistant's words cannot be located")
+        spans.append((len(before), len(upto.rstrip())))
+    return whole, spans
+
+
+def _marks_of_turns(tokenizer: PreTrainedTokenizerBase, template: str | None) -> set[str]:
+    """Added tokens around a user's turn. Some vocabularies do not call them special; typed, they are text even so."""
+    if template is None:
+        return set()
+    text, _ = locate(tokenizer, template, [{"role": "user", "content": ""}])
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return {token for token in added if token.strip() and token in text}
 
 
 class ElmProcessor(ProcessorMixin):
@@ -58,10 +102,11 @@ class ElmProcessor(ProcessorMixin):
         if self.ecg_token_id is None or self.ecg_token_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no token {ecg_token!r}: add it, or name one of its reserved tokens")
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-        special = sorted({*added, *tokenizer.all_special_tokens, ecg_token})
+        template = chat_template or tokenizer.chat_template
+        special = sorted({*added, *tokenizer.all_special_tokens, ecg_token, *_marks_of_turns(tokenizer, template)})
         # The first character of each: a token that begins inside another one is found as well.
         self._special = re.compile(f"(?={'|'.join(re.escape(t) for t in special if len(t) > 1)})(.)", re.DOTALL)
-        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        super().__init__(feature_extractor, tokenizer, chat_template=template)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -92,8 +137,8 @@ class ElmProcessor(ProcessorMixin):
             lines: What was measured in each of its ECGs; needed where the processor is `measured`.
 
         Raises:
-            ValueError: The number of ECGs differs from the number of ECG parts, or the chat template rewrites earlier
-                turns, so that no span can be told.
+            ValueError: The number of ECGs differs from the number of ECG parts, or the chat template refuses the
+                conversation or rewrites earlier turns, so that no span can be told.
         """
         parts = _ecg_parts(messages)
         if parts != len(counts):
@@ -101,24 +146,7 @@ class ElmProcessor(ProcessorMixin):
         self._check_lines(lines, parts)
         left = iter([(count, lines[i] if self.measured else "") for i, count in enumerate(counts)])
         flat = [{"role": m["role"], "content": self._content(m["content"], left)} for m in messages]
-        template = self.chat_template
-        whole = self.tokenizer.apply_chat_template(
-            flat, tokenize=False, add_generation_prompt=add_generation_prompt, chat_template=template
-        )
-        spans = []
-        for i, message in enumerate(flat):
-            if message["role"] != "assistant":
-                continue
-            before, upto = (
-                self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=prompt, chat_template=template
-                )
-                for turns, prompt in ((flat[:i], True), (flat[: i + 1], False))
-            )
-            if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
-                raise ValueError("the chat template rewrites earlier turns: the assistant's words cannot be located")
-            spans.append((len(before), len(upto.rstrip())))
-        return whole, spans
+        return locate(self.tokenizer, self.chat_template, flat, add_generation_prompt)
 
     def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
         if len(lines) != (ecgs if self.measured else 0):

@@ -19,7 +19,7 @@ class Projector(nn.Module):
         super().__init__()
         self.pool, self.mode = config.projector_pool, config.projector_pool_mode
         width_in = config.encoder_config.output_dim * (self.pool if self.mode == "stack" else 1)
-        width_out = config.text_config.hidden_size
+        width_out = config.embedding_width
         # Encoders differ in scale by orders of magnitude; embeddings do not.
         self.norm = nn.LayerNorm(width_in) if config.projector_norm else nn.Identity()
         layers: list[nn.Module] = [nn.Linear(width_in, width_out)]

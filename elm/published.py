@@ -43,7 +43,10 @@ ENCODERS: dict[str, type[EcgEncoderConfig]] = {"fuyingw/MELP_Encoder": MelpConfi
 
 
 def language_config(name: str, revision: str = "main") -> PreTrainedConfig:
-    """Configuration of a language model: from here where it is known, else from its folder or the hub."""
+    """Configuration of a language model: from here where it is known, else from its folder or the hub.
+
+    Of a multimodal one, that of the part that reads text.
+    """
     if name in LANGUAGE_MODELS:
         return LlamaConfig(**LANGUAGE_MODELS[name])
-    return AutoConfig.from_pretrained(name, revision=revision)
+    return AutoConfig.from_pretrained(name, revision=revision).get_text_config()

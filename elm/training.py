@@ -22,7 +22,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerState
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTConfig, SFTTrainer
@@ -35,7 +35,7 @@ from data.donors import derangement
 from data.readers.wfdb import write_wfdb
 from data.splits import check_leaks
 from data.synthetic import SyntheticCohort
-from elm import dev, tiny
+from elm import dev, families, tiny
 from elm.collator import EcgCollator
 from elm.configuration import ElmConfig
 from elm.features import FeatureStore
@@ -153,19 +153,6 @@ def _length(row: Row) -> int:
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-def ecg_token_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The placeholder token: `<ecg>`, or a reserved one of the tokenizer, or `<ecg>` added to it.
-
-    A reserved token needs no new embedding row; the row itself is never read, an ECG's tokens stand in its place.
-    """
-    vocabulary = tokenizer.get_vocab()
-    for token in ("<ecg>", "<|reserved_special_token_0|>"):
-        if token in vocabulary:
-            return token
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<ecg>"]}, replace_additional_special_tokens=False)
-    return "<ecg>"
-
-
 def build(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
@@ -187,20 +174,27 @@ def build(
     encoder, extractor = made(encoder_path, **encoder_args)
     revision = model_args.model_revision if text_path == model_args.model_name_or_path else "main"
     tokenizer = AutoTokenizer.from_pretrained(text_path, revision=revision)
-    if tokenizer.chat_template is None:
-        raise ValueError(f"{text_path} has no chat template: use an instruction-tuned language model")
-    token = ecg_token_of(tokenizer)
+    text_config = AutoConfig.from_pretrained(text_path, revision=revision).get_text_config()
+    family = families.family_of(text_config)
+    if arguments.quantization and family.transposed:
+        raise ValueError(
+            f"quantization nf4 does not know the layers of {text_config.model_type} (Conv1D): leave it out"
+        )
+    tokenizer.chat_template = families.chat_template(tokenizer, family)
+    token = families.ecg_token_of(tokenizer, family)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else model_args.dtype or "auto"
     quantization = nf4() if arguments.quantization else None  # of the language model alone
     language = AutoModelForCausalLM.from_pretrained(
         text_path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
         quantization_config=quantization, device_map={"": PartialState().device} if quantization is not None else None,
     )  # fmt: skip
-    if len(tokenizer) > language.get_input_embeddings().num_embeddings:
-        language.resize_token_embeddings(len(tokenizer))
+    families.fit_vocabulary(language, len(tokenizer))
+    of_language = {
+        "vocab_size": language.get_input_embeddings().num_embeddings,
+        "tie_word_embeddings": language.config.tie_word_embeddings,
+    }
     config = ElmConfig(
-        text_config=AutoConfig.from_pretrained(text_path, revision=revision).to_dict()
-        | {"vocab_size": language.get_input_embeddings().num_embeddings},
+        text_config=text_config.to_dict() | of_language,
         encoder_config=encoder.config,
         ecg_token_id=tokenizer.convert_tokens_to_ids(token),
         projector_type=arguments.projector_type,
@@ -210,6 +204,7 @@ def build(
     )
     torch.manual_seed(seed)  # the projector's weights
     model = ElmForConditionalGeneration.from_parts(config, encoder, language)
+    families.refuse_other_logits(model, language)
     processor = ElmProcessor(
         extractor,
         tokenizer,
@@ -218,13 +213,14 @@ def build(
         measured=arguments.measured,
         measured_amplitudes=arguments.measured_amplitudes,
     )
+    families.end_answers(model, processor)
     return model, processor
 
 
 def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_encoder: bool) -> LoraConfig:
-    """LoRA on every linear layer of the language model; projector, and encoder if asked, trained in full."""
-    names = {n.rpartition(".")[2] for n, m in model.model.language_model.named_modules() if isinstance(m, nn.Linear)}
-    wanted = model_args.lora_target_modules or sorted(names)
+    """LoRA on the language model's layers (`elm.families`); projector, and encoder if asked, trained in full."""
+    language = model.model.language_model
+    targets = families.lora_targets(language, model_args.lora_target_modules)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=model_args.lora_r,
@@ -232,7 +228,8 @@ def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_enco
         lora_dropout=model_args.lora_dropout,
         use_rslora=model_args.use_rslora,
         # The path keeps layers of the encoder that have the same names out of it.
-        target_modules=rf"model\.language_model\..*\.({'|'.join(wanted)})",
+        target_modules=rf"model\.language_model\.(.*\.)?({'|'.join(targets)})",
+        fan_in_fan_out=families.family_of(language.config).transposed,
         modules_to_save=["projector", *(["encoder"] if train_encoder else [])],
     )
 

@@ -284,7 +284,7 @@ class ModelResponder:
                 past_key_values=_rows_of(cache, rows),
             )
             hidden = torch.cat([hidden, out.last_hidden_state], dim=1)
-        logits = self.model.lm_head(hidden[said]).float()
+        logits = self.model.logits_of(hidden[said]).float()
         logp = torch.zeros(said.shape, dtype=torch.float64, device=said.device)
         logp[said] = -torch.nn.functional.cross_entropy(logits, tokens[said], reduction="none").double()
         summed: list[float] = logp.sum(1).tolist()

@@ -269,7 +269,7 @@ def _states(
     from eval.answers import placed, question_messages
 
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["question"]))  # of like length together
-    states = np.empty((len(rows), model.config.text_config.hidden_size), np.float32)
+    states = np.empty((len(rows), model.config.embedding_width), np.float32)
     was_training = model.training
     model.eval()
     try:
