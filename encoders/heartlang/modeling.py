@@ -193,6 +193,28 @@ class HeartLangPreTrained(EcgEncoder):
     input_modalities = ("time",)
     _no_split_modules = ["HeartLangAttention", "HeartLangFeedForward"]
 
+    @classmethod
+    def from_upstream(cls, path: str | Path, config: HeartLangConfig | None = None) -> Self:
+        """The model of a checkpoint that upstream's code wrote, in eval mode.
+
+        The encoder is in pretraining and in fine-tuned checkpoints; the masked-sentence model in the former alone. A
+        classifier is in the latter, and gets a new head where there is none if `config` says `num_labels`.
+
+        Args:
+            path: `.pth` or `.safetensors`.
+            config: What no tensor shows: heads, dropout, `output`. Sizes are read from the weights.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is not such a checkpoint; a tensor is missing, unexpected, misshapen or not finite.
+        """
+        return convert.from_upstream(cls, path, config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""
+        embedding: nn.Module = self.backbone.token_embed
+        return embedding
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, HeartLangBackbone):
             for parameter in (module.mask_token, module.cls_token, module.pos_embed):
@@ -221,24 +243,6 @@ class HeartLangModel(HeartLangPreTrained):
         self.backbone = HeartLangBackbone(config)
         self.backbone.mask_token.requires_grad_(False)  # no word is masked
         self.post_init()
-
-    @classmethod
-    def from_upstream(cls, path: str | Path, config: HeartLangConfig | None = None) -> Self:
-        """The encoder of a checkpoint that upstream's code wrote, pretrained or fine-tuned, in eval mode.
-
-        Args:
-            path: `.pth` or `.safetensors`.
-            config: What no tensor shows: heads, dropout, `output`. Sizes are read from the weights.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is not such a checkpoint; a tensor is missing, misshapen or not finite.
-        """
-        return convert.from_upstream(cls, path, config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""
-        return self.backbone.token_embed
 
     @can_return_tuple
     def forward(
@@ -356,15 +360,6 @@ class HeartLangForMaskedSentence(HeartLangPreTrained):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
-    @classmethod
-    def from_upstream(cls, path: str | Path, config: HeartLangConfig | None = None) -> Self:
-        """The model of upstream's pretraining checkpoint, in eval mode; arguments and errors as `HeartLangModel`'s."""
-        return convert.from_upstream(cls, path, config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding of words."""
-        return self.backbone.token_embed
-
     @can_return_tuple
     def forward(
         self,
@@ -446,19 +441,6 @@ class HeartLangClassifier(HeartLangPreTrained):
         self.backbone.mask_token.requires_grad_(False)  # no word is masked
         self.mlp_head = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
-
-    @classmethod
-    def from_upstream(cls, path: str | Path, config: HeartLangConfig | None = None) -> Self:
-        """The classifier of upstream's fine-tuned checkpoint, in eval mode.
-
-        A pretraining checkpoint gives the backbone and leaves the head new, if `config.num_labels` says for how many
-        labels. Arguments and errors otherwise as `HeartLangModel`'s.
-        """
-        return convert.from_upstream(cls, path, config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding of words."""
-        return self.backbone.token_embed
 
     @can_return_tuple
     def forward(

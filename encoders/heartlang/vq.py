@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -19,8 +17,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoderOutput, output_mask
-from encoders.heartlang import convert
-from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
+from encoders.heartlang.configuration import HeartLangVQConfig
 from encoders.heartlang.modeling import HeartLangBackbone, HeartLangPreTrained, check_sentences
 
 _ROWS = 4096  # words compared with the codebook at once: 134 MB for the published one
@@ -181,22 +178,8 @@ class HeartLangVQ(HeartLangPreTrained):
         else:
             super()._init_weights(module)
 
-    @classmethod
-    def from_upstream(cls, path: str | Path, config: HeartLangConfig | None = None) -> Self:
-        """VQ-HBR from a checkpoint that upstream's code wrote, in eval mode.
-
-        Args:
-            path: `.pth` or `.safetensors`.
-            config: What no tensor shows: heads, decay, ... Sizes are read from the weights.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is not such a checkpoint; a tensor is missing, misshapen or not finite.
-        """
-        return convert.from_upstream(cls, path, config)
-
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""
+        """The embedding of words."""
         return self.encoder.token_embed
 
     def vectors(
