@@ -20,6 +20,7 @@ Writes zero_shot.json and zero_shot.md. Research use only; not a medical device.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shlex
@@ -34,8 +35,8 @@ from numpy.typing import NDArray
 
 from data.commands import command_line
 from data.files import written_whole
-from eval.parts import auroc_span, markdown_table
-from eval.probe import Where, areas_of, with_interval
+from eval.parts import auroc_span, markdown_table, signed_span
+from eval.probe import Areas, Where, areas_of, with_interval
 
 if TYPE_CHECKING:  # torch takes seconds to import, which `--help` need not wait for
     from transformers import PreTrainedTokenizerBase
@@ -135,6 +136,17 @@ def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
     if name == PUBLISHED or kind in ("ecg_melp", "melp"):
         raise ValueError(f"{name} has no text side. {NEEDED}")
     return TextAndEcg(*load_pretraining(path if path.exists() else name, tokenizer=tokenizer))
+
+
+def random_like(loaded: TextAndEcg, seed: int) -> TextAndEcg:
+    """The same architecture with weights drawn anew on both sides: what ranking by such a model is worth."""
+    import torch
+
+    config = copy.deepcopy(loaded.model.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = type(loaded.model)(config).eval()
+    return loaded._replace(model=model.to(loaded.model.device))
 
 
 def read_prompts(path: Path | str) -> dict[str, str]:
@@ -249,6 +261,7 @@ def measure(
     *,
     prompts: Mapping[str, str] | None = None,
     apart: Mapping[str, Sequence[str]] | None = None,
+    random: Sequence[TextAndEcg] = (),
     draws: int = 2000,
     seed: int = 0,
 ) -> Numbers:
@@ -260,6 +273,7 @@ def measure(
         cache: Folder for what recordings are encoded to.
         prompts: By class name; plain words without.
         apart: Classes that are measured and kept out of the mean, by why.
+        random: Models of random weights to set beside it (`random_like`).
         draws: Resamples of test patients.
         seed: Of the resamples.
 
@@ -285,10 +299,21 @@ def measure(
         raise ValueError(f"{task.name}: no class is there in some test records and not in others")
     every = prompts_of(task, prompts)
     used = {name: every[name] for name in kept}
-    scores = cosines(loaded, task.source, task.source_key, records, list(used.values()), cache)
-    patients = [task.patient_of[record] for record in records]
-    areas = areas_of(scores, task.matrix(records, kept), patients, draws, seed)
+    patients, truth = [task.patient_of[record] for record in records], task.matrix(records, kept)
     inside = [i for i, name in enumerate(kept) if name in headline]
+
+    def areas_with(model: TextAndEcg) -> Areas:
+        scores = cosines(model, task.source, task.source_key, records, list(used.values()), cache)
+        return areas_of(scores, truth, patients, draws, seed)
+
+    areas, others = areas_with(loaded), [areas_with(model) for model in random]
+    macro = float(areas.point[inside].mean()), areas.resampled[inside].mean(axis=0)
+    beside: Numbers = {}
+    if others:
+        by_seed = [float(other.point[inside].mean()) for other in others]
+        resampled = np.mean([other.resampled[inside].mean(axis=0) for other in others], axis=0)
+        beside["random"] = {**with_interval("auroc", float(np.mean(by_seed)), resampled), "by_seed": by_seed}
+        beside["difference"] = with_interval("value", macro[0] - float(np.mean(by_seed)), macro[1] - resampled)
     notes = list(task.notes)
     pretrained_on = loaded.model.encoder.config.pretrained_on
     if task.name != SYNTHETIC:
@@ -309,13 +334,15 @@ def measure(
             "patients": len(set(patients)),
         },
         "protocol": {"draws": draws, "seed": seed},
-        **with_interval("auroc", float(areas.point[inside].mean()), areas.resampled[inside].mean(axis=0)),
+        **with_interval("auroc", *macro),
+        **beside,
         "classes": {
             name: {
                 "prompt": used[name],
                 "positives": counts[name],
                 **({"apart": why_apart[name]} if name in why_apart else {}),
                 **with_interval("auroc", float(areas.point[i]), areas.resampled[i]),
+                **({"random": float(np.mean([other.point[i] for other in others]))} if others else {}),
             }
             for i, name in enumerate(kept)
         },
@@ -328,9 +355,12 @@ def text(numbers: Numbers) -> str:
     """The numbers of `measure` in Markdown."""
     task, classes = numbers["task"], numbers["classes"]
     inside = {name: told for name, told in classes.items() if "apart" not in told}
+    beside = numbers.get("random")
     rows = [["**macro mean**", "", "", auroc_span(numbers["auroc"], numbers["interval"])]]
+    rows[0] += [auroc_span(beside["auroc"], beside["interval"])] if beside else []
     rows += [
         [name, told["prompt"], f"{told['positives']:,}", auroc_span(told["auroc"], told["interval"])]
+        + ([f"{told['random']:.3f}"] if beside else [])
         for name, told in (inside | classes).items()
     ]
     for row, name in zip(rows[1:], inside | classes):
@@ -341,8 +371,15 @@ def text(numbers: Numbers) -> str:
         f"The score of a class is the cosine of the recording and of its prompt; nothing is fitted. AUROC on "
         f"{task['records']:,} test records of {task['patients']:,} patients, its mean over {len(inside)} classes; "
         f"intervals are 95 %, from {numbers['protocol']['draws']:,} resamples of patients.",
-        markdown_table([["class", "prompt", "positives", "AUROC"], *rows], 2),
+        markdown_table([["class", "prompt", "positives", "AUROC", *(["random weights"] if beside else [])], *rows], 2),
     ]
+    if beside:
+        difference, low_to_high = numbers["difference"], sorted(beside["by_seed"])
+        parts.append(
+            f"The same architecture with random weights on both sides, mean of {len(low_to_high)} seeds "
+            f"({low_to_high[0]:.3f} to {low_to_high[-1]:.3f}): the model is above it by "
+            f"{signed_span(difference['value'], difference['interval'])}."
+        )
     reasons: dict[str, list[str]] = {}
     for name, told in classes.items():
         if "apart" in told:
@@ -458,7 +495,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PATH",
         help="with --prompt: recordings, WFDB or any format that is read",
     )
-    add("--seed", type=int, default=0, help="of the resamples (default: 0)")
+    add("--random_seeds", type=int, default=3, metavar="N",
+        help="models of random weights beside it (default: 3); 0 for none")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the resamples and of random weights (default: 0)")
     add("--cache", type=Path, default=Path("out/cache"), metavar="DIR", help="of vectors (default: out/cache)")
     add("--output", type=Path, default=Path("out/zero_shot"), metavar="DIR", help="default: out/zero_shot")
     args = parser.parse_args(argv)
@@ -475,7 +514,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = Where(folders, args.splits, args.folds, args.rate, args.leave_out_missing)
         numbers = run(
             args.model, args.tokenizer, args.task, where, args.patients, prompts, args.prompt, args.ecg, args.cache,
-            args.seed,
+            args.seed, args.random_seeds,
         )  # fmt: skip
     except (FileNotFoundError, ImportError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
@@ -500,6 +539,7 @@ def run(
     ecgs: Sequence[str],
     cache: Path,
     seed: int,
+    random_seeds: int,
 ) -> Numbers:
     """Load recordings and model, and measure or score.
 
@@ -514,6 +554,7 @@ def run(
         ecgs: Paths of recordings.
         cache: As `measure`.
         seed: As `measure`.
+        random_seeds: Models of random weights beside it.
 
     Raises:
         ValueError: As `load`, `measure`, `score`, `eval.tasks.load_task` and `data.readers.read_ecg`.
@@ -533,7 +574,9 @@ def run(
     chosen = simulated(patients, where.folds, cache) if task == SYNTHETIC else where.task(task)
     if own:
         return score(loaded, chosen.source, chosen.source_key, chosen.splits["test"], own, cache)
-    return measure(loaded, chosen, cache, prompts=prompts, apart=_apart() if task == SYNTHETIC else None, seed=seed)
+    random = [random_like(loaded, seed + i) for i in range(1, random_seeds + 1)]
+    apart = _apart() if task == SYNTHETIC else None
+    return measure(loaded, chosen, cache, prompts=prompts, apart=apart, random=random, seed=seed)
 
 
 def _apart() -> dict[str, Sequence[str]]:

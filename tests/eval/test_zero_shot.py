@@ -20,7 +20,14 @@ from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
 from data.synthetic import NOISES, VOLTAGES, SyntheticCohort
 from encoders import save_encoder
-from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel, MelpOutput
+from encoders.melp import (
+    MelpConfig,
+    MelpFeatureExtractor,
+    MelpForPretraining,
+    MelpModel,
+    MelpOutput,
+    MelpPretrainingConfig,
+)
 from encoders.melp.files import new_pretraining, save_pretraining
 from encoders.melp.text import add_bos, tokenize_texts
 from eval import zero_shot
@@ -131,6 +138,35 @@ def test_a_model_that_knows_is_always_right_and_one_that_does_not_guesses(known,
     assert told[1] == pytest.approx(auroc(by_hand[:, 0], truth[:, 1]), abs=1e-6) and 0.3 < told[1] < 0.7
     nothing = measure(known, task, tmp_path, prompts=dict.fromkeys("ABC", "left axis"), **QUICK)
     assert nothing["auroc"] == 0.5 and nothing["interval"] == [0.5, 0.5]
+
+
+def test_models_of_random_weights_stand_beside_it(known, tmp_path):
+    task, right = make_task("ABC"), {"A": "Normal", "B": "ECG", "C": "ATRIAL"}
+    words = tokenizer()
+    add_bos(words)
+    ignorant = known._replace(model=KnownModel([words.get_vocab()[word] for word in WORDS[5:9]]))  # of other words
+    numbers = measure(known, task, tmp_path, prompts=right, random=[ignorant, known], **QUICK)
+    assert numbers["random"]["by_seed"] == [0.5, numbers["auroc"]] and numbers["random"]["auroc"] == 0.75
+    assert numbers["difference"] == {"value": 0.25, "interval": [0.25, 0.25]}
+    assert [told["random"] for told in numbers["classes"].values()] == [0.75] * 3
+    told = zero_shot.text(numbers)
+    assert "mean of 2 seeds (0.500 to 1.000): the model is above it by +0.25 (+0.25 to +0.25)" in told
+    assert "random weights" in told and "random weights" not in zero_shot.text(
+        measure(known, task, tmp_path, prompts=right, **QUICK)
+    )
+
+
+def test_random_weights_follow_from_the_seed_alone():
+    text = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 40}  # fmt: skip
+    sizes = {"text_length": 32, "decoder_layers": 1, "decoder_heads": 2, "frozen_text_layers": 0}
+    config = MelpPretrainingConfig(encoder_config=MelpConfig(**CONFIG), text_config=text, **sizes)
+    loaded = TextAndEcg(MelpForPretraining(config), None, None)
+    before = torch.random.get_rng_state()
+    one, same, other = (zero_shot.random_like(loaded, seed).model.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    for name in ("text_model.embeddings.word_embeddings.weight", "encoder.attn_pool_contrast.query", "proj_t.0.weight"):
+        assert torch.equal(one[name], same[name]) and not torch.equal(one[name], other[name])
 
 
 def test_the_macro_mean_and_its_interval_are_over_classes_in_the_same_resamples(known, tmp_path):
