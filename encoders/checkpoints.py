@@ -1,4 +1,4 @@
-"""Checkpoints that other people's code wrote: their tensors by name, and nothing that could run."""
+"""Checkpoints: their tensors by name, nothing that could run, and models that take exactly these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # What training scripts wrap their tensors in.
 _NESTED = ("model", "state_dict")
@@ -59,6 +59,33 @@ def tensor_names(file: str | Path) -> list[str]:
         except SafetensorError as error:
             raise ValueError(f"{file} is no checkpoint that can be read: {error}") from error
     return list(read_state(file))
+
+
+def load_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Give a model exactly these weights.
+
+    Args:
+        model: Built from the configuration that belongs to the weights.
+        weights: Its whole state by name.
+        source: What error messages call the weights.
+
+    Raises:
+        ValueError: A tensor is missing, unexpected, misshapen or not finite.
+    """
+    wanted = model.state_dict()
+    faults = [f"{name} is missing" for name in wanted if name not in weights]
+    faults += [f"{name} is unexpected" for name in weights if name not in wanted]
+    for name in wanted.keys() & weights.keys():
+        if weights[name].shape != wanted[name].shape:
+            faults.append(f"{name} is {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}")
+        elif not torch.isfinite(weights[name]).all():
+            faults.append(f"{name} holds NaN or infinity")
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(
+            f"weights of {source} do not fit {type(model).__name__}: {'; '.join(sorted(faults)[:5])}{more}"
+        )
+    model.load_state_dict(weights)
 
 
 def told_by(config: PreTrainedConfig | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
 
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
-from encoders.checkpoints import tensor_names
+from encoders.checkpoints import load_weights, tensor_names
 from encoders.heartlang import HeartLangModel, HeartLangVQ
 from encoders.heartlang import convert as heartlang
 from encoders.melp import MelpConfig, MelpPretrainingConfig
@@ -169,33 +169,6 @@ def save_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor, folder: st
     """Write an encoder and its extractor to a folder that `load_encoder` and the Auto classes read."""
     encoder.save_pretrained(folder)
     extractor.save_pretrained(folder)
-
-
-def load_weights(encoder: EcgEncoder, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Give an encoder exactly these weights.
-
-    Args:
-        encoder: Built from the configuration that belongs to the weights.
-        weights: Its whole state by name.
-        source: What error messages call the weights.
-
-    Raises:
-        ValueError: A tensor is missing, unexpected, misshapen or not finite.
-    """
-    wanted = encoder.state_dict()
-    faults = [f"{name} is missing" for name in wanted if name not in weights]
-    faults += [f"{name} is unexpected" for name in weights if name not in wanted]
-    for name in wanted.keys() & weights.keys():
-        if weights[name].shape != wanted[name].shape:
-            faults.append(f"{name} is {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}")
-        elif not torch.isfinite(weights[name]).all():
-            faults.append(f"{name} holds NaN or infinity")
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(
-            f"weights of {source} do not fit {type(encoder).__name__}: {'; '.join(sorted(faults)[:5])}{more}"
-        )
-    encoder.load_state_dict(weights)
 
 
 def _split(overrides: dict[str, Any], kind: type[EcgEncoderConfig]) -> tuple[dict[str, Any], dict[str, Any]]:

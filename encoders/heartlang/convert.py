@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from encoders.base import EcgEncoder
-from encoders.checkpoints import read_state, told_by
+from encoders.checkpoints import load_weights, read_state, told_by
 from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ def read_published(
         **settings: Fields of the configuration that no tensor shows. Heads are 64 wide unless these say otherwise.
 
     Returns:
-        Configuration, and float32 state; not checked yet, `encoders.hub.load_weights` does that. A classifier's head is
-        not in it where the checkpoint has none and `num_labels` is given.
+        Configuration, and float32 state; not checked yet, `encoders.checkpoints.load_weights` does that. A classifier's
+        head is not in it where the checkpoint has none and `num_labels` is given.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -144,8 +144,6 @@ def from_upstream(cls: type[Model], path: str | Path, config: HeartLangConfig | 
     Raises:
         ValueError: Also where a tensor is missing, unexpected, misshapen or not finite.
     """
-    from encoders.hub import load_weights  # which imports this module
-
     told = told_by(config)
     if isinstance(config, cls.config_class):
         told["num_labels"] = config.num_labels

@@ -49,7 +49,7 @@ class PublishedMelp(NamedTuple):
 
     Attributes:
         config: Sizes read from the tensors, the rest from its config.json or as published.
-        weights: float32 state for `MelpModel`; not checked yet, `encoders.hub.load_weights` does that.
+        weights: float32 state for `MelpModel`; not checked yet, `encoders.checkpoints.load_weights` does that.
         ignored: Names, as in the file, of the tensors that the encoder has no use for.
     """
 
@@ -84,7 +84,7 @@ class PublishedPretraining(NamedTuple):
 
     Attributes:
         config: Sizes read from the tensors, the rest from the settings.
-        weights: float32 state for `MelpForPretraining`; not checked yet, `encoders.hub.load_weights` does that.
+        weights: float32 state for `MelpForPretraining`; not checked yet, `encoders.checkpoints.load_weights` does that.
         ignored: Names, as in the file, of the tensors that no loss reads.
     """
 

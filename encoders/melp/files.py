@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from encoders.hub import from_hub, load_weights
+from encoders.checkpoints import load_weights
+from encoders.hub import from_hub
 from encoders.melp.configuration import MelpPretrainingConfig
 from encoders.melp.convert import read_published_pretraining
 from encoders.melp.feature_extraction import MelpFeatureExtractor

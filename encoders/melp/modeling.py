@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
-from encoders.checkpoints import told_by
+from encoders.checkpoints import load_weights, told_by
 from encoders.melp import convert
 from encoders.melp.configuration import MelpConfig
 from encoders.melp.convolution import WideConv1d
@@ -228,8 +228,6 @@ class MelpModel(EcgEncoder):
             FileNotFoundError: There is no such file.
             ValueError: It is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not finite.
         """
-        from encoders.hub import load_weights  # which imports this module
-
         found = convert.read_published(path, **told_by(config))
         model = cls(found.config)
         load_weights(model, found.weights, source=str(path))

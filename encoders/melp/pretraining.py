@@ -25,7 +25,7 @@ from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from encoders.checkpoints import told_by
+from encoders.checkpoints import load_weights, told_by
 from encoders.melp import convert, losses
 from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 from encoders.melp.modeling import MelpModel
@@ -145,8 +145,6 @@ class MelpForPretraining(PreTrainedModel):
             ValueError: It has no text side, or is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not
                 finite.
         """
-        from encoders.hub import load_weights  # which imports this module
-
         settings: dict[str, Any] = {}
         if isinstance(config, MelpPretrainingConfig):
             text = config.text_config

@@ -18,7 +18,7 @@ from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, Traine
 
 from data.hub import commit
 from encoders import load_encoder
-from encoders.hub import load_weights
+from encoders.checkpoints import load_weights
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpForPretraining, MelpModel, MelpPretrainingConfig
 from encoders.melp.convert import read_published_pretraining
 from encoders.melp.files import load_pretraining, new_pretraining, save_pretraining
