@@ -235,7 +235,7 @@ def small_shards(monkeypatch):
 
 def child(run):
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    process = FORK.Process(target=run)
+    process = FORK.Process(target=run, daemon=True)
     process.start()
     return process
 
@@ -289,7 +289,7 @@ def test_processes_share_the_work_and_readers_see_it(open_store, encoder, many, 
         child(lambda mine=mine: open_store(source=Slow(many, log)).fill(mine)) for mine in (records[:45], records[15:])
     ]
     for process in here:
-        process.join(60)
+        process.join(240)
         assert process.exitcode == 0
     given = [line.split() for line in log.read_text().splitlines()]
     assert sorted(record for _, record in given) == sorted(set(records) - {"m30", "m31"}), "each once"
@@ -312,14 +312,14 @@ def test_who_waits_for_a_process_that_dies_does_its_work(open_store, many, small
     assert other.is_alive(), "it waits"
     got = open_store(source=many).get(records[:1])["ecg_features"]  # who only reads does not
     holder.kill()
-    other.join(30)
+    other.join(240)
     assert other.exitcode == 0
     store = open_store(source={})
     assert all(record in store for record in records) and litter(store) == set()
     assert torch.equal(store.get(records[:1])["ecg_features"], got)
 
 
-def until(reached, seconds=30):
+def until(reached, seconds=240):
     begun = time.monotonic()
     while not reached():
         assert time.monotonic() - begun < seconds
@@ -333,7 +333,7 @@ def test_reading_waits_for_no_lock(open_store, encoder):
         for lock in (one, other):
             fcntl.flock(lock, fcntl.LOCK_EX)
         reader = child(lambda: (open_store(source={}).get(["r0"]), open_store(source={}).fill(["r0"])))
-        reader.join(30)
+        reader.join(240)
     assert reader.exitcode == 0 and encoder.seen == seen
 
 
@@ -451,7 +451,7 @@ def test_a_disk_that_is_really_full(open_store, many, small_shards, monkeypatch)
         messages.send("")
 
     process = child(fill)
-    process.join(60)
+    process.join(240)
     message = said.recv() if said.poll() else ""
     if message.startswith("no disk"):
         pytest.skip(message)

@@ -280,11 +280,11 @@ def fill(folder, records):
 def test_two_processes_fill_it_at_the_same_time(tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     parts = [[f"r{i}" for i in range(60)], [f"r{i}" for i in range(30, 90)]]
-    children = [context.Process(target=fill, args=(tmp_path, part)) for part in parts]
+    children = [context.Process(target=fill, args=(tmp_path, part), daemon=True) for part in parts]
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(240)
         assert child.exitcode == 0
     store = MeasuredStore({}, "c", tmp_path)
     assert [m.rate for m in store.get([f"r{i}" for i in range(90)])] == [float(i) for i in range(90)]

@@ -451,11 +451,14 @@ def test_two_processes_make_the_codebook_of_one(tmp_path):
         port = free.getsockname()[1]
     train_two_steps(0, 1, port, given, tmp_path / "one")
     context = multiprocessing.get_context("fork")
-    both = [context.Process(target=train_two_steps, args=(r, 2, port, given, tmp_path / "two")) for r in range(2)]
+    both = [
+        context.Process(target=train_two_steps, args=(r, 2, port, given, tmp_path / "two"), daemon=True)
+        for r in range(2)
+    ]
     for process in both:
         process.start()
     for process in both:
-        process.join(60)
+        process.join(240)
         assert process.exitcode == 0
     one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("one-0", "two-0", "two-1"))
     for name, want in one.items():

@@ -135,7 +135,7 @@ def test_resume_after_kill_gives_the_same_bytes(done, run, tmp_path):
         transformers.Trainer._save_rng_state = kill
         run(folder)
 
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed)
+    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
     child.start()
     child.join(240)
     assert child.exitcode == -signal.SIGKILL

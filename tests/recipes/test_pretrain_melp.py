@@ -218,9 +218,9 @@ def test_resume_after_kill_gives_the_same_bytes(trained, train, tmp_path):
         transformers.Trainer._save_rng_state = kill
         train(folder)
 
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed)
+    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
     child.start()
-    child.join(120)
+    child.join(240)
     assert child.exitcode == -signal.SIGKILL
     assert newest_whole_checkpoint(folder / "checkpoints") == str(folder / "checkpoints" / "checkpoint-2")
     assert not (folder / "config.json").exists()

@@ -102,7 +102,7 @@ def test_resume_after_kill_in_the_middle_of_saving_gives_the_same_losses(trained
         transformers.Trainer._save_rng_state = kill
         train(folder)
 
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed)
+    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
     child.start()
     child.join(240)
     assert child.exitcode == -signal.SIGKILL
