@@ -185,17 +185,10 @@ def usable(
         found = [record for record in records if record in texts]
         if not found:
             raise ValueError(f"{recordings.name}: none of the recordings {name} has a report: see `reports`")
-        found = spread(found, arguments.held_out_records) if sides else found
         source, key = recordings.source, recordings.key
         refused |= unreadable(found, source, key, extractor, arguments.cache_dir, arguments.jobs)
         sides.append([record for record in found if record not in refused])
     return dataclasses.replace(recordings, train=sides[0], held_out=sides[1]), refused
-
-
-def spread(records: list[str], limit: int) -> list[str]:
-    """At most `limit` of them, evenly over all."""
-    count = min(limit, len(records))
-    return [records[i * len(records) // count] for i in range(count)]
 
 
 def new_model(
