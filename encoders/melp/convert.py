@@ -122,13 +122,21 @@ def read_published_pretraining(path: str | Path, **settings: Any) -> PublishedPr
             weights["text_model" + name.removeprefix("lm_model.bert")] = state[name].float()
         else:  # of the ECG tower's dead weights, and the head that would predict words from the text alone
             ignored.append(name)
-    text = _text_sizes(weights, file) | settings.pop("text_config", {})
+    told = settings.pop("text_config", {})
+    text = _text_sizes(weights, file) | told
+    if text["hidden_size"] % 64 and "num_attention_heads" not in told:
+        raise ValueError(
+            f"{file}: the number of heads of its text tower, of width {text['hidden_size']}, is not known: give "
+            "num_attention_heads in text_config"
+        )
     settings = {
         "encoder_config": tower.config,
         "text_config": text,
         "text_hidden_dim": _shape(weights, "proj_t.0.weight", file)[0],
         "decoder_layers": _count(weights, "text_decoder.resblocks.{}.ln_1.weight"),
         "frozen_text_layers": min(6, text["num_hidden_layers"]),
+        # BERT's [PAD], [CLS], [SEP] and [MASK] as MedCPT has them, and [BOS], which upstream adds last.
+        "special_token_ids": (0, 2, 3, 4, text["vocab_size"] - 1),
     } | settings
     _report(file, ignored)
     return PublishedPretraining(MelpPretrainingConfig(**settings), weights, ignored)

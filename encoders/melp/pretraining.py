@@ -138,21 +138,27 @@ class MelpForPretraining(PreTrainedModel):
         Args:
             path: As `encoders.melp.convert.read_published_pretraining` takes it.
             config: What no tensor shows: heads of encoder, text tower and decoder, weights of the losses, token ids.
-                One of the encoder alone says its heads. Sizes are read from the weights.
+                One of the encoder alone says how many heads both towers have, and with `pooler_heads` how many the
+                decoder: as published, where both towers have 12 and poolers and decoder 8. Sizes are read from the
+                weights. Without a configuration of all, losses are upstream's (`single_sentence="uniform"`).
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It has no text side, or is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not
                 finite.
         """
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {"single_sentence": "uniform"}
         if isinstance(config, MelpPretrainingConfig):
             text = config.text_config
             settings = told_by(config) | {"encoder_config": told_by(config.encoder_config), "text_config": {}}
             if text.num_attention_heads != type(text)().num_attention_heads:
                 settings["text_config"] = {"num_attention_heads": text.num_attention_heads}
         elif config is not None:
-            settings = {"encoder_config": told_by(config)}
+            settings |= {
+                "encoder_config": told_by(config),
+                "text_config": {"num_attention_heads": config.num_attention_heads},
+                "decoder_heads": config.pooler_heads,
+            }
         found = convert.read_published_pretraining(path, **settings)
         model = cls(found.config)
         load_weights(model, found.weights, source=str(path))

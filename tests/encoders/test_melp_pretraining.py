@@ -116,9 +116,14 @@ def published(path, **settings) -> MelpForPretraining:
 
 
 def test_a_configuration_says_what_no_tensor_shows(golden, whole):
-    model = MelpForPretraining.from_upstream(golden / "melp_tiny.ckpt", MelpPretrainingConfig(**TINY))
-    assert model.config.to_dict() == whole.config.to_dict() and not model.training
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
+    for config in (MelpPretrainingConfig(**TINY), MelpConfig(**TINY["encoder_config"])):
+        model = MelpForPretraining.from_upstream(golden / "melp_tiny.ckpt", config)
+        assert model.config.to_dict() == whole.config.to_dict() and not model.training
+        assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(
+        ValueError, match="heads of its text tower, of width 96, is not known: give num_attention_heads"
+    ):
+        read_published_pretraining(golden / "melp_tiny.ckpt", encoder_config=TINY["encoder_config"])
     with pytest.raises(ValueError, match="has no text side"):
         MelpForPretraining.from_upstream(golden / "encoder_tiny.safetensors", MelpPretrainingConfig(**TINY))
 
