@@ -33,7 +33,7 @@ What the alterations become in each family of inputs:
 | condition   | signal encoder                 | HeartLang words                   | ECG-Byte tokens                 |
 |-------------|--------------------------------|-----------------------------------|---------------------------------|
 | `zero`      | the normalised signal is 0     | words of 0 (float `[B, 256, 96]`) | the lowest symbol throughout    |
-| `flat`      | a constant, normalised         | no beats, so padding only         | one symbol throughout           |
+| `flat`      | a constant, normalised         | no beats: windows of 0 mV         | one symbol throughout           |
 | `mean`      | training mean at each position | training mean at each position    | mean row of the training tokens |
 | `noise`     | noise, normalised              | accidental beats                  | more tokens, not an ECG's       |
 | `phase`     | surrogate, normalised          | accidental beats                  | other tokens                    |
@@ -46,7 +46,8 @@ and what stays readable under them, so that a right answer proves less than it s
   normaliser maps a range to 0-1, so that 0 is its low end: the symbol "a", level 0 (`zero_symbol` of `zero_features`).
   Byte-pair merges make few tokens of a run of it. Under `flat` it is the same symbol where the range is the
   recording's own, else that of 0 mV. Under `mean`, every family keeps its number of tokens.
-* HeartLang searches beats in one lead: where `lead-drop` takes that one, no words are left at all.
+* HeartLang takes beats from the leads that are left under `lead-drop`. (Its mode "parity" takes them from the first
+  lead alone: without that one, and under `flat`, no words are left at all.)
 * `phase` keeps the amplitude at each frequency and how the leads relate: voltage, axis and the rate of a regular rhythm
   (Theiler et al., Physica D 1992; Prichard, Theiler, Phys Rev Lett 1994). `reverse` keeps rate, voltage and axis.
 * `lead-drop` of limb leads hides little unless at least five of the six go: any two of them give the others.
