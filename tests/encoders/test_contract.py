@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from data.conditions import zero_features
 from data.ecg import LEADS, Ecg
 from encoders import check_encoder, load_encoder, new_encoder, save_encoder
 from encoders.base import EcgEncoderOutput
@@ -200,6 +201,18 @@ def test_unusable_recordings_are_refused_by_name(pair, make_ecg):
 @pytest.mark.parametrize("level", [0.0, 2.5, -2.5])
 def test_a_flat_recording_is_finite(pair, level):
     assert encode(pair, Ecg(np.full((12, 3000), level), 500, LEADS)).last_hidden_state.isfinite().all()
+
+
+@torch.no_grad()
+def test_zeroed_words_keep_their_places(word_pair, make_ecg):
+    encoder, extractor = word_pair
+    features = extractor([make_ecg(seed=1), make_ecg(6.0, seed=2)])
+    zeroed = zero_features(features, encoder.ecg_inputs)
+    assert not zeroed["words"].any() and features["words"].any()
+    assert all(torch.equal(zeroed[name], features[name]) for name in ("in_chan", "in_time", "token_mask"))
+    out, real = encoder(**zeroed), encoder(**features)
+    assert out.last_hidden_state.isfinite().all() and torch.equal(out.mask, real.mask)
+    assert not torch.allclose(out.last_hidden_state, real.last_hidden_state, atol=1e-3)
 
 
 def test_what_the_weights_have_seen_is_saved_with_them(pair, tmp_path):
