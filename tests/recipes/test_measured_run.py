@@ -23,4 +23,4 @@ def test_a_model_is_trained_and_audited_with_measured_features(train, tmp_path):
     responder = load_responder(folder, questions, 8)
     rows = [row for row in questions.test if len(row["ecgs"]) == 1][:3]
     prompts = responder.processor.tokenizer.batch_decode(responder._inputs(rows, "real")["input_ids"])
-    assert all("Measured: rate " in prompt and " mV.\n" in prompt for prompt in prompts)
+    assert all("Measured: rate " in prompt and " mV (I " in prompt and ").\n" in prompt for prompt in prompts)
