@@ -43,9 +43,9 @@ What the alterations become in each family of inputs:
 and what stays readable under them, so that a right answer proves less than it seems to:
 
 * Under `zero`, the places of HeartLang's words (`in_chan`, `in_time`) stay, and with them rate and rhythm. ECG-Byte's
-  normaliser maps a range to 0-1, so that 0 is its low end: the symbol "a", level 0 (`zero_symbol` of `zero_features`).
-  Byte-pair merges make few tokens of a run of it. Under `flat` it is the same symbol where the range is the
-  recording's own, else that of 0 mV. Under `mean`, every family keeps its number of tokens.
+  tokens keep their number and all become one (`zero_token` of `zero_features`): a sample at 0 mV, or at the low end of
+  the range where that is the recording's own. Under `flat`, merges make few tokens of a recording. Under `mean`, every
+  family keeps its number of tokens.
 * HeartLang takes beats from the leads that are left under `lead-drop`. (Its mode "parity" takes them from the first
   lead alone: without that one, and under `flat`, no words are left at all.)
 * `phase` keeps the amplitude at each frequency and how the leads relate: voltage, axis and the rate of a regular rhythm
@@ -385,20 +385,20 @@ class Altered:
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def zero_features(features: Mapping[str, Any], names: Iterable[str], zero_symbol: int | None = None) -> dict[str, Any]:
+def zero_features(features: Mapping[str, Any], names: Iterable[str], zero_token: int | None = None) -> dict[str, Any]:
     """The features with their signal set to zero: torch tensors or numpy arrays, same type, shape and device.
 
-    Of the named ones, floating-point values become 0 (signals, the samples of HeartLang's words) and `symbols` (uint8,
-    ECG-Byte's quantised signal) become the symbol of 0. Other integers and booleans are positions and masks, which say
+    Of the named ones, floating-point values become 0 (signals, the samples of HeartLang's words) and `ecg_tokens`
+    (ECG-Byte) that of a sample at 0. Other integers and booleans are positions and masks, which say
     where the signal is and not what it looks like. Features called masks are left alone whatever their type.
 
     Args:
         features: What a feature extractor or processor returned.
         names: The inputs of the encoder (`model.ecg_inputs`).
-        zero_symbol: What the normalised value 0 is in `symbols`: 0 where they count levels, 97 where they are letters.
+        zero_token: The token of a sample at 0 (`encoder.zero_token`).
 
     Raises:
-        ValueError: A name is missing, there are symbols but no `zero_symbol`, or nothing was left to zero: the answers
+        ValueError: A name is missing, there are tokens but no `zero_token`, or nothing was left to zero: the answers
             would be those of `real`.
     """
     zeroed = dict(features)
@@ -406,12 +406,12 @@ def zero_features(features: Mapping[str, Any], names: Iterable[str], zero_symbol
     if missing := [name for name in names if name not in zeroed]:
         raise ValueError(f"cannot zero {missing}: the features are {sorted(zeroed)}")
     signals = {name: 0 for name in names if "mask" not in name and _is_floating(zeroed[name])}
-    if "symbols" in names and "symbols" not in signals:
-        if zero_symbol is None:
-            raise ValueError("cannot zero 'symbols' without zero_symbol: it says which of them stands for a value of 0")
-        signals["symbols"] = zero_symbol
+    if "ecg_tokens" in names:
+        if zero_token is None:
+            raise ValueError("cannot zero 'ecg_tokens' without zero_token: it says which of them stands for 0")
+        signals["ecg_tokens"] = zero_token
     if not signals:
-        raise ValueError(f"nothing to zero: none of {names} is a signal, floating-point or symbols")
+        raise ValueError(f"nothing to zero: none of {names} is a signal, floating-point or tokens")
     for name, zero in signals.items():
         value = zeroed[name]
         zeroed[name] = np.full_like(value, zero) if isinstance(value, np.ndarray) else value.new_full(value.shape, zero)

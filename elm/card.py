@@ -28,7 +28,7 @@ def write_card(folder: Path | str) -> None:
     folder = Path(folder)
     report = folder / "ablation" / "report.json"
     text = model_card(
-        ElmConfig.from_pretrained(folder),
+        ElmConfig.of_folder(folder),
         json.loads((folder / "training.json").read_text(encoding="utf-8")),
         json.loads(report.read_text(encoding="utf-8")) if report.exists() else None,
         name=folder.name,

@@ -26,6 +26,7 @@ class EcgCollator:
         source: Where the recordings come from.
         features: The encoder's output, when it is frozen and cached; then `source` is not read.
         zero_inputs: Names of tensors to set to zero after the extractor's normalisation (training on zeros).
+        zero_token: The encoder's, where an ECG is tokens.
         measured: What is measured in the recordings, for a processor that puts it into the prompt. Without it, such a
             processor is told that nothing could be measured: zeros say nothing in numbers either.
     """
@@ -34,6 +35,7 @@ class EcgCollator:
     source: EcgSource
     features: FeatureStore | None = None
     zero_inputs: Sequence[str] = ()
+    zero_token: int | None = None
     measured: MeasuredStore | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
@@ -48,7 +50,7 @@ class EcgCollator:
         if self.features is None:
             ecgs = [[self.source[record] for record in row["ecgs"]] for row in rows]
             batch = dict(self.processor(messages, ecgs, **settings))
-            return zero_features(batch, self.zero_inputs) if self.zero_inputs and any(ecgs) else batch
+            return zero_features(batch, self.zero_inputs, self.zero_token) if self.zero_inputs and any(ecgs) else batch
         cached = self.features.get(records) if records else {"ecg_mask": torch.zeros(0, 1, dtype=torch.bool)}
         batch = dict(self.processor(messages, ecg_mask=cached["ecg_mask"], **settings))
         return {**batch, **(cached if records else {})}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,11 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from encoders.registry import config_class
+
+
+# In the config.json of an ECG-Byte model, which is a plain language model with a bigger vocabulary (`elm.vocabulary`):
+# the settings that make it one of ours.
+ECG_VOCABULARY = "ecg_vocabulary"
 
 
 def pooled_mask(token_mask: torch.Tensor, pool: int) -> torch.Tensor:
@@ -34,10 +42,12 @@ class ElmConfig(PreTrainedConfig):
         text_config: The language model's configuration.
         encoder_config: The ECG encoder's configuration (an `EcgEncoderConfig`).
         ecg_token_id: Id of the placeholder token whose embeddings are replaced by an ECG's projected tokens.
-        projector_type: `"linear"` or `"mlp"` (linear, GELU, linear).
+        projector_type: `"linear"`, `"mlp"` (linear, GELU, linear), or `"vocabulary"` where an ECG's tokens are words of
+            the language model (`elm.vocabulary`).
         projector_norm: Whether a LayerNorm stands before it.
         projector_pool: How many encoder tokens in a row become one language-model token.
         projector_pool_mode: `"stack"` joins their features, `"mean"` averages them.
+        vocabulary_start: Id of the first of an ECG's tokens, where they are words.
     """
 
     model_type = "elm"
@@ -52,6 +62,7 @@ class ElmConfig(PreTrainedConfig):
     projector_norm: bool = True
     projector_pool: int = 1
     projector_pool_mode: str = "stack"
+    vocabulary_start: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -64,8 +75,16 @@ class ElmConfig(PreTrainedConfig):
             if part is None or isinstance(part, dict):
                 part = part or {}
                 setattr(self, name, classes(part.get("model_type", default))(**part))
-        if self.projector_type not in ("linear", "mlp"):
-            raise ValueError(f"projector_type must be 'linear' or 'mlp', got {self.projector_type!r}")
+        if self.projector_type not in ("linear", "mlp", "vocabulary"):
+            raise ValueError(f"projector_type must be 'linear', 'mlp' or 'vocabulary', got {self.projector_type!r}")
+        tokens, words = self.encoder_config.model_type == "ecg_byte", self.projector_type == "vocabulary"
+        if tokens != words:
+            raise ValueError(
+                f"projector_type {self.projector_type!r} does not fit an encoder of type "
+                f"{self.encoder_config.model_type!r}: ECG-Byte's tokens are words ('vocabulary'), all else is projected"
+            )
+        if words and (self.projector_pool != 1 or self.vocabulary_start is None):
+            raise ValueError("words are not pooled and have ids: projector_pool must be 1, and vocabulary_start given")
         if self.projector_pool_mode not in ("stack", "mean"):
             raise ValueError(f"projector_pool_mode must be 'stack' or 'mean', got {self.projector_pool_mode!r}")
         if self.projector_pool < 1:
@@ -73,9 +92,38 @@ class ElmConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)  # last: it hands the attention implementation on to the parts
 
+    @classmethod
+    def of_saved(cls, told: Mapping[str, Any]) -> ElmConfig:
+        """The configuration in a saved model's config.json, which may be that of a plain language model.
+
+        Raises:
+            ValueError: It is a language model that knows no ECGs.
+        """
+        if told.get("model_type") == cls.model_type:
+            config: ElmConfig = cls.from_dict(dict(told))
+            return config
+        if ECG_VOCABULARY not in told:
+            raise ValueError(f"config.json is that of a {told.get('model_type')!r}, which is no ECG-language model")
+        text = {name: value for name, value in told.items() if name != ECG_VOCABULARY}
+        return cls(text_config=text, projector_type="vocabulary", **told[ECG_VOCABULARY])
+
+    @classmethod
+    def of_folder(cls, folder: Path | str) -> ElmConfig:
+        """The same from a saved model's folder; raises as `of_saved`, naming the folder."""
+        try:
+            return cls.of_saved(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+
     def tokens_per_ecg(self, token_mask: torch.Tensor | np.ndarray) -> list[int]:
         """Number of language-model tokens of each ECG, given its encoder's bool `[B, T]` token mask."""
         return tokens_per_ecg(token_mask, self.projector_pool)
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the language model multiplies a row of its table by: in Gemma the root of its width."""
+        text = self.text_config
+        return float(text.hidden_size**0.5) if text.model_type.startswith("gemma") else 1.0
 
     @property
     def embedding_width(self) -> int:

@@ -250,7 +250,7 @@ class FeatureStore:
                 batch = [self.source[record] for record in records[start : start + batch_size]]
                 tensors = dict(self.extractor(batch, return_tensors="pt"))
                 if self.zero:
-                    tensors = zero_features(tensors, encoder.ecg_inputs)
+                    tensors = zero_features(tensors, encoder.ecg_inputs, encoder.zero_token)
                 encoded = encoder(**BatchFeature(tensors).to(encoder.device, encoder.dtype))
                 parts.append((encoded.last_hidden_state.float().cpu().numpy(), encoded.mask.cpu().numpy()))
         finally:

@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
 
 from data.files import written_whole
+from elm import vocabulary
 from elm.card import write_card
+from elm.configuration import ElmConfig
 from elm.features import weights_hash
 from elm.modeling import ElmForConditionalGeneration
 from elm.processing import ElmProcessor
@@ -94,10 +97,10 @@ def load(
     folder, name = resolve(folder, revision), folder
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{name} is no saved model: it has no config.json (was its training interrupted?)")
+    config = ElmConfig.of_folder(folder)
+    kind = ElmForConditionalGeneration if config.vocabulary_start is None else AutoModelForCausalLM
     try:
-        model, info = ElmForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
     except SafetensorError as error:
         raise ValueError(f"the weights of {name} are damaged: {error}") from error
     faults = [f"{name} is missing" for name in info["missing_keys"]]
@@ -107,6 +110,8 @@ def load(
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(f"the weights of {name} do not fit its config.json: {'; '.join(faults[:5])}{more}")
+    if config.vocabulary_start is not None:
+        model = vocabulary.from_plain(model, config)
     processor = ElmProcessor.from_pretrained(folder)
     if adapter is not None:
         belongs = json.loads((Path(adapter) / BASE_FILE).read_text())["weights"]
@@ -116,6 +121,8 @@ def load(
                 f"({weights_hash(model)}): load it on the base it was trained on"
             )
         model = PeftModel.from_pretrained(model, str(adapter))
+        if config.vocabulary_start is not None:
+            model.get_base_model().model.mirror_rows()  # a head that shares the table speaks by it
     return model.eval(), processor
 
 
@@ -140,7 +147,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        model.save_pretrained(aside)
+        (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(aside)
         processor.save_pretrained(aside)
         training = {**training, "parameters": sum(p.numel() for p in model.parameters())}
         (aside / "training.json").write_text(json.dumps(training, indent=2))

@@ -157,7 +157,7 @@ def contents(
         if path.endswith((".md", ".html")):
             files[path] = _last_parts((folder / path).read_text(encoding="utf-8"), places).encode()
     card = model_card(
-        ElmConfig.from_dict(dict(told["config.json"])),
+        ElmConfig.of_saved(told["config.json"]),
         told["training.json"],
         told.get("ablation/report.json"),
         name=repo_id.partition("/")[2],

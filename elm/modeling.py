@@ -7,10 +7,11 @@ PEFT, TRL, `generate` and vLLM find what they look for.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -18,7 +19,7 @@ from transformers.utils import can_return_tuple
 from elm.configuration import ElmConfig, pooled_mask
 from elm.families import attend_within_bounds, backbone_of
 from elm.prefix import mask_of_questions
-from elm.projectors import Projector
+from elm.projectors import Vocabulary, new_projector
 
 Inputs = dict[str, Any]
 
@@ -41,7 +42,7 @@ class ElmModel(ElmPreTrainedModel):
     def __init__(self, config: ElmConfig) -> None:
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.encoder_config)
-        self.projector = Projector(config)
+        self.projector = new_projector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         attend_within_bounds(config.text_config, self.language_model)
         self.post_init()
@@ -89,6 +90,22 @@ class ElmModel(ElmPreTrainedModel):
         projected, kept = self.projector(ecg_features, ecg_mask)
         packed: torch.Tensor = projected[kept]
         return packed
+
+    @torch.no_grad()
+    def mirror_rows(self) -> None:
+        """Where an ECG's tokens are words: copy their rows into the language model's table.
+
+        A head that shares the table speaks by it, so it is done at every step of training. The head itself teaches the
+        rows nothing: words that are never said would all be pushed the same way (Gao et al., 2019, "representation
+        degeneration"), and its gradient is as large as the table.
+        """
+        rows = cast("torch.Tensor", self.projector.weight)
+        start = self.config.vocabulary_start
+        # Of a table that FSDP or ZeRO-3 has taken apart, the whole one that is saved is copied to.
+        table = self.get_input_embeddings().weight
+        if isinstance(table, DTensor) or table.shape[0] < start + len(rows):
+            return
+        table.data[start : start + len(rows)] = rows.to(table.device, table.dtype)  # .data: it is no step of autograd
 
     def refuse_placeholders(self, input_ids: torch.Tensor | None) -> None:
         """For text that comes without an ECG: a `ValueError` if it has a place for one."""
@@ -179,6 +196,8 @@ class ElmModel(ElmPreTrainedModel):
         if ecg:
             if input_ids is None:
                 raise ValueError("ECGs need input_ids: the <ecg> tokens in them say where each belongs")
+            if self.training and self.config.vocabulary_start is not None:
+                self.mirror_rows()
             embeddings = self.ecg_embeddings(**ecg).to(inputs_embeds.device, inputs_embeds.dtype)
             here = input_ids == self.config.ecg_token_id  # [B, S]
             if int(here.sum()) != len(embeddings):
@@ -235,8 +254,13 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
             model = cls(config)
         expected = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         model.model.encoder = encoder
-        model.model.projector = Projector(config)  # float32: it is trained in full
+        model.model.projector = new_projector(config)  # float32: it is trained in full
         model.model.language_model = backbone_of(language)
+        if (start := config.vocabulary_start) is not None:
+            words, table = model.model.projector, model.model.get_input_embeddings().weight
+            assert isinstance(words, Vocabulary)
+            words.weight.data.copy_(table[start : start + len(words.weight)])
+            words.scale = words.scale.to(table.dtype)
         attend_within_bounds(config.text_config, model.model.language_model)
         model.lm_head = language.get_output_embeddings()
         found = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -251,7 +275,10 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
 
     def _never_say_placeholders(self) -> None:
         # Without a cache, a placeholder the model said itself would be one more than its ECGs have tokens.
-        self.generation_config.suppress_tokens = [self.config.ecg_token_id]
+        never = [self.config.ecg_token_id]
+        if (start := self.config.vocabulary_start) is not None:
+            never += range(start, start + self.config.encoder_config.vocabulary)
+        self.generation_config.suppress_tokens = never
 
     @property
     def ecg_inputs(self) -> tuple[str, ...]:

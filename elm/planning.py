@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from trl import ModelConfig, SFTConfig
 
 from data.conversations.rows import QuestionSet, Row, dialogues, packed
-from elm import dev, tiny
+from elm import dev, tiny, vocabulary
 from elm.configuration import ElmConfig
 from elm.families import linear_layers
 from elm.modeling import ElmForConditionalGeneration
@@ -27,6 +27,7 @@ from elm.quantization import BYTES_PER_WEIGHT
 from elm.settings import ElmArguments
 from elm.training import lora, questions_for
 from encoders.base import EcgEncoderConfig
+from encoders.ecg_byte import EcgByteConfig
 from encoders.registry import find_config
 
 CHARACTERS_PER_TOKEN = 4  # of English, in a vocabulary of 100,000
@@ -98,13 +99,18 @@ def skeleton(
         text = tiny.llama_config(tiny.train_tokenizer(dev.words_of(questions)))
     else:
         raise ValueError("the vocabulary of a tiny language model is made of the questions, which are not there")
+    encoder = _encoder_config(arguments)
+    start = None
+    if isinstance(encoder, EcgByteConfig):
+        start, text.vocab_size = text.vocab_size, text.vocab_size + encoder.vocabulary
     config = ElmConfig(
         text_config=text,
-        encoder_config=_encoder_config(arguments),
+        encoder_config=encoder,
         projector_type=arguments.projector_type,
         projector_norm=arguments.projector_norm,
         projector_pool=arguments.projector_pool,
         projector_pool_mode=arguments.projector_pool_mode,
+        vocabulary_start=start,
     )
     with torch.device("meta"):
         model = ElmForConditionalGeneration(config)
@@ -120,6 +126,8 @@ def _mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
 def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     """The encoder's configuration, with those of `encoder_args` that are its own."""
     name = arguments.encoder
+    if name == EcgByteConfig.model_type:
+        return vocabulary.planned(**_mapping(arguments.encoder_args))
     kind = ENCODERS.get(name) or find_config(name)
     config: EcgEncoderConfig
     if name in tiny.ENCODERS:

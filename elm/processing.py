@@ -19,6 +19,12 @@ from elm.configuration import tokens_per_ecg
 from elm.prefix import join
 
 Span = tuple[int, int]
+MARK = "<|ecg:"  # how the name of every ECG token begins, where these are words of a vocabulary (`elm.vocabulary`)
+
+
+def token_name(number: int) -> str:
+    """What a tokenizer calls the ECG token at this place of its table's `llm_order`."""
+    return f"{MARK}{number}|>"
 
 
 def _ecg_parts(messages: Sequence[Message]) -> int:
@@ -103,7 +109,9 @@ class ElmProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {ecg_token!r}: add it, or name one of its reserved tokens")
         added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         template = chat_template or tokenizer.chat_template
-        special = sorted({*added, *tokenizer.all_special_tokens, ecg_token, *_marks_of_turns(tokenizer, template)})
+        tokens = {*added, *tokenizer.all_special_tokens, ecg_token, *_marks_of_turns(tokenizer, template)}
+        # The names of an ECG's tokens, where these are words, are thousands, and begin alike.
+        special = sorted({MARK if token.startswith(MARK) else token for token in tokens})
         # The first character of each: a token that begins inside another one is found as well.
         self._special = re.compile(f"(?={'|'.join(re.escape(t) for t in special if len(t) > 1)})(.)", re.DOTALL)
         super().__init__(feature_extractor, tokenizer, chat_template=template)
@@ -249,6 +257,34 @@ class ElmProcessor(ProcessorMixin):
             rows = [{name: row[name] for name in row if name != "labels"} for row in rows]
         batch.update(self._pad(rows, padding_side))
         return batch
+
+    def token_ids(
+        self, messages: Sequence[Message], ecgs: Sequence[Ecg] = (), add_generation_prompt: bool = True
+    ) -> list[int]:
+        """A conversation as ids of a plain ECG-Byte language model (`elm.vocabulary`), for any engine that takes ids.
+
+        Args:
+            messages: One conversation.
+            ecgs: Its recordings in order of appearance.
+            add_generation_prompt: Ask for an answer.
+
+        Returns:
+            The ids of `__call__`, with the tokens of each recording in its places.
+
+        Raises:
+            ValueError: The processor is none of such a model, or as `__call__` does.
+        """
+        start = self.tokenizer.convert_tokens_to_ids(token_name(0))
+        if "ecg_tokens" not in self.feature_extractor.model_input_names or start in (None, self.tokenizer.unk_token_id):
+            raise ValueError(
+                f"an ECG is no words to a model with {type(self.feature_extractor).__name__}: only an ECG-Byte "
+                "language model takes it as ids"
+            )
+        batch = self(messages, ecgs, add_generation_prompt=add_generation_prompt)
+        ids: torch.Tensor = batch["input_ids"][0]
+        if ecgs:
+            ids[ids == self.ecg_token_id] = start + batch["ecg_tokens"][batch["token_mask"]].to(ids.dtype)
+        return ids.tolist()
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids an assistant says to answer `text` and end his turn: what `labels` hold of such an answer, in order."""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from elm.configuration import ElmConfig, pooled_mask
+from encoders.ecg_byte.modeling import from_bytes
 
 
 class Projector(nn.Module):
@@ -41,3 +42,30 @@ class Projector(nn.Module):
             count = nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, self.pool)).sum(-1, keepdim=True)
             x = x.sum(dim=2) / count.clamp(min=1)
         return self.layers(self.norm(x)), kept
+
+
+class Vocabulary(nn.Module):
+    """ECG-Byte's tokens as words: each has a row of the language model's table, which is trained here.
+
+    The rows are a table of their own, so that they alone are trained, as any projector is, and the words' rows are not.
+    The language model's table holds a copy (`ElmModel.mirror_rows`).
+    """
+
+    scale: torch.Tensor
+
+    def __init__(self, config: ElmConfig) -> None:
+        super().__init__()
+        # A buffer as Gemma's own is: in bfloat16 both are rounded, and the tokens remain words like the others.
+        self.register_buffer("scale", torch.tensor(config.embedding_scale), persistent=False)
+        self.weight = nn.Parameter(torch.empty(config.encoder_config.vocabulary, config.embedding_width))
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows `[B, T, H]` of tokens `[B, T, 2]`, two bytes each, and the mask, bool `[B, T]`."""
+        mask = mask.bool()
+        tokens = from_bytes(features).masked_fill(~mask, 0)
+        return nn.functional.embedding(tokens, self.weight) * self.scale, mask
+
+
+def new_projector(config: ElmConfig) -> Projector | Vocabulary:
+    """The projector that a configuration asks for; the rows of a vocabulary are still to be filled."""
+    return Vocabulary(config) if config.projector_type == "vocabulary" else Projector(config)

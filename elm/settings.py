@@ -52,8 +52,8 @@ class ElmArguments:
     encoder: str = field(
         default="tiny",
         metadata={
-            "help": "ECG encoder: a folder, a hub id, 'tiny' or 'tiny-cnn' to train a small one from the reports "
-            "first, or a type of encoder for a new one, such as 'ecg_patch' for patches of the signal itself."
+            "help": "ECG encoder: a folder, a hub id, 'tiny', 'tiny-heartlang' or 'tiny-cnn' to train a small one from "
+            "the reports first, or a type of encoder for a new one, such as 'ecg_patch' for patches of the signal itself."
         },
     )
     encoder_args: dict[str, Any] | str | None = field(

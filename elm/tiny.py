@@ -5,8 +5,8 @@ would stand, and answers questions about it or repeats it. It learns the languag
 it has seen no ECG.
 
 The encoder learns to predict from a training patient's ECG which words and word pairs the report of it holds; it never
-sees a question or an answer. There are two: MELP's architecture at 100 Hz, and a plain convolutional network, which
-learns more from a few thousand real recordings.
+sees a question or an answer. There are three: MELP's architecture at 100 Hz, HeartLang's, and a plain convolutional
+network, which learns more from a few thousand real recordings.
 
 Both are written to a cache folder under the hash of what made them, and are then loaded like any other model.
 """
@@ -35,6 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from data.conversations.rows import QuestionSet, Row, dialogues
 from data.ecg import Ecg
 from encoders.cnn import CnnConfig, CnnEncoder, varied
+from encoders.heartlang import HeartLangConfig, HeartLangModel, QrsTokenizer
 from encoders.hub import save_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchFeatureExtractor
@@ -82,7 +83,8 @@ def encoder(questions: QuestionSet, cache: Path, seed: int = 0, kind: str = "tin
         questions: Whose reports and recordings.
         cache: Folder of what is computed once.
         seed: Of weights and batches.
-        kind: A name in `ENCODERS`: `"tiny"` has MELP's architecture, `"tiny-cnn"` is a plain convolutional network.
+        kind: A name in `ENCODERS`: `"tiny"` has MELP's architecture, `"tiny-heartlang"` HeartLang's, `"tiny-cnn"` is a
+            plain convolutional network.
         steps: How long it learns, if not as long as its kind should.
     """
     reader = ENCODERS[kind]
@@ -212,11 +214,19 @@ def _train_llama(questions: QuestionSet, seed: int, steps: int, folder: Path) ->
 
 
 def melp_config() -> MelpConfig:
-    """Sizes of the tiny encoder: 10 s at 100 Hz become 62 frames of 160 ms and 16 caption tokens."""
+    """Sizes of the tiny MELP: 10 s at 100 Hz become 62 frames of 160 ms and 16 caption tokens."""
     return MelpConfig(
         sampling_rate=100, conv_dim=[32] * 4, hidden_size=96, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=192, conv_pos_kernel=15, conv_pos_groups=4, shared_dim=64, caption_dim=96, pooler_heads=4,
         n_queries_contrast=8, n_queries_caption=16, dropout=0.0, dropout_input=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+
+
+def heartlang_config() -> HeartLangConfig:
+    """Sizes of the tiny HeartLang: 10 s at 100 Hz become words of 0.96 s, and those one token per lead."""
+    return HeartLangConfig(
+        output="leads", max_words=192, hidden_size=96, num_hidden_layers=2, num_attention_heads=4, head_dim=24,
+        intermediate_size=192, dropout=0.0, embedding_dropout=0.0, attend_padding=False,
     )  # fmt: skip
 
 
@@ -237,6 +247,9 @@ def word_targets(reports: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
     return torch.tensor([[word in grams for word in words] for grams in held], dtype=torch.float32), words
 
 
+Inputs = dict[str, torch.Tensor]  # of an encoder, as its extractor makes them
+
+
 class _MelpReader(nn.Module):
     """A tiny MELP that says which words a report holds.
 
@@ -254,12 +267,37 @@ class _MelpReader(nn.Module):
         self.owner = torch.arange(words) * config.n_queries_caption // words
         self.heads = nn.ModuleList([nn.Linear(config.caption_dim, words), nn.Linear(config.shared_dim, words)])
 
-    def loss(self, values: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-        """Of recordings `[B, leads, samples]` and the words their reports hold, `[B, words]`."""
-        out = self.encoder(values)
+    def loss(self, inputs: Inputs, held: torch.Tensor) -> torch.Tensor:
+        """Of recordings and the words their reports hold, `[B, words]`."""
+        out = self.encoder(**inputs)
         of_token = (out.tokens[:, self.owner] * self.heads[0].weight).sum(dim=-1) + self.heads[0].bias  # [B, words]
         bce = nn.functional.binary_cross_entropy_with_logits
         return bce(of_token, held) + 0.3 * bce(self.heads[1](out.rhythm), held)
+
+
+class _HeartLangReader(nn.Module):
+    """A tiny HeartLang that says which words a report holds.
+
+    As in MELP's, each lead's token answers for its own share of the words, and CLS for all. Tokens of beats answer for
+    none: there is no beat that every recording has.
+    """
+
+    steps = 400
+    config = staticmethod(heartlang_config)
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.encoder = HeartLangModel(config := heartlang_config())
+        self.extractor = QrsTokenizer.from_config(config)
+        self.owner = torch.arange(words) * config.num_leads // words
+        self.heads = nn.ModuleList([nn.Linear(config.hidden_size, words) for _ in range(2)])
+
+    def loss(self, inputs: Inputs, held: torch.Tensor) -> torch.Tensor:
+        """Of recordings and the words their reports hold, `[B, words]`."""
+        out = self.encoder(**inputs)
+        of_lead = (out.last_hidden_state[:, self.owner] * self.heads[0].weight).sum(dim=-1) + self.heads[0].bias
+        bce = nn.functional.binary_cross_entropy_with_logits
+        return bce(of_lead, held) + 0.3 * bce(self.heads[1](out.probe), held)
 
 
 class _CnnReader(nn.Module):
@@ -274,18 +312,26 @@ class _CnnReader(nn.Module):
         self.extractor = PatchFeatureExtractor.from_config(config, normalize="zscore")
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(config.output_dim, words))
 
-    def loss(self, values: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-        """Of recordings `[B, leads, samples]` and the words their reports hold, `[B, words]`."""
-        tokens = self.encoder(varied(values)).last_hidden_state
+    def loss(self, inputs: Inputs, held: torch.Tensor) -> torch.Tensor:
+        """Of recordings and the words their reports hold, `[B, words]`."""
+        tokens = self.encoder(varied(inputs["ecg_values"])).last_hidden_state
         return nn.functional.binary_cross_entropy_with_logits(self.head(tokens.mean(dim=1)), held)
 
 
 # Every tiny encoder by the name that a config gives it.
-ENCODERS: dict[str, type[_MelpReader] | type[_CnnReader]] = {"tiny": _MelpReader, "tiny-cnn": _CnnReader}
+ENCODERS: dict[str, type[_MelpReader] | type[_HeartLangReader] | type[_CnnReader]] = {
+    "tiny": _MelpReader,
+    "tiny-heartlang": _HeartLangReader,
+    "tiny-cnn": _CnnReader,
+}
 
 
 def _train_encoder(
-    questions: QuestionSet, kind: type[_MelpReader] | type[_CnnReader], seed: int, steps: int, folder: Path
+    questions: QuestionSet,
+    kind: type[_MelpReader] | type[_HeartLangReader] | type[_CnnReader],
+    seed: int,
+    steps: int,
+    folder: Path,
 ) -> None:
     records = [row["ecgs"][0] for row in questions.reports]
     targets, words = word_targets([report_of(row) for row in questions.reports])
@@ -297,12 +343,11 @@ def _train_encoder(
         f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
     )
     chunks = [records[i : i + 256] for i in range(0, len(records), 256)]
-    values = torch.cat(
-        [
-            reader.extractor([questions.source[r] for r in chunk], return_tensors="pt")["ecg_values"]
-            for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch")
-        ]
-    )
+    parts = [
+        reader.extractor([questions.source[r] for r in chunk], return_tensors="pt")
+        for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch")
+    ]
+    inputs = {name: torch.cat([part[name] for part in parts]) for name in reader.encoder.ecg_inputs}
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
     batches: list[torch.Tensor] = []
@@ -310,7 +355,7 @@ def _train_encoder(
         for step in progress:
             batches = batches or list(torch.randperm(len(records)).split(ENCODER_BATCH))
             batch = batches.pop(0)
-            loss = reader.loss(values[batch], targets[batch])
+            loss = reader.loss({name: values[batch] for name, values in inputs.items()}, targets[batch])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(reader.parameters(), 1.0)

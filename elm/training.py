@@ -9,8 +9,10 @@ import json
 import logging
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 from zlib import crc32
 
@@ -22,7 +24,16 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerState
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTConfig, SFTTrainer
@@ -32,12 +43,13 @@ from data.conditions import Altered, apply
 from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row
 from data.donors import derangement
+from data.ecg import EcgSource
 from data.readers.wfdb import write_wfdb
 from data.splits import check_leaks
 from data.synthetic import SyntheticCohort
-from elm import dev, families, tiny
+from elm import dev, families, tiny, vocabulary
 from elm.collator import EcgCollator
-from elm.configuration import ElmConfig
+from elm.configuration import ElmConfig, tokens_per_ecg
 from elm.features import FeatureStore
 from elm.folder import resolve, save, save_adapter
 from elm.measured import MeasuredStore
@@ -132,12 +144,31 @@ def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str,
     return list(rows)
 
 
-def as_dataset(rows: Sequence[Row]) -> Dataset:
-    """Rows as the trainer wants them; `length` (ECGs, then characters) lets it put rows of like length into a batch."""
+def lengths_of(rows: Sequence[Row], processor: ElmProcessor, source: EcgSource) -> list[int]:
+    """How long rows are, for putting those of like length into a batch: by ECGs, then by characters.
+
+    Of the rows as they are before a training condition takes ECGs away or exchanges them: under each, rows come in the
+    same order. Where recordings take different numbers of tokens, each token counts as four characters.
+    """
+    lengths = [_length(row) for row in rows]
+    extractor = processor.feature_extractor
+    if not extractor.varying:
+        return lengths
+    records = list(dict.fromkeys(record for row in rows for record in row["ecgs"]))
+    counts = {
+        record: tokens_per_ecg(extractor([source[record]])["token_mask"], processor.pool)[0]
+        for record in tqdm(records, desc="Counting tokens", unit="ECG")
+    }
+    return [n + 4 * sum(counts[record] for record in row["ecgs"]) for n, row in zip(lengths, rows)]
+
+
+def as_dataset(rows: Sequence[Row], lengths: Sequence[int] | None = None) -> Dataset:
+    """Rows as the trainer wants them; `length` (`lengths_of`) lets it put rows of like length into a batch."""
+    lengths = lengths or [_length(row) for row in rows]
     return Dataset.from_list(
         [
-            {"messages": row["messages"], "others": row.get("others", []), "ecgs": row["ecgs"], "length": _length(row)}
-            for row in rows
+            {"messages": row["messages"], "others": row.get("others", []), "ecgs": row["ecgs"], "length": length}
+            for row, length in zip(rows, lengths, strict=True)
         ]
     )
 
@@ -170,6 +201,8 @@ def build(
         encoder_path = str(tiny.encoder(questions, cache, tiny_seed, encoder_path))
     encoder_args = as_mapping("encoder_args", arguments.encoder_args)
     torch.manual_seed(seed)  # a new encoder's weights
+    if encoder_path == "ecg_byte":
+        encoder_path, encoder_args = str(vocabulary.encoder(questions, cache, **encoder_args)), {}
     made = load_encoder if find_config(encoder_path) is None else new_encoder
     encoder, extractor = made(encoder_path, **encoder_args)
     revision = model_args.model_revision if text_path == model_args.model_name_or_path else "main"
@@ -189,6 +222,9 @@ def build(
         quantization_config=quantization, device_map={"": PartialState().device} if quantization is not None else None,
     )  # fmt: skip
     families.fit_vocabulary(language, len(tokenizer))
+    start = None
+    if arguments.projector_type == "vocabulary":
+        start = vocabulary.extend(language, tokenizer, extractor.byte, seed)
     of_language = {
         "vocab_size": language.get_input_embeddings().num_embeddings,
         "tie_word_embeddings": language.config.tie_word_embeddings,
@@ -201,6 +237,7 @@ def build(
         projector_norm=arguments.projector_norm,
         projector_pool=arguments.projector_pool,
         projector_pool_mode=arguments.projector_pool_mode,
+        vocabulary_start=start,
     )
     torch.manual_seed(seed)  # the projector's weights
     model = ElmForConditionalGeneration.from_parts(config, encoder, language)
@@ -247,6 +284,7 @@ def build_collator(
         questions.source,
         features,
         zero_inputs=model.model.encoder.ecg_inputs if zero and features is None else (),
+        zero_token=model.model.encoder.zero_token,
         measured=None if zero else measured_store(arguments, questions),
     )
 
@@ -362,6 +400,41 @@ class ElmTrainer(SFTTrainer):
             raise ValueError(f"the checkpoint has no {missing[0]}, which is trained: give --resume false to start over")
 
 
+class StepTimes(TrainerCallback):
+    """Puts into each entry of the log the seconds of a step, the median of those since the last, and on what.
+
+    From the end of one step to the end of the next: reading and collating counts, writing a checkpoint does not. The
+    log is in the checkpoints, so that a run which was interrupted knows the times of its first part, too.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.since: float | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Not the first step of a process, in which much is set up."""
+        now = time.perf_counter()
+        if self.since is not None:
+            self.seconds.append(now - self.since)
+        self.since = now
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """What follows is another step."""
+        self.since = time.perf_counter()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The entry was just made."""
+        if self.seconds:
+            device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else _processor()
+            state.log_history[-1] |= {"seconds_per_step": round(median(self.seconds), 6), "measured_on": device}
+            self.seconds = []
+
+
+def _processor() -> str:
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def train_stage(
     model: Any,
     processor: ElmProcessor,
@@ -370,16 +443,21 @@ def train_stage(
     args: SFTConfig,
     *,
     resume: bool,
+    lengths: Sequence[int] | None = None,
     peft_config: LoraConfig | None = None,
 ) -> SFTTrainer:
-    """Train one stage with TRL's `SFTTrainer`, from its newest whole checkpoint if there is one."""
+    """Train one stage with TRL's `SFTTrainer`, from its newest whole checkpoint if there is one.
+
+    `lengths` are those of the rows by `lengths_of`, if the rows are not what it should be told of.
+    """
     trainer = ElmTrainer(
         model=model,
         args=args,
-        train_dataset=as_dataset(rows),
+        train_dataset=as_dataset(rows, lengths),
         processing_class=processor,
         data_collator=collator,
         peft_config=peft_config,
+        callbacks=[StepTimes()],
     )
     if peft_config is None and is_quantized(model):
         # Checkpoints of what is trained: 4-bit layers could not read theirs back.
@@ -403,6 +481,8 @@ def train_stage(
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         base.__dict__.pop(name, None)
     base._keys_to_ignore_on_save = set()
+    if base.config.vocabulary_start is not None:
+        base.model.mirror_rows()  # of the last step, or of a checkpoint
     return trainer
 
 

@@ -2,6 +2,7 @@
 
 from encoders.cnn import CnnEncoder
 from encoders.contract import check_encoder
+from encoders.ecg_byte import EcgByteEncoder, EcgByteFeatureExtractor
 from encoders.heartlang import HeartLangModel, HeartLangVQ, QrsTokenizer
 from encoders.hub import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpFeatureExtractor, MelpModel
@@ -14,6 +15,7 @@ _OURS = (
     (CnnEncoder, PatchFeatureExtractor),
     (HeartLangModel, QrsTokenizer),
     (HeartLangVQ, QrsTokenizer),
+    (EcgByteEncoder, EcgByteFeatureExtractor),
 )
 for _model, _extractor in _OURS:
     register(_model, _extractor)

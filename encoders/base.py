@@ -74,9 +74,11 @@ class EcgEncoder(PreTrainedModel):
 
     Attributes:
         ecg_inputs: Names of the tensors of `forward`, as its feature extractor names them, without `token_mask`.
+        zero_token: Where an ECG is tokens (ECG-Byte), the one that all become when it is set to zero.
     """
 
     ecg_inputs: ClassVar[tuple[str, ...]] = ("ecg_values",)
+    zero_token: int | None = None
     main_input_name = "ecg_values"
     # Our encoders call torch's SDPA themselves, whatever is asked for. Without these three flags a language model
     # around an encoder could not choose its own implementation: transformers asks every sub-model for permission.
@@ -117,9 +119,11 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
 
     Attributes:
         own_settings: Names of the settings that do not follow from the encoder's configuration (`from_config`).
+        varying: Whether recordings as long as each other can take different numbers of tokens.
     """
 
     own_settings: ClassVar[tuple[str, ...]] = ()
+    varying: ClassVar[bool] = False
 
     def __init__(self, **kwargs: Any) -> None:
         # transformers writes these two into preprocessor_config.json; any other name it would keep as an attribute that

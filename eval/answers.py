@@ -323,7 +323,7 @@ class ModelResponder:
         encoder = self.model.model.encoder
         tensors = placed(self.model, self.processor.feature_extractor([self.source[record] for record in records]))
         if zero:
-            tensors = zero_features(tensors, encoder.ecg_inputs)
+            tensors = zero_features(tensors, encoder.ecg_inputs, encoder.zero_token)
         encoded = encoder(**tensors)
         return {"ecg_features": encoded.last_hidden_state, "ecg_mask": encoded.mask}
 

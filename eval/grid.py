@@ -81,9 +81,44 @@ def summarise(
     Raises:
         ValueError: A cell is missing or was asked other questions than the rest; names the cell.
     """
+    trained = [name for name in TRAINED if any(name == train for train, _ in answers)]
+    told, asked = compared(answers, trained, questions)
+    seeds = asked["seeds"]
+
+    def cells(number: Any) -> dict[str, dict[str, Numbers]]:
+        return {
+            train: {infer: cell(train, infer, {s: number(told[train, s][infer]) for s in seeds}) for infer in ASKED}
+            for train in trained
+        }
+
+    return {
+        "train_conditions": trained,
+        **asked,
+        "draws": draws,
+        "accuracy": cells(accuracy),
+        "upstream_accuracy": cells(_upstream),
+        "real_minus_swap": {train: {str(s): gap(told[train, s], draws, seed) for s in seeds} for train in trained},
+    }
+
+
+def compared(
+    answers: Mapping[tuple[str, int], Sequence[Line]], trained: Sequence[str], questions: QuestionSet
+) -> tuple[dict[tuple[str, int], dict[str, dict[str, Line]]], Numbers]:
+    """Answers of models that were asked the same, and what they were asked. Controls are left out.
+
+    Args:
+        answers: By row of the table and seed of the training, under `INFER_CONDITIONS`.
+        trained: The rows of the table.
+        questions: What was asked; its training rows give the most common answers.
+
+    Returns:
+        By row and seed, then by condition and question, the answers; and the numbers that all models share.
+
+    Raises:
+        ValueError: A cell is missing or was asked other questions than the rest; names the cell.
+    """
     if not answers:
         raise ValueError("a grid needs the answers of at least one model")
-    trained = [name for name in TRAINED if any(name == train for train, _ in answers)]
     seeds = sorted({number for _, number in answers})
     told = {(train, number): _by_condition(answers, train, number) for train in trained for number in seeds}
     first = told[trained[0], seeds[0]]["real"]
@@ -97,26 +132,14 @@ def summarise(
         raise ValueError(f"question {unknown[0]!r} was asked, but {questions.name} has no such held-out question")
     majority = majority_by_question(questions.train)
     asked = [rows[name] for name in first]
-
-    def cells(number: Any) -> dict[str, dict[str, Numbers]]:
-        return {
-            train: {infer: _cell(train, infer, {s: number(told[train, s][infer]) for s in seeds}) for infer in ASKED}
-            for train in trained
-        }
-
-    return {
+    return told, {
         "dataset": questions.name,
         "notes": list(questions.notes),
-        "train_conditions": trained,
         "infer_conditions": list(ASKED),
         "seeds": seeds,
         "questions": len(asked),
         "patients": len({patient for row in asked for patient in row["patient_ids"]}),
-        "draws": draws,
         "majority_by_question": rounded(np.mean([majority(row) == answer_set(row["answer"]) for row in asked])),
-        "accuracy": cells(_accuracy),
-        "upstream_accuracy": cells(_upstream),
-        "real_minus_swap": {train: {str(s): _gap(told[train, s], draws, seed) for s in seeds} for train in trained},
     }
 
 
@@ -136,15 +159,15 @@ def _by_condition(
     return found
 
 
-def _cell(train: str, infer: str, by_seed: Mapping[int, tuple[float | None, int]]) -> Numbers:
+def cell(train: str, infer: str, by_seed: Mapping[int, tuple[float | None, int]]) -> Numbers:
     """One cell: a number per seed, their mean and their ends; off the diagonal with its warning."""
     values = [value for value, _ in by_seed.values() if value is not None]
-    cell: Numbers = {
+    found: Numbers = {
         "by_seed": {str(s): None if value is None else rounded(value) for s, (value, _) in by_seed.items()},
         "n": {str(s): n for s, (_, n) in by_seed.items()},
         **{name: rounded(of(values)) if values else None for name, of in _SPREAD.items()},
     }
-    return {**cell, "warning": SHIFT} if _mark(train, infer) else cell
+    return {**found, "warning": SHIFT} if _mark(train, infer) else found
 
 
 def _mark(train: str, infer: str) -> str:
@@ -154,7 +177,8 @@ def _mark(train: str, infer: str) -> str:
 _SPREAD: Mapping[str, Any] = {"mean": np.mean, "lowest": np.min, "highest": np.max}
 
 
-def _accuracy(lines: Mapping[str, Line]) -> tuple[float | None, int]:
+def accuracy(lines: Mapping[str, Line]) -> tuple[float | None, int]:
+    """The share of right answers, and how many there are."""
     return float(np.mean([line["correct"] for line in lines.values()])), len(lines)
 
 
@@ -164,7 +188,7 @@ def _upstream(lines: Mapping[str, Line]) -> tuple[float | None, int]:
     )
 
 
-def _gap(told: Mapping[str, Mapping[str, Line]], draws: int, seed: int) -> Numbers:
+def gap(told: Mapping[str, Mapping[str, Line]], draws: int, seed: int) -> Numbers:
     """Real minus swap of one model, over the questions that were asked under both."""
     both = [name for name in told["real"] if name in told["swap"]]
     real, swap = (np.array([told[infer][name]["correct"] for name in both], float) for infer in ("real", "swap"))
@@ -200,7 +224,7 @@ def table(numbers: Numbers, kind: str = "accuracy") -> str:
     """
     lines = [["trained on \\ asked with", *(ASKED[infer] for infer in numbers["infer_conditions"])]]
     for train, cells in numbers[kind].items():
-        lines.append([TRAINED[train], *(_written(cell) for cell in cells.values())])
+        lines.append([TRAINED[train], *(written(cell) for cell in cells.values())])
     return markdown_table(lines)
 
 
@@ -209,7 +233,7 @@ def gaps(numbers: Numbers) -> str:
     seeds = [str(seed) for seed in numbers["seeds"]]
     lines = [["real minus another patient's ECG, trained on", *(f"seed {seed}" for seed in seeds)]]
     for train, by_seed in numbers["real_minus_swap"].items():
-        lines.append([TRAINED[train], *(_gap_written(by_seed[seed]) for seed in seeds)])
+        lines.append([TRAINED[train], *(gap_written(by_seed[seed]) for seed in seeds)])
     return markdown_table(lines)
 
 
@@ -333,7 +357,8 @@ def _lines(cell: Numbers) -> str:
     return f"{mean}\n{spread}" if spread else mean
 
 
-def _written(cell: Numbers) -> str:
+def written(cell: Numbers) -> str:
+    """A cell of the table: its mean and its spread over seeds, per cent."""
     return " ".join(part for part in _parts(cell) if part)
 
 
@@ -345,7 +370,8 @@ def _parts(cell: Numbers) -> tuple[str, str]:
     return f"{100 * cell['mean']:.1f}{mark}", spread
 
 
-def _gap_written(gap: Numbers) -> str:
-    low, high = gap["interval"]
+def gap_written(found: Numbers) -> str:
+    """Real minus swap of one training and its interval over patients, in points."""
+    low, high = found["interval"]
     limits = "unknown" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
-    return f"{100 * gap['difference']:+.1f} ({limits})"
+    return f"{100 * found['difference']:+.1f} ({limits})"

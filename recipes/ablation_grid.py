@@ -3,6 +3,7 @@ r"""Train on real ECGs, zeros, no ECGs and shuffled ones; ask every model with e
     accelerate launch recipes/ablation_grid.py
     accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_ecgbench.yaml
     accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_ecgbench.yaml --dev
+    accelerate launch recipes/ablation_grid.py --config recipes/configs/grid_inputs.yaml
 
 Without --config it takes recipes/configs/grid_tiny.yaml: simulated ECGs, tiny models, twelve trainings on two CPU
 cores. A config is one of recipes/sft_llava.py with the settings of a grid added; any field can be given as a flag.
@@ -10,18 +11,24 @@ cores. A config is one of recipes/sft_llava.py with the settings of a grid added
 Within a seed all trainings have the same data order, steps and LoRA, and only the ECGs differ. What is computed once
 (tiny models, encoder outputs) is shared. Started again, it trains no finished model again and goes on with the ones it
 was interrupted in. Writes grid.json, grid.md and grid.png. Research use only; not a medical device.
+
+With `inputs` the rows are ways in which an ECG reaches the language model (MELP, HeartLang, patches of the signal,
+ECG-Byte), all trained on real ECGs: right answers, tokens of an ECG and seconds of a step. Writes inputs.json,
+inputs.md and inputs.png.
 """
 
 import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
@@ -29,18 +36,24 @@ from elm import dev, training
 from elm.settings import (
     TRAIN_CONDITIONS,
     ElmArguments,
+    as_mapping,
     check_launch,
     check_settings,
     claim_folder,
     for_dev,
     settings_of_a_run,
 )
-from eval import ablation, grid
+from eval import ablation, grid, inputs
 from eval.items import read
 from recipes.sft_llava import train
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grid_tiny.yaml"
 DEV = "--seeds 0 --jobs 1"  # beside what --dev means for one training
+# What makes an input; all else is the same for all of them.
+INPUT_FIELDS = (
+    *("encoder", "encoder_args", "train_encoder"),
+    *("projector_type", "projector_norm", "projector_pool", "projector_pool_mode"),
+)
 
 
 @dataclass
@@ -56,8 +69,31 @@ class GridArguments:
     published: str = field(
         default="", metadata={"help": f"Show the published grid of this protocol: {', '.join(grid.PUBLISHED)}."}
     )
+    inputs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Compare these inputs in place of train conditions, as JSON (a mapping in YAML): the name of a row "
+            f"to what it changes of {', '.join(INPUT_FIELDS)}."
+        },
+    )
 
     def __post_init__(self) -> None:
+        self.inputs = as_mapping("inputs", self.inputs)
+        for name, changes in self.inputs.items():
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"inputs: {name!r} is to be the name of a folder: letters, digits, '-', '_' and '.'")
+            if not isinstance(changes, dict):
+                raise ValueError(f"inputs: {name!r} must be a mapping of settings, got {changes!r}")
+            if unknown := sorted(changes.keys() - set(INPUT_FIELDS)):
+                raise ValueError(
+                    f"inputs: {name!r} sets {unknown[0]!r}, but inputs may differ in {', '.join(INPUT_FIELDS)} alone"
+                )
+        if self.inputs and self.train_conditions != ["real"]:
+            raise ValueError(
+                f"inputs are compared on real ECGs: give --train_conditions real, not {' '.join(self.train_conditions)}"
+            )
+        if self.inputs and self.published:
+            raise ValueError("a published grid is one of train conditions: give inputs or published, not both")
         if self.published and self.published not in grid.PUBLISHED:
             raise ValueError(f"published must be one of {', '.join(grid.PUBLISHED)}, got {self.published!r}")
 
@@ -103,23 +139,29 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
     out, main_process = Path(training_args.output_dir), training_args.process_index == 0
     if arguments.tiny_seed is None:  # one language model and one encoder for all seeds
         arguments = dataclasses.replace(arguments, tiny_seed=training_args.seed)
+    by_input = as_mapping("inputs", grid_args.inputs)
+    rows = {name: dataclasses.replace(arguments, **changes) for name, changes in by_input.items()} or {
+        condition: dataclasses.replace(arguments, train_condition=condition) for condition in grid_args.train_conditions
+    }
     cells = {
-        (condition, seed): Cell(
-            dataclasses.replace(arguments, train_condition=condition),
-            dataclasses.replace(training_args, output_dir=str(out / "cells" / f"{condition}-{seed}"), seed=seed),
+        (row, seed): Cell(
+            of_row,
+            dataclasses.replace(training_args, output_dir=str(out / "cells" / f"{row}-{seed}"), seed=seed),
             model_args,
             grid_args.limit,
         )
         for seed in grid_args.seeds
-        for condition in grid_args.train_conditions
+        for row, of_row in rows.items()
     }
     settings = settings_of_a_run(arguments, training_args, model_args) | {"limit": grid_args.limit}
+    settings |= {"inputs": by_input} if by_input else {}
     claim_folder(out / "cells", settings, resume=arguments.resume, write=main_process)
 
     # What all models share
     with training_args.main_process_first(desc="data and shared parts"):
         questions = training.questions_for(arguments)
-        training.share(arguments, training_args, model_args, questions)
+        for shared in rows.values() if by_input else [arguments]:
+            training.share(shared, training_args, model_args, questions)
 
     # Training and asking
     if grid_args.jobs == 1:
@@ -137,11 +179,24 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
     # Side by side
     if not main_process:
         return
-    answers = {key: read(out / "cells" / "{}-{}".format(*key) / "ablation" / "predictions.jsonl") for key in cells}
-    numbers = grid.summarise(answers, questions) | {"dev": arguments.dev, "settings": settings}
-    numbers["published"] = grid_args.published
-    grid.write(out, numbers)
-    print(f"\n{grid.summary(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
+    folders = {key: Path(cell.training_args.output_dir) for key, cell in cells.items()}
+    answers = {key: read(folder / "ablation" / "predictions.jsonl") for key, folder in folders.items()}
+    told = {"dev": arguments.dev, "settings": settings}
+    if not by_input:
+        numbers = grid.summarise(answers, questions) | told | {"published": grid_args.published}
+        grid.write(out, numbers)
+        print(f"\n{grid.summary(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
+        return
+    asked = {line["id"] for lines in answers.values() for line in lines}
+    records = sorted({record for row in questions.test if row["id"] in asked for record in row["ecgs"]})
+    costs = {
+        name: inputs.cost_of({seed: folders[name, seed] for seed in grid_args.seeds}, questions.source, records)
+        for name in rows
+    }
+    numbers = inputs.summarise(answers, costs, questions) | told
+    numbers |= {"records": len(records), "jobs": grid_args.jobs}
+    inputs.write(out, numbers)
+    print(f"\n{inputs.summary(numbers)}\n\nTable, picture and all numbers: {out}/inputs.*")
 
 
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:

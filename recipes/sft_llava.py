@@ -28,7 +28,7 @@ from elm import dev, hub, planning, training
 from elm.features import weights_hash
 from elm.planning import PlanArguments
 from elm.settings import ElmArguments, check_launch, check_settings, claim, for_dev
-from elm.training import stage_args, train_stage, under_condition
+from elm.training import lengths_of, stage_args, train_stage, under_condition
 from eval import ablation
 from eval.report import finding, table
 
@@ -92,24 +92,29 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
     if arguments.align_steps and condition != "none":  # without ECGs a projector has nothing to learn from
+        lengths = lengths_of(questions.reports, processor, questions.source)
         rows = under_condition(questions.reports, questions, condition, seed)
         args = stage_args(
             training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate,
             full_determinism=arguments.deterministic,
         )  # fmt: skip
         print(f"Stage align: the projector learns to have the language model write {len(rows)} reports")
-        trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume)
+        trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume, lengths=lengths)
         model = training.whole(trainer, lambda: training.build(arguments, model_args, questions, seed)[0])
     base_weights = weights_hash(model)
     rows = [
         row for some in balanced(questions.train, arguments.balance) for row in dialogues(some, arguments.turns, seed)
     ]
     rows += questions.reports if arguments.reports_in_sft else []
-    rows = under_condition(packed(rows, arguments.questions_per_row), questions, condition, seed)
+    rows = packed(rows, arguments.questions_per_row)
+    lengths = lengths_of(rows, processor, questions.source)
+    rows = under_condition(rows, questions, condition, seed)
     lora = training.lora(model_args, model, arguments.train_encoder)
     args = stage_args(training_args, "sft", full_determinism=arguments.deterministic)
     print(f"Stage sft: projector and LoRA learn to answer, {len(rows)} dialogues of {questions.name}")
-    trainer = train_stage(model, processor, rows, collator, args, resume=arguments.resume, peft_config=lora)
+    trainer = train_stage(
+        model, processor, rows, collator, args, resume=arguments.resume, lengths=lengths, peft_config=lora
+    )
 
     tuned = training.whole(
         trainer, lambda: get_peft_model(training.build(arguments, model_args, questions, seed)[0], lora)
@@ -124,9 +129,11 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     return folder
 
 
-def parse(argv: list[str]) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
-    """The settings on a command line."""
-    argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
+def parse(
+    argv: list[str], default: Path = DEFAULT_CONFIG
+) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
+    """The settings on a command line; those of `default` where it names no config."""
+    argv = argv if "--config" in argv else ["--config", str(default), *argv]
     parser = TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments))
     return parser.parse_args_and_config(dev.with_flags(argv))
 

@@ -13,11 +13,11 @@ different in a tokenizer that is trained here, and why:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,22 +220,38 @@ class EcgByteTokenizer:
         """
         path = Path(path)
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Self:
+        """The tokenizer that `to_dict` describes.
+
+        Raises:
+            ValueError: It is something else; says what is wrong.
+        """
+        try:
             if not isinstance(saved, dict) or saved.keys() != {"merges", "llm_order", "settings"}:
                 raise ValueError("expected merges, llm_order and settings; tables of others: from_upstream")
-            given = saved["settings"]
+            given = dict(saved["settings"])
             quantizer = Quantizer(**given.pop("quantizer"))
             leads = None if given["leads"] is None else tuple(given.pop("leads"))
             settings = EcgByteSettings(**{**given, "leads": leads, "quantizer": quantizer})
             return cls(TokenTable(saved["merges"], saved["llm_order"]), settings)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a tokenizer that was saved here: {error}") from error
+            raise ValueError(f"not a tokenizer that was saved here: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that ids depend on, in what JSON knows."""
+        settings = asdict(self.settings)
+        settings["leads"] = None if self.settings.leads is None else list(self.settings.leads)
+        return {"settings": settings, "llm_order": list(self.table.llm_order), "merges": list(self.table.merges)}
 
     def save(self, path: Path | str) -> None:
         """Write everything to one JSON file."""
-        saved = {"settings": asdict(self.settings), "llm_order": self.table.llm_order, "merges": self.table.merges}
         with written_whole(path, "w") as file:
-            json.dump(saved, file)
+            json.dump(self.to_dict(), file)
 
     # --- recordings ---------------------------------------------------------------------------------------------------
 

@@ -125,6 +125,7 @@ class QrsTokenizer(EcgFeatureExtractor):
 
     model_input_names = ["words", "in_chan", "in_time", "token_mask"]
     own_settings = ("mode", "filter", "leads", "detection", "nan")
+    varying = True
 
     def __init__(
         self,

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg, canonical_lead
-from encoders.base import EcgFeatureExtractor, first_seconds
-from encoders.patch.configuration import PatchConfig
+from encoders.base import EcgFeatureExtractor, TokenSpan, first_seconds
+from encoders.patch.configuration import PatchConfig, Patches
 
 Normalize = Literal["millivolts", "zscore", "minmax"]
 
@@ -20,7 +20,7 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
     """Recordings to `ecg_values` float32 `[B, leads, samples]` and `token_mask` bool `[B, T]`.
 
     A longer recording is cut to its first `seconds`, a shorter one padded with zeros whose patches are masked; a patch
-    that holds any signal counts. A missing lead is an error.
+    that holds any signal counts. Tokens that carry signal come first. A missing lead is an error.
 
     Args:
         sampling_rate: Hz.
@@ -31,6 +31,7 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
             deviation away, and with them all that voltage says; `"minmax"` puts the recording between 0 and 1, by the
             least and the greatest value of all its leads together, as ECG-Bench does.
         scale: Millivolts that become 1.
+        patches: What a token is about: a time (`"time"`, `"conv"`), or a time of one lead (`"leads"`).
     """
 
     model_input_names = ["ecg_values", "token_mask"]
@@ -44,6 +45,7 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         leads: Sequence[str] = LEADS,
         normalize: Normalize = "millivolts",
         scale: float = 0.5,
+        patches: Patches = "time",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,20 +55,22 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
             raise ValueError(f"scale must be a positive number of millivolts, got {scale}")
         self.sampling_rate, self.seconds, self.patch_size = sampling_rate, seconds, patch_size
         self.leads = [canonical_lead(name) for name in leads]
-        self.normalize, self.scale = normalize, scale
+        self.normalize, self.scale, self.patches = normalize, scale, patches
 
     @classmethod
     def from_config(cls, config: PatchConfig, **own: Any) -> Self:
         """The extractor for an encoder with this configuration.
 
         Args:
-            config: Says rate, duration and patch size.
+            config: Says rate, duration, patch size, and what a token is about.
             **own: `leads`, `normalize`, `scale`.
 
         Raises:
             ValueError: The encoder takes another number of leads.
         """
-        extractor = cls(config.sampling_rate, config.seconds, config.patch_size, **own)
+        # The plain convolutional encoder has this extractor too, and tokens of all leads.
+        patches = config.patches if isinstance(config, PatchConfig) else "time"
+        extractor = cls(config.sampling_rate, config.seconds, config.patch_size, patches=patches, **own)
         if len(extractor.leads) != config.in_channels:
             raise ValueError(f"the encoder takes {config.in_channels} leads, not {', '.join(extractor.leads)}")
         return extractor
@@ -84,5 +88,24 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
             signal = (signal - signal.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
         values = np.zeros((len(self.leads), length), np.float32)
         values[:, : signal.shape[1]] = signal
-        mask = np.arange(length // self.patch_size) < math.ceil(signal.shape[1] / self.patch_size)
+        rows = len(self.leads) if self.patches == "leads" else 1
+        mask = np.arange(rows * (length // self.patch_size)) < rows * math.ceil(signal.shape[1] / self.patch_size)
         return {"ecg_values": values, "token_mask": mask}
+
+    def token_spans(self, ecg: Ecg) -> list[TokenSpan]:
+        """What of a recording each of its tokens is about, in the order of the tokens that `token_mask` counts.
+
+        The last second is that of the recording, where it ends within a patch. Convolutions (`"conv"`) look a little
+        beyond on either side.
+
+        Raises:
+            ValueError: As for its features.
+        """
+        signal = first_seconds(ecg, tuple(self.leads), self.sampling_rate, self.seconds)
+        size, samples = self.patch_size, signal.shape[1]
+        leads = self.leads if self.patches == "leads" else [None]
+        return [
+            TokenSpan(lead, start / self.sampling_rate, min(start + size, samples) / self.sampling_rate)
+            for lead in leads
+            for start in range(0, samples, size)
+        ]

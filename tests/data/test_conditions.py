@@ -267,7 +267,7 @@ FAMILIES = {
     "signal": ({"ecg_values": ("float16", 2, 3), "ecg_times": ("int64", 2, 3), "token_mask": ("bool", 2, 3),
                 "float_mask": ("float32", 2, 3), "other": ("float32", 2)}, "ecg_values"),
     "words": ({"words": ("float32", 2, 256, 96), "in_chan": ("int64", 2, 256), "in_time": ("int32", 2, 256)}, "words"),
-    "tokens": ({"symbols": ("uint8", 2, 12, 50), "token_mask": ("bool", 2, 9)}, "symbols"),
+    "tokens": ({"ecg_tokens": ("int32", 2, 9), "token_mask": ("bool", 2, 9)}, "ecg_tokens"),
 }  # fmt: skip
 
 
@@ -277,11 +277,11 @@ def test_zeros_keep_shape_type_and_everything_that_is_not_signal(make, family):
     kinds, signal = FAMILIES[family]
     features = {name: array(make, *kind) for name, kind in kinds.items()}
     before = dict(features)
-    zeroed = zero_features(features, [name for name in kinds if name != "other"], zero_symbol=97)
+    zeroed = zero_features(features, [name for name in kinds if name != "other"], zero_token=97)
     assert features == before and bool((features[signal] == 1).all())
     assert type(zeroed[signal]) is type(features[signal])
     assert zeroed[signal].dtype == features[signal].dtype and zeroed[signal].shape == features[signal].shape
-    assert bool((zeroed[signal] == (97 if signal == "symbols" else 0)).all())
+    assert bool((zeroed[signal] == (97 if signal == "ecg_tokens" else 0)).all())
     assert all(zeroed[name] is features[name] for name in features if name != signal)
 
 
@@ -290,5 +290,5 @@ def test_zeroing_nothing_is_an_error():
         zero_features({"ecg_values": np.ones(2)}, ["signal"])
     with pytest.raises(ValueError, match="nothing to zero"):
         zero_features({"ecg_times": np.ones(2, int)}, ["ecg_times"])
-    with pytest.raises(ValueError, match="cannot zero 'symbols' without zero_symbol"):
-        zero_features({"symbols": np.ones(2, np.uint8)}, ["symbols"])
+    with pytest.raises(ValueError, match="cannot zero 'ecg_tokens' without zero_token"):
+        zero_features({"ecg_tokens": np.ones(2, np.int32)}, ["ecg_tokens"])

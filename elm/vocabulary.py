@@ -1,0 +1,204 @@
+"""ECG-Byte language models: an ECG's tokens are words of a plain language model's vocabulary.
+
+In training and in the audit such a model is an `ElmForConditionalGeneration` like every other: its projector is a table
+of rows (`elm.projectors.Vocabulary`), looked up where another one computes. Saved, it is a plain language model with a
+bigger vocabulary (`as_plain`), which any engine serves; `from_plain` makes the first of the second.
+
+The vocabulary grows in the order of the tokenizer table's `llm_order`: the token at place n of it is `<|ecg:n|>`, and
+its id is that of `<|ecg:0|>` plus n. What the rows begin with decides whether anything is learned: resizing a table the
+usual way draws new rows from a normal distribution of variance 1e-9 around the mean row, so that all are the same word
+to the model, and LoRA leaves the table as it is. Here a row begins with what its token looks like (`content_rows`), and
+is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from data.conversations.rows import QuestionSet
+from elm.configuration import ECG_VOCABULARY, ElmConfig
+from elm.families import fit_vocabulary
+from elm.processing import token_name
+from encoders import save_encoder
+from encoders.ecg_byte import EcgByteConfig, EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
+from encoders.ecg_byte.quantizing import LEVELS
+
+if TYPE_CHECKING:
+    from elm.modeling import ElmForConditionalGeneration
+
+LEARNED_FROM = 2000  # recordings
+MERGES = 2000
+_POINTS = 8  # of a token's waveform
+
+
+# --- a tokenizer learned from recordings ------------------------------------------------------------------------------
+
+
+def encoder(
+    questions: QuestionSet,
+    cache: Path,
+    *,
+    tokenizer: str | None = None,
+    max_tokens: int | None = None,
+    merges: int = MERGES,
+    **settings: Any,
+) -> Path:
+    """A folder with the ECG-Byte "encoder" of a run: its tokens come from a file, or are learned.
+
+    Args:
+        questions: From the ECGs of whose training split tokens are learned, the first `LEARNED_FROM`.
+        cache: Folder of what is computed once.
+        tokenizer: A file that `EcgByteTokenizer.save` wrote; then nothing is learned.
+        max_tokens: The most tokens of one recording (`EcgByteTokenizer.fit`).
+        merges: The most tokens to learn.
+        **settings: `low` and `high`, the millivolts that become the first and the last level, and what else is in
+            `EcgByteSettings`.
+
+    Raises:
+        ValueError: Neither or both of `tokenizer` and `max_tokens` are given, a setting is unknown, or recordings do
+            not fit.
+    """
+    if (tokenizer is None) == (max_tokens is None) or (tokenizer is not None and settings):
+        raise ValueError(
+            "encoder_args of ecg_byte are either tokenizer, a file that EcgByteTokenizer.save wrote, or max_tokens "
+            f"(and merges, sampling_rate, seconds, leads, low, high), got {sorted(settings)} beside "
+            f"tokenizer={tokenizer} and max_tokens={max_tokens}"
+        )
+    records = list(dict.fromkeys(record for row in questions.train for record in row["ecgs"]))[:LEARNED_FROM]
+    content = None if tokenizer is None else Path(tokenizer).read_text(encoding="utf-8")
+    key = json.dumps([questions.source_key, records, content, max_tokens, merges, settings], sort_keys=True)
+    folder = cache / f"ecg-byte-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if folder.exists():
+        return folder
+    if tokenizer is not None:
+        byte = EcgByteTokenizer.load(tokenizer)
+    else:
+        span = {name: settings.pop(name) for name in ("low", "high") if name in settings}
+        try:
+            plan = EcgByteSettings(quantizer=Quantizer(**span), **settings)
+        except TypeError as error:
+            raise ValueError(f"encoder_args of ecg_byte: {error}") from error
+        assert max_tokens is not None
+        byte = EcgByteTokenizer.fit([questions.source[record] for record in records], max_tokens, merges, plan)
+    made, extractor = EcgByteEncoder.for_tokenizer(byte)
+    if tokenizer is None:
+        made.config.pretrained_on = f"{questions.name}: ECGs of the training split (ECG-Byte merges)"
+    begun = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(begun, ignore_errors=True)
+    save_encoder(made, extractor, begun)
+    begun.rename(folder)
+    return folder
+
+
+def planned(*, tokenizer: str | None = None, max_tokens: int = 1024, merges: int = MERGES, **_: Any) -> EcgByteConfig:
+    """The configuration that `encoder` would find, of the largest vocabulary it may learn."""
+    if tokenizer is not None:
+        loaded, _ = EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer))
+        config: EcgByteConfig = loaded.config
+        return config
+    return EcgByteConfig(vocabulary=LEVELS + merges, budget=max_tokens)
+
+
+# --- rows of the vocabulary -------------------------------------------------------------------------------------------
+
+
+def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Rows for ECG tokens that begin with what each looks like, as far apart as words are.
+
+    A token is described by its waveform, where it begins and ends, and its length. Random Fourier features (Rahimi and
+    Recht, 2007) make of that a row, so that the cosine of two rows, their mean taken away, is a Gaussian of the
+    distance of the two descriptions: near 1 for tokens that differ by a level, near 0 for most. Mean and spread of the
+    rows, in each dimension, are those of the words'.
+
+    Args:
+        byte: The tokenizer.
+        like: Rows of words, `[V, H]`.
+        seed: Of the random features.
+
+    Returns:
+        `[len(llm_order), H]` in the type of `like`.
+    """
+    waves = torch.from_numpy(byte.waveforms(_POINTS))
+    levels = waves / waves.std().clamp(min=1e-6)
+    lengths = torch.from_numpy(byte.lengths[list(byte.table.llm_order)]).float().log2()[:, None]
+    # Ends count twice over: they are what joins a token to its neighbours.
+    described = torch.cat([levels, levels[:, :1], levels[:, -1:], 2 * lengths], dim=1)
+    typical = torch.pdist(described[:: max(1, len(described) // 500)]).median().clamp(min=1e-6)
+    described = described * (2.0 / typical)  # the typical pair has a cosine of exp(-2)
+    words = like.float()
+    generator = torch.Generator().manual_seed(seed)
+    frequency = torch.randn(described.shape[1], words.shape[1], generator=generator)
+    phase = 2 * torch.pi * torch.rand(words.shape[1], generator=generator)
+    features = 2**0.5 * torch.cos(described @ frequency + phase)
+    return (words.mean(0) + words.std(0) * features).to(like.dtype)
+
+
+@torch.no_grad()
+def extend(
+    language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, byte: EcgByteTokenizer, seed: int = 0
+) -> int:
+    """Add the ECG's tokens to a language model and its tokenizer.
+
+    Input rows are `content_rows`. Where the head has rows of its own (untied), new ones are the mean of the words':
+    no answer is an ECG token, and the language model learns that of all of them at once.
+
+    Returns:
+        The id of the first.
+
+    Raises:
+        ValueError: The tokenizer has such tokens already.
+    """
+    if token_name(0) in tokenizer.get_vocab():
+        raise ValueError(f"{tokenizer.name_or_path} has ECG tokens already: begin with a model of words alone")
+    words, count = len(tokenizer), len(byte.table.llm_order)
+    tokenizer.add_tokens([token_name(number) for number in range(count)], special_tokens=True)
+    fit_vocabulary(language, len(tokenizer))
+    rows, head = language.get_input_embeddings().weight, language.get_output_embeddings().weight
+    start = int(tokenizer.convert_tokens_to_ids(token_name(0)))
+    rows[start : start + count] = content_rows(byte, rows[:words], seed)
+    if head is not rows:
+        head[start : start + count] = head[:words].float().mean(0).to(head.dtype)
+    return start
+
+
+# --- the plain form ---------------------------------------------------------------------------------------------------
+
+
+def as_plain(model: ElmForConditionalGeneration) -> PreTrainedModel:
+    """The plain language model with a bigger vocabulary that an ECG-Byte model is; shares its weights."""
+    config = model.config
+    model.model.mirror_rows()
+    text = type(config.text_config).from_dict(config.text_config.to_dict())
+    told = {"encoder_config": config.encoder_config.to_dict(), "ecg_token_id": config.ecg_token_id}
+    setattr(text, ECG_VOCABULARY, {**told, "vocabulary_start": config.vocabulary_start})
+    with torch.device("meta"):
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(text)
+    setattr(plain, plain.base_model_prefix, model.model.language_model)
+    plain.set_output_embeddings(model.lm_head)
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def from_plain(plain: PreTrainedModel, config: ElmConfig) -> ElmForConditionalGeneration:
+    """The model as training and audit know it; shares the weights of the plain form."""
+    from elm.modeling import ElmForConditionalGeneration
+
+    return ElmForConditionalGeneration.from_parts(config, EcgByteEncoder(config.encoder_config), plain)
+
+
+def spread_of(rows: torch.Tensor, pairs: int = 20_000, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Cosines of random pairs of different rows, sorted: what tells rows that mean something from copies of one."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(len(rows), size=pairs)
+    second = (first + rng.integers(1, len(rows), size=pairs)) % len(rows)
+    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    cosines: np.ndarray[Any, np.dtype[np.float32]] = np.sort((unit[first] * unit[second]).sum(1).numpy())
+    return cosines
