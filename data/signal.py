@@ -7,7 +7,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import butter, resample_poly, sosfiltfilt
 
 
 def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArray[np.float32]:
@@ -32,6 +31,8 @@ def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArra
     ratio = Fraction(fs_out / fs_in).limit_denominator(10_000)
     if abs(float(ratio) / (fs_out / fs_in) - 1) > 1e-6:
         raise ValueError(f"cannot resample {fs_in} Hz to {fs_out} Hz: their ratio is not a simple fraction")
+    from scipy.signal import resample_poly  # takes longer to import than most recordings to read
+
     # The straight line through both ends is taken away and put back: an offset would ring at the ends, and, because
     # the filter's phases differ in gain by 1e-3, an electrode's 100 mV would ripple by 50 uV all along when upsampling.
     first, last = signal[..., :1].astype(np.float64), signal[..., -1:].astype(np.float64)
@@ -60,6 +61,8 @@ def bandpass(signal: NDArray[np.floating], fs: float, low: float, high: float, o
     """
     if not 0 < low < high < fs / 2:
         raise ValueError(f"a band-pass at {fs:g} Hz needs 0 < low < high < {fs / 2:g} Hz, got {low} and {high}")
+    from scipy.signal import sosfiltfilt
+
     sections = _bandpass_sections(fs, low, high, order)
     # As scipy's own choice, but for a recording shorter than that.
     edge = min(3 * (2 * order + 1), signal.shape[-1] - 1)
@@ -68,5 +71,7 @@ def bandpass(signal: NDArray[np.floating], fs: float, low: float, high: float, o
 
 @cache
 def _bandpass_sections(fs: float, low: float, high: float, order: int) -> NDArray[np.float64]:
+    from scipy.signal import butter
+
     # Second-order sections: the polynomials of a low corner at a high sampling rate are not numbers to compute with.
     return np.asarray(butter(order, (low, high), "bandpass", fs=fs, output="sos"))

@@ -11,14 +11,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg
 from data.readers.common import millivolts, sampling_rate
+
+if TYPE_CHECKING:
+    from data.conversations.rows import Message
 
 MEDIA_TYPE = "application/x-ecg+json"
 _KEYS = ("fs", "leads", "units", "signal")
@@ -79,6 +82,30 @@ def from_wire(data: bytes) -> Ecg:
 def data_url(ecg: Ecg) -> str:
     """The recording as a `data:` URL, for a content part of a chat request."""
     return f"data:{MEDIA_TYPE};base64,{base64.b64encode(to_wire(ecg)).decode()}"
+
+
+def chat_messages(messages: Sequence[Message], ecgs: Iterable[Ecg]) -> list[Message]:
+    """Messages as they are sent to a chat server: each ECG part holds its recording, in the order given.
+
+    The part's kind is `audio_url`, which vLLM's chat API and every OpenAI client know and hand on unread.
+
+    Raises:
+        ValueError: There are fewer recordings than ECG parts, or a sample is not finite.
+    """
+    left = iter(ecgs)
+
+    def sent(part: dict[str, str]) -> dict[str, Any]:
+        if part["type"] != "ecg":
+            return {"type": "text", "text": part["text"]}
+        ecg = next(left, None)
+        if ecg is None:
+            raise ValueError("the messages have more ECG parts than ECGs are given")
+        return {"type": "audio_url", "audio_url": {"url": data_url(ecg)}}
+
+    def content(content: str | list[dict[str, str]]) -> str | list[dict[str, Any]]:
+        return content if isinstance(content, str) else [sent(part) for part in content]
+
+    return [{**message, "content": content(message["content"])} for message in messages]
 
 
 def _require_finite(signal: NDArray[np.floating[Any]], leads: Sequence[str], where: str) -> None:

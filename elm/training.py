@@ -224,7 +224,7 @@ def build(
     families.fit_vocabulary(language, len(tokenizer))
     start = None
     if arguments.projector_type == "vocabulary":
-        start = vocabulary.extend(language, tokenizer, extractor.byte, seed)
+        start = vocabulary.extend(language, tokenizer, extractor, seed)
     of_language = {
         "vocab_size": language.get_input_embeddings().num_embeddings,
         "tie_word_embeddings": language.config.tie_word_embeddings,

@@ -24,11 +24,19 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.conversations.rows import QuestionSet
+from data.ecg import LEADS
 from elm.configuration import ECG_VOCABULARY, ElmConfig
 from elm.families import fit_vocabulary
 from elm.processing import token_name
 from encoders import save_encoder
-from encoders.ecg_byte import EcgByteConfig, EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
+from encoders.ecg_byte import (
+    EcgByteConfig,
+    EcgByteEncoder,
+    EcgByteFeatureExtractor,
+    EcgByteSettings,
+    EcgByteTokenizer,
+    Quantizer,
+)
 from encoders.ecg_byte.quantizing import LEVELS
 
 if TYPE_CHECKING:
@@ -36,7 +44,7 @@ if TYPE_CHECKING:
 
 LEARNED_FROM = 2000  # recordings
 MERGES = 2000
-_POINTS = 8  # of a token's waveform
+_POINTS = 32  # of a token's waveform; with 8, tokens that differ between two of them would begin as one row
 
 
 # --- a tokenizer learned from recordings ------------------------------------------------------------------------------
@@ -49,6 +57,7 @@ def encoder(
     tokenizer: str | None = None,
     max_tokens: int | None = None,
     merges: int = MERGES,
+    lead_tokens: bool = True,
     **settings: Any,
 ) -> Path:
     """A folder with the ECG-Byte "encoder" of a run: its tokens come from a file, or are learned.
@@ -59,6 +68,7 @@ def encoder(
         tokenizer: A file that `EcgByteTokenizer.save` wrote; then nothing is learned.
         max_tokens: The most tokens of one recording (`EcgByteTokenizer.fit`).
         merges: The most tokens to learn.
+        lead_tokens: See `EcgByteFeatureExtractor`.
         **settings: `low` and `high`, the millivolts that become the first and the last level, and what else is in
             `EcgByteSettings`.
 
@@ -74,7 +84,7 @@ def encoder(
         )
     records = list(dict.fromkeys(record for row in questions.train for record in row["ecgs"]))[:LEARNED_FROM]
     content = None if tokenizer is None else Path(tokenizer).read_text(encoding="utf-8")
-    key = json.dumps([questions.source_key, records, content, max_tokens, merges, settings], sort_keys=True)
+    key = json.dumps([questions.source_key, records, content, max_tokens, merges, lead_tokens, settings], sort_keys=True)
     folder = cache / f"ecg-byte-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if folder.exists():
         return folder
@@ -88,7 +98,7 @@ def encoder(
             raise ValueError(f"encoder_args of ecg_byte: {error}") from error
         assert max_tokens is not None
         byte = EcgByteTokenizer.fit([questions.source[record] for record in records], max_tokens, merges, plan)
-    made, extractor = EcgByteEncoder.for_tokenizer(byte)
+    made, extractor = EcgByteEncoder.for_tokenizer(byte, lead_tokens)
     if tokenizer is None:
         made.config.pretrained_on = f"{questions.name}: ECGs of the training split (ECG-Byte merges)"
     begun = folder.with_name(f".{folder.name}.partial")
@@ -98,13 +108,21 @@ def encoder(
     return folder
 
 
-def planned(*, tokenizer: str | None = None, max_tokens: int = 1024, merges: int = MERGES, **_: Any) -> EcgByteConfig:
+def planned(
+    *,
+    tokenizer: str | None = None,
+    max_tokens: int = 1024,
+    merges: int = MERGES,
+    lead_tokens: bool = True,
+    **settings: Any,
+) -> EcgByteConfig:
     """The configuration that `encoder` would find, of the largest vocabulary it may learn."""
     if tokenizer is not None:
-        loaded, _ = EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer))
+        loaded, _ = EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer), lead_tokens)
         config: EcgByteConfig = loaded.config
         return config
-    return EcgByteConfig(vocabulary=LEVELS + merges, budget=max_tokens)
+    leads = len(settings.get("leads", LEADS)) if lead_tokens else 0
+    return EcgByteConfig(vocabulary=LEVELS + merges + leads, budget=max_tokens + leads)
 
 
 # --- rows of the vocabulary -------------------------------------------------------------------------------------------
@@ -113,15 +131,15 @@ def planned(*, tokenizer: str | None = None, max_tokens: int = 1024, merges: int
 def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Rows for ECG tokens that begin with what each looks like, as far apart as words are.
 
-    A token is described by its waveform, where it begins and ends, and its length. Random Fourier features (Rahimi and
-    Recht, 2007) make of that a row, so that the cosine of two rows, their mean taken away, is a Gaussian of the
-    distance of the two descriptions: near 1 for tokens that differ by a level, near 0 for most. Mean and spread of the
-    rows, in each dimension, are those of the words'.
+    A token is described by its waveform, where it begins and ends, and its length. Half of a row's variance is linear
+    in that, so that a voltage can be read off by one attention head; half are random Fourier features of it (Rahimi and
+    Recht, 2007), whose cosine is near 1 for tokens that differ by a level and near 0 for most, so that every token is a
+    word of its own. Mean and spread of the rows, in each dimension, are those of the words'.
 
     Args:
         byte: The tokenizer.
         like: Rows of words, `[V, H]`.
-        seed: Of the random features.
+        seed: Of the random directions.
 
     Returns:
         `[len(llm_order), H]` in the type of `like`.
@@ -131,24 +149,32 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
     lengths = torch.from_numpy(byte.lengths[list(byte.table.llm_order)]).float().log2()[:, None]
     # Ends count twice over: they are what joins a token to its neighbours.
     described = torch.cat([levels, levels[:, :1], levels[:, -1:], 2 * lengths], dim=1)
-    typical = torch.pdist(described[:: max(1, len(described) // 500)]).median().clamp(min=1e-6)
-    described = described * (2.0 / typical)  # the typical pair has a cosine of exp(-2)
     words = like.float()
     generator = torch.Generator().manual_seed(seed)
-    frequency = torch.randn(described.shape[1], words.shape[1], generator=generator)
+    directions = torch.randn(described.shape[1], words.shape[1], generator=generator)
     phase = 2 * torch.pi * torch.rand(words.shape[1], generator=generator)
-    features = 2**0.5 * torch.cos(described @ frequency + phase)
-    return (words.mean(0) + words.std(0) * features).to(like.dtype)
+    typical = torch.pdist(described[:: max(1, len(described) // 500)]).median().clamp(min=1e-6)
+    fourier = torch.cos(2.0 / typical * described @ directions + phase)  # the typical pair's cosine is exp(-2)
+    linear = (described - described.mean(0)) @ directions.roll(1, dims=1)
+    features = _unit(fourier) + _unit(linear)
+    return (words.mean(0) + words.std(0) * features / 2**0.5).to(like.dtype)
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    """Of mean 0 and, over all dimensions together, variance 1."""
+    centred = features - features.mean(0)
+    return centred / centred.std().clamp(min=1e-6)
 
 
 @torch.no_grad()
 def extend(
-    language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, byte: EcgByteTokenizer, seed: int = 0
+    language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extractor: EcgByteFeatureExtractor, seed: int = 0
 ) -> int:
-    """Add the ECG's tokens to a language model and its tokenizer.
+    """Add an ECG's tokens to a language model and its tokenizer.
 
-    Input rows are `content_rows`. Where the head has rows of its own (untied), new ones are the mean of the words':
-    no answer is an ECG token, and the language model learns that of all of them at once.
+    Input rows are `content_rows`; those of lead tokens are drawn like words. Where the head has rows of its own
+    (untied), new ones are the mean of the words': no answer is an ECG token, and the language model learns that of all
+    of them at once.
 
     Returns:
         The id of the first.
@@ -158,12 +184,15 @@ def extend(
     """
     if token_name(0) in tokenizer.get_vocab():
         raise ValueError(f"{tokenizer.name_or_path} has ECG tokens already: begin with a model of words alone")
-    words, count = len(tokenizer), len(byte.table.llm_order)
+    words, (count, _, _) = len(tokenizer), extractor.config()
     tokenizer.add_tokens([token_name(number) for number in range(count)], special_tokens=True)
     fit_vocabulary(language, len(tokenizer))
     rows, head = language.get_input_embeddings().weight, language.get_output_embeddings().weight
     start = int(tokenizer.convert_tokens_to_ids(token_name(0)))
-    rows[start : start + count] = content_rows(byte, rows[:words], seed)
+    like = rows[:words].float()
+    drawn = torch.randn(extractor.count_of_lead_tokens, rows.shape[1], generator=torch.Generator().manual_seed(seed))
+    leads = like.mean(0) + like.std(0) * drawn.to(rows.device)
+    rows[start : start + count] = torch.cat([content_rows(extractor.byte, like, seed), leads]).to(rows.dtype)
     if head is not rows:
         head[start : start + count] = head[:words].float().mean(0).to(head.dtype)
     return start

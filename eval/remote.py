@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from data.conditions import Altered, condition_named
+from data.http import ServerError, bearer, failure, opener
+from data.wire import chat_messages
 from eval.answers import question_messages
 
 if TYPE_CHECKING:
@@ -32,10 +34,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 U = TypeVar("U")
 _WAIT = (0.5, 30.0)  # seconds before the first repetition, doubled for each further one, and at most
-
-
-class ServerError(RuntimeError):
-    """A request failed for good; names it, the status and what the server says."""
 
 
 class ServerResponder:
@@ -85,7 +83,7 @@ class ServerResponder:
         self.url, self.model, self.source, self.api_key = url.rstrip("/"), model, Altered(source), api_key
         self.scores, self.concurrency, self.max_new_tokens = prefix_caching_off, concurrency, max_new_tokens
         self.timeout, self.retries = timeout, retries
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = opener()
 
     @property
     def name(self) -> str:
@@ -181,19 +179,7 @@ class ServerResponder:
 
     def _messages(self, row: Row) -> list[Message]:
         """The question, its recordings in the row's order."""
-        from data.wire import data_url
-
-        records = iter(row["ecgs"])
-
-        def sent(part: dict[str, str]) -> dict[str, Any]:
-            if part["type"] == "ecg":
-                return {"type": "audio_url", "audio_url": {"url": data_url(self.source[next(records)])}}
-            return {"type": "text", "text": part["text"]}
-
-        def content(content: str | list[dict[str, str]]) -> str | list[dict[str, Any]]:
-            return content if isinstance(content, str) else [sent(part) for part in content]
-
-        return [{**message, "content": content(message["content"])} for message in question_messages(row)]
+        return chat_messages(question_messages(row), (self.source[record] for record in row["ecgs"]))
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -213,7 +199,7 @@ class ServerResponder:
 
     @property
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return bearer(self.api_key)
 
     def _request(self, request: urllib.request.Request) -> bytes:
         """The body of the reply, after as many repetitions as it takes and are allowed."""
@@ -224,13 +210,14 @@ class ServerResponder:
                     body: bytes = reply.read()
                     return body
             except urllib.error.HTTPError as error:
-                worth_repeating = error.code == 429 or error.code >= 500
-                failure = f"{error.code} {error.reason}: {_said(error)}"
+                worth_repeating, status = error.code == 429 or error.code >= 500, error.code
+                reason = failure(error)
             except (OSError, http.client.HTTPException) as error:
-                worth_repeating, failure = True, str(getattr(error, "reason", error)) or type(error).__name__
+                worth_repeating, status = True, None
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
             if not worth_repeating or attempt >= self.retries:
                 tried = f" ({attempt + 1} attempts)" if attempt else ""
-                raise ServerError(f"{request.get_method()} {request.full_url}: {failure}{tried}")
+                raise ServerError(f"{request.get_method()} {request.full_url}: {reason}{tried}", status)
             time.sleep(min(_WAIT[0] * 2**attempt, _WAIT[1]))
             attempt += 1
 
@@ -244,21 +231,3 @@ class ServerResponder:
                     f"the reply of {self.url} has no {key!r}, which vLLM's has: {json.dumps(reply)[:200]}"
                 ) from error
         return reply
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirection counts as a failure: recordings and the API key go to nobody else than they were meant for."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """What the server says of a failure."""
-    body = error.read().decode(errors="replace")
-    try:
-        reply = json.loads(body)
-        found = reply.get("error", reply)
-        return str(found["message"] if isinstance(found, dict) and "message" in found else found)
-    except (ValueError, AttributeError):
-        return body[:500].strip()

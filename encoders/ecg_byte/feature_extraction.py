@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data.ecg import Ecg
 from encoders.base import EcgFeatureExtractor, TokenSpan
 from encoders.ecg_byte.configuration import EcgByteConfig
-from encoders.ecg_byte.tokenizer import EcgByteTokenizer
+from encoders.ecg_byte.tokenizer import EcgByteTokenizer, EcgByteTokens
 
 
 class EcgByteFeatureExtractor(EcgFeatureExtractor):
@@ -22,16 +22,21 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
     Args:
         tokenizer: What `EcgByteTokenizer.save` writes: the path of such a file, or its content. It has a budget
             (`max_tokens`), as those from `EcgByteTokenizer.fit` do.
+        lead_tokens: Put a token in front of each lead that says which lead begins: after those of `llm_order`, one for
+            each of the tokenizer's leads. Else a language model would have to count samples to know.
 
     Raises:
-        ValueError: The tokenizer has no budget, or is none.
+        ValueError: The tokenizer has no budget, or is none; or leads are to be told apart that it does not name, or
+            lets tokens go across.
     """
 
     model_input_names = ["ecg_tokens", "token_mask"]
-    own_settings = ("tokenizer",)
+    own_settings = ("tokenizer", "lead_tokens")
     varying = True
 
-    def __init__(self, tokenizer: str | Path | dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, tokenizer: str | Path | dict[str, Any] | None = None, lead_tokens: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if tokenizer is None:
             raise ValueError("an ECG-Byte model needs a tokenizer: a file that EcgByteTokenizer.save wrote")
@@ -39,7 +44,9 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
         self._byte = EcgByteTokenizer.load(tokenizer) if as_file else EcgByteTokenizer.from_dict(tokenizer)
         if self._byte.settings.max_tokens is None:
             raise ValueError("the tokenizer has no budget (max_tokens): make one with EcgByteTokenizer.fit")
-        self.tokenizer = self._byte.to_dict()
+        if lead_tokens and (self._byte.settings.leads is None or self._byte.settings.across):
+            raise ValueError("lead_tokens need a tokenizer that names its leads, none of whose tokens go across them")
+        self.tokenizer, self.lead_tokens = self._byte.to_dict(), lead_tokens
         self._number = {token: number for number, token in enumerate(self._byte.table.llm_order)}
 
     @classmethod
@@ -68,7 +75,13 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
         low, high = (0.0, 1.0) if quantizer.normalize == "minmax" else quantizer.range_of(np.empty(0, np.float32))
         zero = 0 if quantizer.normalize == "minmax" else int(quantizer.levels(np.zeros(1, np.float32), low, high)[0])
         assert settings.max_tokens is not None
-        return len(self._number), settings.max_tokens, self._number[ord("a") + zero]
+        leads = self.count_of_lead_tokens
+        return len(self._number) + leads, settings.max_tokens + leads, self._number[ord("a") + zero]
+
+    @property
+    def count_of_lead_tokens(self) -> int:
+        """How many tokens of the vocabulary, its last ones, say which lead begins."""
+        return len(self._byte.settings.leads or ()) if self.lead_tokens else 0
 
     @property
     def byte(self) -> EcgByteTokenizer:
@@ -77,13 +90,23 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
 
     def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
         """`ecg_tokens` int32 `[T]` and `token_mask` bool `[T]` of one recording."""
-        ids = self._byte.encode(ecg)
-        tokens = np.zeros(self._byte.settings.max_tokens or len(ids), np.int32)
-        tokens[: len(ids)] = [self._number[token] for token in ids]
-        return {"ecg_tokens": tokens, "token_mask": np.arange(len(tokens)) < len(ids)}
+        read = self._byte.read(ecg)
+        numbers = np.array([self._number[token] for token in read.ids], np.int32)
+        if self.lead_tokens:
+            first = self._firsts(read)
+            numbers = np.insert(numbers, first, len(self._number) + np.arange(len(first), dtype=np.int32))
+        _, budget, _ = self.config()
+        tokens = np.zeros(budget, np.int32)
+        tokens[: len(numbers)] = numbers
+        return {"ecg_tokens": tokens, "token_mask": np.arange(budget) < len(numbers)}
+
+    def _firsts(self, read: EcgByteTokens) -> NDArray[np.int64]:
+        """Place of the first token of each lead, of tokens that do not go across."""
+        starts = np.cumsum(self._byte.lengths[read.ids]) - self._byte.lengths[read.ids]
+        return np.searchsorted(starts, read.samples * np.arange(read.rows))
 
     def token_spans(self, ecg: Ecg) -> list[TokenSpan]:
-        """Which lead and which seconds each token of a recording is about, in order.
+        """Which lead and which seconds each token of a recording is about, in order; a lead's own token, all of it.
 
         Raises:
             ValueError: The tokenizer lets tokens go from one lead into the next (`across`).
@@ -91,7 +114,12 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
         if self._byte.settings.across:
             raise ValueError("tokens of this tokenizer go from one lead into the next: no lead is theirs (across)")
         read = self._byte.read(ecg)
-        return [TokenSpan(read.leads[row], start, stop) for ((row, start, stop),) in self._byte.spans(read)]
+        spans = [TokenSpan(read.leads[row], start, stop) for ((row, start, stop),) in self._byte.spans(read)]
+        if self.lead_tokens:
+            whole = read.samples / read.sampling_rate
+            for lead, place in reversed(list(zip(read.leads, self._firsts(read)))):
+                spans.insert(place, TokenSpan(lead, 0.0, whole))
+        return spans
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved: the tokenizer, not what was made of it."""

@@ -45,13 +45,9 @@ class EcgByteEncoder(EcgEncoder):
         self.post_init()
 
     @classmethod
-    def for_tokenizer(cls, byte: EcgByteTokenizer) -> tuple[Self, EcgByteFeatureExtractor]:
-        """The encoder and the feature extractor of a tokenizer.
-
-        Raises:
-            ValueError: The tokenizer has no budget.
-        """
-        extractor = EcgByteFeatureExtractor(byte.to_dict())
+    def for_tokenizer(cls, byte: EcgByteTokenizer, lead_tokens: bool = False) -> tuple[Self, EcgByteFeatureExtractor]:
+        """The encoder and the feature extractor of a tokenizer. Raises as `EcgByteFeatureExtractor` does."""
+        extractor = EcgByteFeatureExtractor(byte.to_dict(), lead_tokens)
         vocabulary, budget, zero_token = extractor.config()
         return cls(EcgByteConfig(vocabulary=vocabulary, budget=budget, zero_token=zero_token)), extractor
 

@@ -67,7 +67,13 @@ SMALL_HEARTLANG = {
     "head_dim": 8,
     "intermediate_size": 48,
 }
-SIGNAL_ENCODERS = ("features", "beats", "tokens", "rhythm", "patch", "samples", "cnn")  # the first four are MELP's
+PATCH_ENCODERS = {
+    "patch": {"hidden_size": 32},
+    "samples": {"hidden_size": None, "patch_size": 40},
+    "lead-patches": {"patches": "leads", "patch_size": 50, "hidden_size": 16},
+    "conv-patches": {"patches": "conv", "hidden_size": 32, "conv_dim": (8, 16)},
+}
+SIGNAL_ENCODERS = ("features", "beats", "tokens", "rhythm", *PATCH_ENCODERS, "cnn")  # the first four are MELP's
 WORD_ENCODERS = ("heart-words", "heart-beats", "heart-leads", "heart-compact", "codes")
 Pair = tuple[EcgEncoder, EcgFeatureExtractor]
 
@@ -100,9 +106,8 @@ def make_pair(name: str) -> Pair:
     if name.startswith("heart-"):
         words = HeartLangConfig(**SMALL_HEARTLANG, output=name.removeprefix("heart-"))
         return HeartLangModel(words).eval(), QrsTokenizer.from_config(words)
-    if name in ("patch", "samples"):
-        own = {"hidden_size": 32} if name == "patch" else {"hidden_size": None, "patch_size": 40}
-        config: EcgEncoderConfig = PatchConfig(**own)
+    if name in PATCH_ENCODERS:
+        config: EcgEncoderConfig = PatchConfig(**PATCH_ENCODERS[name])
         return PatchEncoder(config).eval(), PatchFeatureExtractor.from_config(config)
     config = MelpConfig(output=name, **SMALL_MELP)
     return MelpModel(config).eval(), MelpFeatureExtractor.from_config(config)

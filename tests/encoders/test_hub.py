@@ -84,8 +84,8 @@ def test_overrides_change_encoder_and_extractor_together(signal_folder):
     if isinstance(load_encoder(folder)[0], PatchEncoder):
         encoder, extractor = load_encoder(folder, normalize="zscore")
         assert extractor.normalize == "zscore"
-        tokens, width = encoder.config.max_tokens, encoder.config.output_dim
-        with pytest.raises(ValueError, match=rf"position is \({tokens}, {width}\) instead of \({tokens * 4 // 5},"):
+        steps, width = encoder.position.shape
+        with pytest.raises(ValueError, match=rf"position is \({steps}, {width}\) instead of \({steps * 4 // 5},"):
             load_encoder(folder, seconds=8.0)
         return
     if isinstance(load_encoder(folder)[0], CnnEncoder):
