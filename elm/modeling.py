@@ -167,6 +167,7 @@ class ElmModel(ElmPreTrainedModel):
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         question_ids: torch.Tensor | None = None,
+        scored: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of the language model.
@@ -178,6 +179,7 @@ class ElmModel(ElmPreTrainedModel):
             past_key_values: Key-value cache; the ECG's tensors are then given with the prompt only.
             inputs_embeds: `[B, S, H]` in place of `input_ids`, for text alone.
             question_ids: `[B, S]` where the questions of a row share a prefix (`elm.prefix`): 0 there, then 1, 2, ...
+            scored: `[B, L]`, the only places whose last hidden states are wanted; all, if not given.
             **kwargs: The tensors of all ECGs of the batch, in order of appearance (`ecg_inputs`), and whatever the
                 language model takes.
 
@@ -212,13 +214,17 @@ class ElmModel(ElmPreTrainedModel):
         masks: Any = attention_mask
         if question_ids is not None:
             masks = self._masks_of_questions(question_ids, attention_mask, position_ids, inputs_embeds.dtype)
-        return self.language_model(
+        out: BaseModelOutputWithPast = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=masks,
             position_ids=position_ids,
             past_key_values=past_key_values,
             **kwargs,
         )
+        if scored is not None:
+            index = scored[..., None].expand(-1, -1, out.last_hidden_state.shape[-1])
+            out.last_hidden_state = out.last_hidden_state.gather(1, index)
+        return out
 
 
 @dataclass

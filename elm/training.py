@@ -382,9 +382,10 @@ class LengthGrouped(LengthGroupedSampler):
 
 
 class ElmTrainer(SFTTrainer):
-    """TRL's trainer, with rows of like length grouped over the global batch.
+    """TRL's trainer, with rows of like length grouped over the global batch, and on a CPU only answers scored.
 
-    The stock sampler groups over a process's own batch: the order of rows would depend on the number of processes.
+    The stock sampler groups over a process's own batch: the order of rows would depend on the number of processes. And
+    the stock loss, on a CPU, asks the head for every position of a row, though most are an ECG's or a question's.
     """
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
@@ -392,6 +393,16 @@ class ElmTrainer(SFTTrainer):
         if isinstance(sampler, LengthGroupedSampler):
             return LengthGrouped(sampler.batch_size * self.args.world_size, sampler.lengths, self.args.seed)
         return sampler
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The stock loss, of answers alone."""
+        labels: torch.Tensor = inputs["labels"]
+        if labels.device.type == "cpu" and "shift_labels" not in inputs:
+            said = labels[:, 1:] != -100
+            most = max(1, int(said.sum(dim=1).max()))
+            places = (~said).long().argsort(dim=1, stable=True)[:, :most]  # of each row, in order; then some others
+            inputs = {**inputs, "scored": places, "shift_labels": labels[:, 1:].gather(1, places)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """What is trained must be in a checkpoint. Tied and 4-bit weights are not, and need not be."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 LEARNED_FROM = 2000  # recordings
 MERGES = 2000
+_POINTS = 8  # of a token's waveform
 _POINTS = 32  # of a token's waveform; with 8, tokens that differ between two of them would begin as one row
 
 
@@ -132,9 +133,9 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
     """Rows for ECG tokens that begin with what each looks like, as far apart as words are.
 
     A token is described by its waveform, where it begins and ends, and its length. Half of a row's variance is linear
-    in that, so that a voltage can be read off by one attention head; half are random Fourier features of it (Rahimi and
-    Recht, 2007), whose cosine is near 1 for tokens that differ by a level and near 0 for most, so that every token is a
-    word of its own. Mean and spread of the rows, in each dimension, are those of the words'.
+    in that, so that one attention head can read a voltage; half are random Fourier features of it (Rahimi and Recht,
+    2007), whose cosine is near 1 for tokens that differ by a level and near 0 for most, so that every token is a word
+    of its own. Mean and spread of the rows, in each dimension, are those of the words'.
 
     Args:
         byte: The tokenizer.

@@ -157,16 +157,16 @@ LABELS = {
 def table(found: dict[str, Measured]) -> list[str]:
     """Lines to print: two tables, and what they mean."""
     heads = "".join(f"{name:>9}" for name in ("min", "5 %", "median", "95 %", "max"))
-    lines = [f"{'cosines of pairs':<30}{heads}{'off mean':>10}"]
+    lines = [f"{'cosines of pairs':<34}{heads}{'off mean':>10}"]
     for kind, one in found.items():
-        lines.append(f"{LABELS[kind]:<30}{''.join(f'{value:>9.4f}' for value in one.raw)}{one.off_mean:>10.2g}")
+        lines.append(f"{LABELS[kind]:<34}{''.join(f'{value:>9.4f}' for value in one.raw)}{one.off_mean:>10.2g}")
     for kind, one in found.items():
-        lines.append(f"{LABELS[kind] + ', less their mean':<30}{''.join(f'{value:>9.4f}' for value in one.centred)}")
+        lines.append(f"{LABELS[kind] + ', less their mean':<34}{''.join(f'{value:>9.4f}' for value in one.centred)}")
     usual = found["words"].moved
-    lines += ["", f"{'logits moved by an exchange':<30}{'median':>9}{'least':>9}{'most':>9}{'of words':>10}"]
+    lines += ["", f"{'logits moved by an exchange':<34}{'median':>9}{'least':>9}{'most':>9}{'of words':>10}"]
     for kind, one in found.items():
         numbers = "".join(f"{value:>9.2%}" for value in (one.moved, one.least, one.most))
-        lines.append(f"{LABELS[kind]:<30}{numbers}{one.moved / usual:>10.2g}")
+        lines.append(f"{LABELS[kind]:<34}{numbers}{one.moved / usual:>10.2g}")
     ratios = [f"{one.moved / usual:.2g} with {LABELS[kind]}" for kind, one in found.items() if kind != "words"]
     lines += [
         "",

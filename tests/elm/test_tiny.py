@@ -1,5 +1,7 @@
 """The encoders that are made on the spot: what they are, that they are made once, and that they learn."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,9 @@ def questions(tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize(("kind", "model_type"), [("tiny", "ecg_melp"), ("tiny-cnn", "ecg_cnn")])
+@pytest.mark.parametrize(
+    ("kind", "model_type"), [("tiny", "ecg_melp"), ("tiny-heartlang", "ecg_heartlang"), ("tiny-cnn", "ecg_cnn")]
+)
 def test_a_tiny_encoder_is_made_once_and_the_same_each_time(kind, model_type, questions, tmp_path):
     folder = tiny.encoder(questions, tmp_path / "a", kind=kind, steps=2)
     encoder, extractor = load_encoder(folder)
@@ -31,9 +35,10 @@ def test_a_tiny_encoder_is_made_once_and_the_same_each_time(kind, model_type, qu
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
-def test_the_cnn_tells_rhythms_apart_after_seconds(questions, tmp_path):
+@pytest.mark.parametrize("kind", ["tiny-heartlang", "tiny-cnn"])
+def test_it_tells_rhythms_apart_after_seconds(kind, questions, tmp_path):
     """Of patients it has not seen: it learned from reports what a question will ask."""
-    encoder, extractor = load_encoder(tiny.encoder(questions, tmp_path, kind="tiny-cnn", steps=60))
+    encoder, extractor = load_encoder(tiny.encoder(questions, tmp_path, kind=kind, steps=60))
     cohort = questions.source
     held_out = [record for record in cohort.records if cohort.patient_of[record] not in
                 {row["patient_ids"][0] for row in questions.train}]  # fmt: skip
@@ -56,3 +61,49 @@ def test_the_cnn_tells_rhythms_apart_after_seconds(questions, tmp_path):
     assert len(positive) >= 20
     area = float(np.mean(positive[:, None] > negative[None]))
     assert area > 0.8, area
+
+
+def test_heartlang_learns_from_short_and_flat_recordings_too(questions, tmp_path):
+    """A recording of a second, one without a beat and one without any signal stand beside an ordinary one."""
+    record = questions.source[questions.reports[0]["ecgs"][0]]
+    flat = dataclasses.replace(record, signal=np.zeros_like(record.signal))
+    pause = dataclasses.replace(record, signal=np.tile(np.linspace(0, 0.1, record.signal.shape[1]), (12, 1)))
+    reader = tiny.ENCODERS["tiny-heartlang"](40)
+    batch = reader.extractor([record, record.crop(2.0, 1.0), pause, flat])
+    inputs = {name: batch[name] for name in reader.encoder.ecg_inputs}
+    loss = reader.loss(inputs, torch.ones(4, 40))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in reader.parameters() if p.grad is not None)
+    out = reader.encoder(**inputs)
+    assert out.last_hidden_state.shape == (4, 12, 64) and torch.isfinite(out.last_hidden_state).all()
+    assert torch.equal(out.mask, batch["token_mask"]) and out.mask[0].all()
+    broken = dataclasses.replace(record, signal=np.where(np.arange(record.signal.shape[1]) == 7, np.nan, record.signal))
+    with pytest.raises(ValueError, match=f"record {record.record_id!r} has samples that are not finite"):
+        reader.extractor([record, broken])
+
+
+def test_each_lead_answers_for_its_share_and_cls_for_all_words():
+    """Else all leads would become copies of one vector."""
+    torch.manual_seed(0)
+    reader = tiny.ENCODERS["tiny-heartlang"](24)
+    assert reader.owner.tolist() == [lead for lead in range(12) for _ in range(2)]
+    words = torch.randn(2, 120, 96)
+    inputs = {
+        "words": words, "in_chan": torch.arange(1, 13).repeat_interleave(10).expand(2, -1),
+        "in_time": torch.arange(1, 11).repeat(12).expand(2, -1),
+    }  # fmt: skip
+    weights = torch.zeros(2, 24)
+    losses = []
+    for word in range(24):
+        held = weights.clone()
+        held[:, word] = 1
+        losses.append(reader.loss(inputs, held))
+    out = reader.encoder(**inputs)
+    expected = []
+    for word in range(24):
+        of_lead = out.last_hidden_state[:, word // 2] @ reader.heads[0].weight[word] + reader.heads[0].bias[word]
+        expected.append(of_lead + 0.3 * reader.heads[1](out.probe)[:, word])
+    # Cross-entropy with one word more is less by that word's logit, over the number of words.
+    base = reader.loss(inputs, weights)
+    torch.testing.assert_close(torch.stack(losses), base - torch.stack(expected).mean(dim=1) / 24, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 from data.ecg import LEADS, Ecg
 from data.synthetic import SyntheticCohort
 from encoders import check_encoder, load_encoder, new_encoder, save_encoder
+from encoders.base import TokenSpan
 from encoders.ecg_byte import (
     UPSTREAM,
     EcgByteConfig,
@@ -188,13 +189,62 @@ def test_sizes_that_cannot_be_are_refused(sizes):
         EcgByteConfig(**sizes)
 
 
+# --- tokens of leads --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def named(byte):
+    """The same tokenizer, with a token in front of each lead."""
+    return EcgByteEncoder.for_tokenizer(byte, lead_tokens=True)
+
+
+def test_a_token_in_front_of_each_lead_says_which_it_is(pair, named, cohort):
+    (encoder, extractor), (_, plain) = named, pair
+    assert (encoder.config.vocabulary, encoder.config.budget) == (326 + 12, BUDGET + 12)
+    assert encoder.zero_token == pair[0].zero_token
+    for ecg in [*cohort[:4], cohort[4].crop(0, 2.7)]:
+        features, without = extractor(ecg), plain(ecg)
+        numbers = features["ecg_tokens"][features["token_mask"]].tolist()
+        first = [numbers.index(326 + lead) for lead in range(12)]
+        assert first == sorted(first) and first[0] == 0 and sum(number >= 326 for number in numbers) == 12
+        assert [n for n in numbers if n < 326] == without["ecg_tokens"][without["token_mask"]].tolist()
+        spans = extractor.token_spans(ecg)
+        assert len(spans) == len(numbers)
+        assert [spans[place] for place in first] == [
+            TokenSpan(lead, 0.0, pytest.approx(ecg.duration)) for lead in LEADS
+        ]
+        for place, lead in zip(first, LEADS):
+            assert spans[place + 1].lead == lead and spans[place + 1].start == 0
+    check_encoder(encoder, extractor)
+
+
+def test_tokens_of_leads_belong_to_the_folder(named, pair, cohort, tmp_path):
+    save_encoder(*named, tmp_path)
+    _, extractor = load_encoder(tmp_path)
+    assert torch.equal(extractor(cohort[0])["ecg_tokens"], named[1](cohort[0])["ecg_tokens"])
+    pair[1].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\(326, 6000, 12\), not \(338, 6012, 12\)"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"across": True}, {"leads": None}])
+def test_leads_that_have_no_tokens_of_their_own_are_refused(byte, settings):
+    other = EcgByteTokenizer(byte.table, replace(byte.settings, **settings))
+    with pytest.raises(ValueError, match="lead_tokens need a tokenizer that names its leads, none of whose tokens go"):
+        EcgByteEncoder.for_tokenizer(other, lead_tokens=True)
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_saved_loads_to_the_same_tokenizer(pair, byte, cohort, tmp_path):
     save_encoder(*pair, tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert saved["tokenizer"] == byte.to_dict() and saved.keys() == {"tokenizer", "feature_extractor_type"}
+    assert saved["tokenizer"] == byte.to_dict() and saved.keys() == {
+        "tokenizer",
+        "lead_tokens",
+        "feature_extractor_type",
+    }
     want = pair[1](cohort)
     autos = AutoModel.from_pretrained(tmp_path), AutoFeatureExtractor.from_pretrained(tmp_path)
     for encoder, extractor in (load_encoder(tmp_path), autos):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -189,7 +190,9 @@ def test_every_grid_config_parses_and_dev_makes_it_small(config):
     told = yaml.safe_load(config.read_text())
     cpu = ["--use_cpu", "true", "--bf16", "false"]
     grid_args, arguments, training_args, model_args = ablation_grid.parse(["--config", str(config), *cpu])
-    assert len(grid_args.seeds) >= 3 and grid_args.train_conditions == list(TRAIN_CONDITIONS)
+    assert len(grid_args.seeds) >= 3
+    assert grid_args.train_conditions == (["real"] if "inputs" in told else list(TRAIN_CONDITIONS))
+    assert grid_args.inputs == told.get("inputs", {})
     assert model_args.model_name_or_path == told["model_name_or_path"]
     words = ["--config", str(config), "--dev", "--max_steps", "3", *cpu]
     grid_args, small, training_args, same = ablation_grid.parse(words)
@@ -222,3 +225,117 @@ def test_ecg_benchs_input_is_one_token_of_the_samples(parts, flags):
     assert len(token) == 1 and len(model.model.projector.layers) == 1
     zeros = torch.zeros(1, 12, 1250)
     assert torch.equal(model.model.ecg_embeddings(ecg_values=zeros)[0], layer.bias)
+
+
+# --- a grid of inputs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_inputs(run, parts):
+    """A grid of two inputs, of which one is trained in full, and two seeds."""
+    compared = {
+        "tokens": {"encoder": parts["encoder"], "encoder_args": {"output": "tokens"}},
+        "patches": {
+            "encoder": "ecg_patch", "train_encoder": True, "encoder_args": {"patch_size": 100, "hidden_size": 8},
+        },
+    }  # fmt: skip
+
+    def go(folder, **changes):
+        run(folder, **{"inputs": json.dumps(compared), "train_conditions": ["real"], "questions_per_row": 2, **changes})
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def whole_inputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("inputs") / "whole"
+
+
+@pytest.fixture
+def done_inputs(whole_inputs, run_inputs):
+    if not whole_inputs.exists():
+        run_inputs(whole_inputs)
+    return whole_inputs
+
+
+def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
+    numbers = json.loads((done_inputs / "inputs.json").read_text())
+    assert list(numbers["inputs"]) == ["tokens", "patches"] and numbers["seeds"] == [0, 1]
+    for name, tokens in (("tokens", 16), ("patches", 10)):
+        found = numbers["inputs"][name]
+        assert (found["fewest"], found["tokens"], found["most"]) == (tokens,) * 3
+        for seed in ("0", "1"):
+            folder = done_inputs / "cells" / f"{name}-{seed}"
+            lines = read(folder / "ablation" / "predictions.jsonl")
+            for infer in grid.INFER_CONDITIONS:
+                right = [line["correct"] for line in lines if line["condition"] == infer and not line["control"]]
+                assert found["accuracy"][infer]["by_seed"][seed] == pytest.approx(np.mean(right), abs=1e-6)
+            adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+            assert found["trained"] == sum(value.numel() for value in adapter.values())
+            assert any("encoder" in key for key in adapter) == (name == "patches")
+            assert 0 < found["seconds"][seed] < 60
+        assert len(found["measured_on"]) == 1 and found["measured_on"][0].endswith("CPU, 1 thread")
+    told = {name: json.loads((done_inputs / "cells" / f"{name}-1" / "training.json").read_text())
+            for name in numbers["inputs"]}  # fmt: skip
+    different = {k for k, v in told["tokens"]["arguments"].items() if told["patches"]["arguments"][k] != v}
+    assert different == {"encoder", "encoder_args", "train_encoder"}
+    assert told["tokens"]["lora"] == told["patches"]["lora"]
+    assert "patches" in (done_inputs / "inputs.md").read_text() and not (done_inputs / "grid.md").exists()
+    assert (done_inputs / "inputs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run_inputs, monkeypatch):
+    before = [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")]
+    for name in ("train", "ablation"):
+        monkeypatch.setattr(ablation_grid, name, None)
+    run_inputs(done_inputs)
+    assert [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")] == before
+
+
+def test_an_interrupted_grid_of_inputs_ends_in_the_same_numbers_and_remembers_its_times(
+    done_inputs, run_inputs, tmp_path
+):
+    folder = shutil.copytree(done_inputs, tmp_path / "again")
+    cell = folder / "cells" / "patches-1"
+    shutil.rmtree(cell / "ablation")
+    (cell / "config.json").unlink()
+    stage = cell / "checkpoints" / "sft"
+    shutil.rmtree(stage / "checkpoint-4")
+    # As one that was trained elsewhere.
+    state = json.loads((stage / "checkpoint-2" / "trainer_state.json").read_text())
+    (timed,) = (entry for entry in state["log_history"] if "seconds_per_step" in entry)
+    timed |= {"measured_on": "elsewhere", "seconds_per_step": 99.0}
+    (stage / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
+    run_inputs(folder)
+    numbers, whole = (json.loads((where / "inputs.json").read_text()) for where in (folder, done_inputs))
+    assert numbers["inputs"]["patches"]["seconds"]["1"] != whole["inputs"]["patches"]["seconds"]["1"]
+    assert "elsewhere" in numbers["inputs"]["patches"]["measured_on"]
+    for found in (numbers, whole):
+        del found["inputs"]["patches"]["seconds"]["1"], found["inputs"]["patches"]["measured_on"]
+    assert numbers == whole
+
+
+def test_another_grid_of_inputs_does_not_go_on_in_this_folder(done_inputs, run_inputs):
+    with pytest.raises(ValueError, match="inputs .*patches.* but now .*another output_dir, or --resume false"):
+        run_inputs(done_inputs, inputs=json.dumps({"tokens": {"encoder": "tiny"}}))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "changes", "message"),
+    [
+        (
+            {"melp": {"encode": "tiny"}},
+            {},
+            "inputs: 'melp' sets 'encode', but inputs may differ in encoder, ",
+        ),
+        ({"melp": {"learning_rate": 1}}, {}, "inputs: 'melp' sets 'learning_rate', but inputs may differ in encoder"),
+        ({"melp": "tiny"}, {}, "inputs: 'melp' must be a mapping of settings, got 'tiny'"),
+        ({"a/b": {}}, {}, "inputs: 'a/b' is to be the name of a folder"),
+        ({"melp": {}}, {"train_conditions": ["real", "none"]}, "give --train_conditions real, not real none"),
+        ({"melp": {}}, {"published": "ecg_bench"}, "give inputs or published, not both"),
+        (["melp"], {}, r"inputs must be a mapping, got \['melp'\]"),
+    ],
+)
+def test_inputs_that_cannot_be_compared(inputs, changes, message, run_inputs, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_inputs(tmp_path, inputs=json.dumps(inputs), **changes)
