@@ -13,7 +13,6 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from encoders.registry import config_class
 
-
 # In the config.json of an ECG-Byte model, which is a plain language model with a bigger vocabulary (`elm.vocabulary`):
 # the settings that make it one of ours.
 ECG_VOCABULARY = "ecg_vocabulary"

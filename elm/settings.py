@@ -53,7 +53,8 @@ class ElmArguments:
         default="tiny",
         metadata={
             "help": "ECG encoder: a folder, a hub id, 'tiny', 'tiny-heartlang' or 'tiny-cnn' to train a small one from "
-            "the reports first, or a type of encoder for a new one, such as 'ecg_patch' for patches of the signal itself."
+            "the reports first, or a type of encoder for a new one: 'ecg_patch' for patches of the signal itself, "
+            "'ecg_byte' for ECG-Byte's tokens (projector_type vocabulary)."
         },
     )
     encoder_args: dict[str, Any] | str | None = field(
@@ -65,7 +66,7 @@ class ElmArguments:
     )
     train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
     tiny_seed: int | None = field(default=None, metadata={"help": "Seed of what is 'tiny', if not that of the run."})
-    projector_type: str = field(default="mlp", metadata={"help": "linear or mlp."})
+    projector_type: str = field(default="mlp", metadata={"help": "linear, mlp, or vocabulary for ECG-Byte."})
     projector_norm: bool = field(default=True, metadata={"help": "Put a LayerNorm before the projector."})
     projector_pool: int = field(default=1, metadata={"help": "Encoder tokens that become one language-model token."})
     projector_pool_mode: str = field(default="stack", metadata={"help": "stack or mean."})

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 LEARNED_FROM = 2000  # recordings
 MERGES = 2000
-_POINTS = 8  # of a token's waveform
 _POINTS = 32  # of a token's waveform; with 8, tokens that differ between two of them would begin as one row
 
 
@@ -85,7 +84,8 @@ def encoder(
         )
     records = list(dict.fromkeys(record for row in questions.train for record in row["ecgs"]))[:LEARNED_FROM]
     content = None if tokenizer is None else Path(tokenizer).read_text(encoding="utf-8")
-    key = json.dumps([questions.source_key, records, content, max_tokens, merges, lead_tokens, settings], sort_keys=True)
+    made_from = [questions.source_key, records, content, max_tokens, merges, lead_tokens, settings]
+    key = json.dumps(made_from, sort_keys=True)
     folder = cache / f"ecg-byte-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if folder.exists():
         return folder

@@ -147,7 +147,7 @@ def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
 def _reply(server: Server, ecg: Ecg, kind: str) -> str:
     """The status, or what went wrong."""
     messages = question(
-        ecg, QUESTION if kind != "long" else "word " * 200_000, ecgs=1 if kind != "many" else 20
+        ecg, QUESTION if kind != "long" else "word " * 40_000, ecgs=1 if kind != "many" else 20
     ) if kind not in ("nan", "leads", "fetched") else _broken(ecg, kind)  # fmt: skip
     body = server.chat(messages, 8, stream=kind == "hang up")
     if kind == "unknown":

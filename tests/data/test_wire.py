@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from data.conversations.rows import assistant, user
 from data.ecg import LEADS, Ecg
-from data.wire import MEDIA_TYPE, data_url, from_wire, to_wire
+from data.wire import MEDIA_TYPE, chat_messages, data_url, from_wire, to_wire
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -96,3 +97,17 @@ def test_anything_else_is_refused(data, match):
 def test_a_recording_with_missing_samples_is_not_sent():
     with pytest.raises(ValueError, match=r"record 'r7': samples that are not finite \(NaN or infinite\) in II"):
         to_wire(Ecg(np.array([[0, 0], [0, np.nan]]), 100, ("I", "II"), record_id="r7"))
+
+
+def test_messages_are_sent_with_their_recordings_in_order():
+    ecgs = [Ecg(np.full((1, 4), number), 100, ("I",)) for number in (1, 2, 3)]
+    system = {"role": "system", "content": "Be brief."}
+    messages = [system, user(2, "Compare"), assistant("alike"), user(1, "And this?")]
+    sent = chat_messages(messages, iter(ecgs))
+    assert sent[0] == system and [message["role"] for message in sent] == ["system", "user", "assistant", "user"]
+    parts = [part for message in sent[1:] for part in message["content"]]
+    assert [part["text"] for part in parts if part["type"] == "text"] == ["Compare", "alike", "And this?"]
+    assert [part["type"] for part in parts[:2]] == ["audio_url", "audio_url"]
+    assert [part["audio_url"]["url"] for part in parts if part["type"] != "text"] == [data_url(ecg) for ecg in ecgs]
+    with pytest.raises(ValueError, match="the messages have more ECG parts than ECGs are given"):
+        chat_messages(messages, ecgs[:2])

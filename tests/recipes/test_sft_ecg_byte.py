@@ -1,4 +1,4 @@
-"""ECG-Byte by the recipe: tokens learned, rows and LoRA trained, resumed, quantised, saved as a plain language model."""
+"""ECG-Byte by the recipe: tokens learned, rows and LoRA trained, resumed, in 4 bits, saved as a plain model."""
 
 import json
 import shutil

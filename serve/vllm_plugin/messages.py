@@ -1,0 +1,102 @@
+"""What a chat request says: messages as `ElmProcessor` takes them, and the recordings that are sent with them.
+
+    {"role": "user", "content": [
+        {"type": "audio_url", "audio_url": {"url": "data:application/x-ecg+json;base64,..."}},
+        {"type": "text", "text": "Is this a normal ECG?"}]}
+
+`audio_url` is a kind of part that every OpenAI client can send. Here it holds a recording, written out (`data.wire`);
+nothing is ever fetched from anywhere. A `uuid` beside it is not read: a recording is what its samples are.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data.conversations.rows import Message, Part
+from data.ecg import Ecg
+from data.wire import MEDIA_TYPE, from_wire
+
+ROLES = ("system", "user", "assistant")
+MAX_BYTES = 16 * 2**20  # of an ECG in a request: ten minutes of twelve leads at 250 Hz
+MAX_SECONDS = 600.0  # a recording is resampled whole before its first seconds are taken
+MAX_MILLIVOLTS = 1000.0  # from there on float32 overflows inside encoders, and the answer would be a row of one token
+_PREFIX = f"data:{MEDIA_TYPE};base64,"
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Message], list[Ecg]]:
+    """The conversation of a chat request, and its recordings in order.
+
+    Raises:
+        ValueError: Something in it is not understood, or no recording; says where it stands.
+    """
+    if not messages:
+        raise ValueError("messages: there are none")
+    out: list[Message] = []
+    ecgs: list[Ecg] = []
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if message.get("role") not in ROLES:
+            raise ValueError(f"{where}: role must be one of {', '.join(ROLES)}, got {message.get('role')!r}")
+        if odd := [name for name, value in message.items() if value and name not in ("role", "content")]:
+            raise ValueError(f"{where}: this model does not read {', '.join(sorted(odd))}")
+        out.append({"role": message["role"], "content": _parts(message.get("content"), where, ecgs)})
+    return out, ecgs
+
+
+def _parts(content: Any, where: str, ecgs: list[Ecg]) -> list[Part]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, Iterable) or isinstance(content, Mapping):
+        raise ValueError(f"{where}: content must be text or a list of parts, got {type(content).__name__}")
+    parts = []
+    for j, part in enumerate(content):
+        here = f"{where}.content[{j}]"
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind == "text" and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        elif kind == "audio_url":
+            given = part.get("audio_url")
+            ecgs.append(_from_url(given.get("url") if isinstance(given, Mapping) else given, here))
+            parts.append({"type": "ecg", "text": ""})
+        else:
+            raise ValueError(
+                f"{here}: a part must be text ({{'type': 'text', 'text': ...}}) or an ECG ({{'type': 'audio_url', "
+                f"'audio_url': {{'url': '{_PREFIX}...'}}}}), got one of type {kind!r}"
+            )
+    return parts
+
+
+def _from_url(url: Any, where: str) -> Ecg:
+    if not isinstance(url, str) or not url.startswith(_PREFIX):
+        shown = repr(url[:40]) if isinstance(url, str) else type(url).__name__
+        raise ValueError(f"{where}: an ECG must be sent as a URL that begins with '{_PREFIX}', got {shown}")
+    if len(url) > MAX_BYTES:
+        raise ValueError(
+            f"{where}: the ECG has {len(url) / 2**20:.1f} MiB, more than {MAX_BYTES / 2**20:g}: send a shorter one"
+        )
+    try:
+        return checked(from_wire(base64.b64decode(url[len(_PREFIX) :], validate=True)))
+    except binascii.Error as error:
+        raise ValueError(f"{where}: the ECG is not base64: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def checked(ecg: Ecg) -> Ecg:
+    """The recording, if a model can be asked about it.
+
+    Raises:
+        ValueError: It is not finite, not in the range of millivolts, or too long.
+    """
+    if not np.isfinite(ecg.signal).all():
+        raise ValueError("the ECG has samples that are not finite (NaN or infinite)")
+    if (most := float(np.abs(ecg.signal).max())) > MAX_MILLIVOLTS:
+        raise ValueError(f"the ECG reaches {most:g} mV, more than {MAX_MILLIVOLTS:g}: are its units right?")
+    if ecg.duration > MAX_SECONDS:
+        raise ValueError(f"the ECG lasts {ecg.duration:g} s, more than {MAX_SECONDS:g}: send a part of it")
+    return ecg

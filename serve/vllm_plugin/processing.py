@@ -1,0 +1,144 @@
+"""Recordings to the encoder's inputs inside vLLM, and one placeholder to as many as an ECG has tokens.
+
+Preparation is that of the model's saved feature extractor. What it makes of a recording is cached by the recording's
+content: samples, rate and leads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import MultiModalDataParser, ProcessorBatchItems
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    PromptReplacement,
+)
+
+from data.ecg import LEADS, Ecg
+from elm import ElmConfig, ElmProcessor
+from serve.vllm_plugin.messages import checked
+from serve.vllm_plugin.settings import processor_of
+
+
+class EcgItems(ProcessorBatchItems[Ecg]):
+    """The recordings of a prompt."""
+
+    def __init__(self, data: Sequence[Ecg]) -> None:
+        super().__init__(data, "ecg")
+
+    def get_item_for_hash(self, index: int) -> Any:
+        """What a recording is: neither its name nor its patient's."""
+        ecg = self.data[index]
+        return {"signal": ecg.signal, "fs": ecg.fs, "leads": list(ecg.leads)}
+
+
+class EcgParser(MultiModalDataParser):
+    """`{"ecg": Ecg | [Ecg, ...]}`, and nothing else."""
+
+    def _get_subparsers(self) -> Mapping[str, Any]:
+        return {"ecg": self._parse_ecgs}
+
+    def _parse_ecgs(self, data: object) -> EcgItems:
+        found = [data] if isinstance(data, Ecg) else data
+        if not isinstance(found, (list, tuple)) or not all(isinstance(ecg, Ecg) for ecg in found):
+            raise VLLMValidationError(
+                "an ECG must be given as data.ecg.Ecg, several as a list of them", parameter="ecg"
+            )
+        try:
+            return EcgItems([checked(ecg) for ecg in found])
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter="ecg") from error
+
+
+class ElmProcessingInfo(BaseProcessingInfo):
+    """What vLLM asks about our prompts."""
+
+    def get_hf_config(self) -> ElmConfig:
+        """The model's configuration."""
+        config: ElmConfig = self.ctx.get_hf_config(ElmConfig)
+        return config
+
+    @property
+    def processor(self) -> ElmProcessor:
+        """The saved processor."""
+        return processor_of(self.ctx.model_config)
+
+    def get_data_parser(self) -> EcgParser:
+        """What takes recordings."""
+        return EcgParser()
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """Any number of ECGs; `--limit-mm-per-prompt '{"ecg": 2}'` sets a limit."""
+        return {"ecg": None}
+
+    def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
+        """None: an ECG is prepared as the model was trained."""
+        return {}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        """The most tokens an ECG takes."""
+        return {"ecg": self.get_hf_config().max_tokens_per_ecg}
+
+
+class ElmDummyInputs(BaseDummyInputsBuilder[ElmProcessingInfo]):
+    """A prompt by which vLLM measures how much memory the encoder takes."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        """Placeholders alone."""
+        return self.info.processor.ecg_token * mm_counts.get("ecg", 0)
+
+    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
+        """Two beats per second in all leads, so that an encoder that looks for beats finds some."""
+        fs, seconds = 500, float(vars(self.info.get_hf_config().encoder_config).get("seconds", 10.0))
+        phase = np.arange(round(fs * seconds)) / fs % 0.5 - 0.25
+        beats = np.exp(-((phase / 0.01) ** 2), dtype=np.float32)
+        return {"ecg": [Ecg(np.tile(beats, (len(LEADS), 1)), fs, LEADS)] * mm_counts.get("ecg", 0)}
+
+
+class ElmMultiModalProcessor(BaseMultiModalProcessor[ElmProcessingInfo]):
+    """`EcgFeatureExtractor` where vLLM expects a processor of transformers."""
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """The prompt with its ECGs' tokens and the encoder's inputs.
+
+        Raises:
+            VLLMValidationError: There are more or fewer placeholders than ECGs, or an ECG cannot be read.
+        """
+        places = inputs.prompt.count(self.info.processor.ecg_token_id)
+        ecgs = inputs.mm_data_items.get_count("ecg", strict=False)
+        if places != ecgs:
+            raise VLLMValidationError(
+                f"the prompt has {places} {self.info.processor.ecg_token} tokens but {ecgs} ECGs are given: it must "
+                "have one for each",
+                parameter="ecg",
+            )
+        return super().apply(inputs, timing_ctx)
+
+    def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        try:
+            return self.info.processor.feature_extractor(list(hf_data["ecgs"]), return_tensors="pt")
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter="ecg") from error
+
+    def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        return {name: MultiModalFieldConfig.batched("ecg") for name in hf_inputs}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> list[PromptReplacement]:
+        config = self.info.get_hf_config()
+
+        def tokens(item: int) -> list[int]:
+            (count,) = config.tokens_per_ecg(out_mm_kwargs["ecg"][item]["token_mask"].data[None])
+            if not count:
+                raise VLLMValidationError("the ECG has no beat or other token for the model to read", parameter="ecg")
+            return [config.ecg_token_id] * count
+
+        return [PromptReplacement(modality="ecg", target=[config.ecg_token_id], replacement=tokens)]

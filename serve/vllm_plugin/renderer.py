@@ -1,0 +1,122 @@
+"""Chat requests to token ids, by the processor the model was trained with.
+
+vLLM would put content parts into a chat template, and a user's `<ecg>` with them. Here `ElmProcessor` does it all:
+special tokens that are typed are text, an answer is asked for after the very tokens it was trained after, and a line of
+measured features stands behind its ECG where the model was trained with one. Each ECG is one placeholder then, which
+`processing` repeats as often as the ECG has tokens.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from vllm.exceptions import VLLMValidationError
+from vllm.inputs import TokensPrompt
+from vllm.renderers.hf import HfRenderer
+from vllm.utils.async_utils import make_async
+
+from data.measure import measure
+from serve.vllm_plugin.messages import read_messages
+from serve.vllm_plugin.settings import processor_of
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.renderers import ChatParams
+
+# Of what vLLM hands to a chat template; its server always says how Cohere's models would like it.
+_READ = ("add_generation_prompt", "chat_template", "cohere_format", "return_dict")
+_RENDERED = "_elm_rendered"  # marks a prompt as ours, on its way from `render_messages` to `_process_tokens`
+
+
+class ElmRenderer(HfRenderer):
+    """vLLM's renderer for text, `ElmProcessor` for chats."""
+
+    def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.processor = processor_of(config.model_config)
+        self._lock = Lock()  # a tokenizer serves one thread at a time
+        self._render_async = make_async(self._render, executor=self._executor)
+
+    def render_messages(self, messages: list[Any], params: ChatParams) -> Any:
+        """The conversation, and its prompt: token ids with one placeholder per ECG, and the ECGs.
+
+        Raises:
+            VLLMValidationError: The request is not understood; answered with status 400.
+        """
+        return self._render(messages, params)
+
+    async def render_messages_async(self, messages: list[Any], params: ChatParams) -> Any:
+        """The same, in a thread of its own: reading and measuring ECGs takes time."""
+        return await self._render_async(messages, params)
+
+    def _render(self, messages: list[Any], params: ChatParams) -> Any:
+        try:
+            return self._prompt(messages, params)
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter="messages") from error
+
+    def _prompt(self, messages: list[Any], params: ChatParams) -> tuple[list[Any], Any]:
+        if params.chat_template is not None:
+            raise ValueError("a chat template must not be given: the model reads the one it was trained with")
+        asked = params.get_apply_chat_template_kwargs()
+        if odd := sorted(name for name, value in asked.items() if value and name not in _READ):
+            raise ValueError(f"this model does not read {', '.join(odd)}")
+        conversation, ecgs = read_messages(messages)
+        self._check_count(len(ecgs))
+        ids = self._ids(conversation, ecgs, bool(asked.get("add_generation_prompt", True)))
+        prompt = cast("dict[str, Any]", TokensPrompt(prompt_token_ids=ids))
+        prompt |= {_RENDERED: True, **self._data(ecgs)}
+        said = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in conversation]
+        return said, prompt
+
+    def _check_count(self, ecgs: int) -> None:
+        self.get_mm_processor().info.validate_num_items("ecg", ecgs)
+
+    def _ids(self, conversation: list[Any], ecgs: list[Any], prompt: bool) -> list[int]:
+        processor = self.processor
+        lines = processor.lines([measure(ecg) for ecg in ecgs]) if processor.measured else None
+        with self._lock:
+            inputs = processor(
+                conversation,
+                ecg_mask=torch.ones(len(ecgs), 1, dtype=torch.bool),  # one token each
+                measured=lines,
+                add_generation_prompt=prompt,
+            )
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        return ids
+
+    def _data(self, ecgs: list[Any]) -> dict[str, Any]:
+        return {"multi_modal_data": {"ecg": ecgs}} if ecgs else {}
+
+    def _process_tokens(self, prompt: Any, **kwargs: Any) -> Any:
+        return super()._process_tokens(self._allowed(prompt), **kwargs)
+
+    async def _process_tokens_async(self, prompt: Any, **kwargs: Any) -> Any:
+        return await super()._process_tokens_async(self._allowed(prompt), **kwargs)
+
+    def _allowed(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """A prompt, whoever wrote it, if the model can read it; with its ECGs known by their content alone.
+
+        What callers call an ECG (`multi_modal_uuids`) would become its identity in vLLM's caches: the same name with
+        another ECG would be answered about the first one.
+        """
+        prompt = {name: value for name, value in prompt.items() if name != "multi_modal_uuids"}
+        rendered = prompt.pop(_RENDERED, False)
+        places = prompt["prompt_token_ids"].count(self.processor.ecg_token_id)
+        if prompt.get("mm_processor_kwargs"):
+            raise VLLMValidationError(
+                "an ECG is prepared as the model was trained: mm_processor_kwargs must be left out",
+                parameter="mm_processor_kwargs",
+            )
+        if not prompt.get("multi_modal_data") and places:
+            raise VLLMValidationError(
+                f"the prompt has {places} {self.processor.ecg_token} tokens but no ECG", parameter="prompt"
+            )
+        if self.processor.measured and places and not rendered:
+            raise VLLMValidationError(
+                "this model reads a line of measured features behind each ECG: ask it by chat, which puts it there",
+                parameter="prompt",
+            )
+        return prompt

