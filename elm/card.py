@@ -77,8 +77,7 @@ def model_card(
         "",
         "## Parts", "",
         f"- Encoder: {encoder.model_type}, pretrained on: {encoder.pretrained_on or 'nothing stated'}.",
-        f"- Projector: {config.projector_type}, {config.projector_pool} encoder tokens to one "
-        f"({config.projector_pool_mode}); at most {config.max_tokens_per_ecg} language-model tokens per ECG.",
+        _projector(config),
         f"- Language model: {training['language_model']} ({config.text_config.model_type}).",
         f"- {training['parameters']:,} parameters in all.", "",
         "## Training data", "",
@@ -187,6 +186,15 @@ def _audit(report: Mapping[str, Any], report_file: str | None) -> list[str]:
         asked += f", a sample of {report['available']:,}"
     more = f" Everything else, and how to read it: `ablation/{report_file}`." if report_file else ""
     return [*lines, "", f"{asked}. Intervals are 95 %, by patient.{more}", ""]
+
+
+def _projector(config: ElmConfig) -> str:
+    most = f"at most {config.max_tokens_per_ecg} language-model tokens per ECG."
+    if config.vocabulary_start is not None:
+        count = config.encoder_config.vocabulary
+        return f"- No projector: an ECG is words of the language model, {count:,} added to its vocabulary; {most}"
+    pool = f"{config.projector_pool} encoder tokens to one ({config.projector_pool_mode})"
+    return f"- Projector: {config.projector_type}, {pool}; {most}"
 
 
 def _leaks(training: Mapping[str, Any]) -> list[str]:

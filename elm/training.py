@@ -524,6 +524,9 @@ def whole(trainer: SFTTrainer, rebuild: Callable[[], nn.Module]) -> nn.Module:
     model = rebuild()
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
     assert not unexpected, unexpected
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.config.vocabulary_start is not None:
+        base.model.mirror_rows()
     return model
 
 
