@@ -144,15 +144,16 @@ def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str,
     return list(rows)
 
 
-def lengths_of(rows: Sequence[Row], processor: ElmProcessor, source: EcgSource) -> list[int]:
+def lengths_of(rows: Sequence[Row], processor: ElmProcessor, source: EcgSource, *, grouped: bool = True) -> list[int]:
     """How long rows are, for putting those of like length into a batch: by ECGs, then by characters.
 
     Of the rows as they are before a training condition takes ECGs away or exchanges them: under each, rows come in the
-    same order. Where recordings take different numbers of tokens, each token counts as four characters.
+    same order. Where recordings take different numbers of tokens, each token counts as four characters; they are not
+    counted if rows are not to be grouped.
     """
     lengths = [_length(row) for row in rows]
     extractor = processor.feature_extractor
-    if not extractor.varying:
+    if not (grouped and extractor.varying):
         return lengths
     records = list(dict.fromkeys(record for row in rows for record in row["ecgs"]))
     counts = {

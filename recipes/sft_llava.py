@@ -91,8 +91,9 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
         torch.set_num_threads(arguments.threads)
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
+    grouped = training_args.train_sampling_strategy == "group_by_length"
     if arguments.align_steps and condition != "none":  # without ECGs a projector has nothing to learn from
-        lengths = lengths_of(questions.reports, processor, questions.source)
+        lengths = lengths_of(questions.reports, processor, questions.source, grouped=grouped)
         rows = under_condition(questions.reports, questions, condition, seed)
         args = stage_args(
             training_args, "align", max_steps=arguments.align_steps, learning_rate=arguments.align_learning_rate,
@@ -107,7 +108,7 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     ]
     rows += questions.reports if arguments.reports_in_sft else []
     rows = packed(rows, arguments.questions_per_row)
-    lengths = lengths_of(rows, processor, questions.source)
+    lengths = lengths_of(rows, processor, questions.source, grouped=grouped)
     rows = under_condition(rows, questions, condition, seed)
     lora = training.lora(model_args, model, arguments.train_encoder)
     args = stage_args(training_args, "sft", full_determinism=arguments.deterministic)

@@ -45,6 +45,7 @@ def test_rows_whose_ecgs_take_more_tokens_are_longer(pair, source):
     fixed = lengths_of(ROWS, pair.processor, source)
     assert fixed == as_dataset(ROWS)["length"][:]
     varying = lengths_of(ROWS, with_extractor(pair.processor, extractor), source)
+    assert lengths_of(ROWS, with_extractor(pair.processor, extractor), source, grouped=False) == fixed
     more = [b - a for a, b in zip(fixed, varying)]
     assert more == [4 * count["r0"], 4 * (count["r3"] + count["r2"]), 4 * count["r1"], 0]
     # Told before ECGs are taken away, the order of rows is the same under every training condition.
