@@ -33,6 +33,7 @@ LENGTH = 8192  # tokens of a conversation, where a model can read more
 MOST_ANSWERS = 8  # of one request (`n`)
 CPU_CACHE_GB = 2.0
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA, that vLLM has room for
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # widths that attention has in vLLM's build for CPUs
 _HASHED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 
 INSTALL = """\
@@ -141,11 +142,18 @@ def options(settings: Settings, on_cpu: bool) -> tuple[list[str], dict[str, str]
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{settings.model} is no saved model: it has no config.json")
     config = ElmConfig.of_folder(folder)
+    text = config.text_config
+    head = vars(text).get("head_dim") or text.hidden_size // text.num_attention_heads
+    if on_cpu and head not in CPU_HEADS:  # else the engine would die of the first question
+        raise ValueError(
+            f"{settings.model}: vLLM's build for CPUs knows no attention heads of width {head}, only "
+            f"{', '.join(map(str, CPU_HEADS))}: serve it on a GPU, or ask it in-process (python -m serve.app --model)"
+        )
     adapters = _adapters(settings)
     name = settings.name or Path(settings.model).resolve().name
     if set(",= ") & set(name) or name in adapters:
         raise ValueError(f"the model's name {name!r} must have no comma, = or space, and be no adapter's: give --name")
-    length = settings.max_length or min(LENGTH, int(config.text_config.max_position_embeddings))
+    length = settings.max_length or min(LENGTH, int(text.max_position_embeddings))
     out = {
         "--model": str(folder),
         "--served-model-name": name,

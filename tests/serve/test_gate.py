@@ -231,6 +231,15 @@ def test_without_the_plugin_vllm_is_not_started(monkeypatch, capsys):
     assert "vLLM does not find the plugin of ecg-elm: install this package again" in capsys.readouterr().err
 
 
+def test_a_model_that_a_cpu_cannot_attend_with_is_refused_before_it_is_started(folder):
+    saved = json.loads((folder / "config.json").read_text())
+    saved["text_config"] |= {"head_dim": 24}
+    (folder / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="no attention heads of width 24, only 32, 64.*serve.app"):
+        start(folder, on_cpu=True)
+    assert start(folder)
+
+
 def test_a_folder_that_is_no_model_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no saved model: it has no config.json"):
         start(tmp_path)
