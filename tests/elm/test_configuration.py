@@ -45,7 +45,7 @@ def test_the_config_counts_alike_and_knows_the_most(encoder_config, text_config,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"projector_type": "qformer"}, "projector_type must be 'linear' or 'mlp', got 'qformer'"),
+        ({"projector_type": "qformer"}, "projector_type must be 'linear', 'mlp' or 'vocabulary', got 'qformer'"),
         ({"projector_pool_mode": "max"}, "projector_pool_mode must be 'stack' or 'mean', got 'max'"),
         ({"projector_pool": 0}, "projector_pool must be at least 1, got 0"),
     ],
