@@ -17,7 +17,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from trl import ModelConfig, SFTConfig
 
 import elm
@@ -629,3 +629,9 @@ def test_settings_of_tokens_that_cannot_be_are_refused(questions, tmp_path, sett
     with pytest.raises(ValueError, match=message):
         vocabulary.encoder(questions, tmp_path, **settings)
     assert not list(tmp_path.iterdir()), "something was left in the cache"
+
+
+def test_a_language_model_that_knows_no_ecgs_is_refused(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="config.json is that of a 'llama', which is no ECG-language"):
+        elm.load(tmp_path)
