@@ -121,8 +121,7 @@ def load(
                 f"({weights_hash(model)}): load it on the base it was trained on"
             )
         model = PeftModel.from_pretrained(model, str(adapter))
-        if config.vocabulary_start is not None:
-            model.get_base_model().model.mirror_rows()  # a head that shares the table speaks by it
+        model.get_base_model().model.mirror_rows()  # a head that shares the table speaks by it
     return model.eval(), processor
 
 

@@ -93,14 +93,16 @@ class ElmModel(ElmPreTrainedModel):
 
     @torch.no_grad()
     def mirror_rows(self) -> None:
-        """Where an ECG's tokens are words: copy their rows into the language model's table.
+        """Where an ECG's tokens are words, copy their rows into the language model's table; else do nothing.
 
         A head that shares the table speaks by it, so it is done at every step of training. The head itself teaches the
         rows nothing: words that are never said would all be pushed the same way (Gao et al., 2019, "representation
         degeneration"), and its gradient is as large as the table.
         """
-        rows = cast("torch.Tensor", self.projector.weight)
         start = self.config.vocabulary_start
+        if start is None:
+            return
+        rows = cast("torch.Tensor", self.projector.weight)
         # Of a table that FSDP or ZeRO-3 has taken apart, the whole one that is saved is copied to.
         table = self.get_input_embeddings().weight
         if isinstance(table, DTensor) or table.shape[0] < start + len(rows):
@@ -198,7 +200,7 @@ class ElmModel(ElmPreTrainedModel):
         if ecg:
             if input_ids is None:
                 raise ValueError("ECGs need input_ids: the <ecg> tokens in them say where each belongs")
-            if self.training and self.config.vocabulary_start is not None:
+            if self.training:
                 self.mirror_rows()
             embeddings = self.ecg_embeddings(**ecg).to(inputs_embeds.device, inputs_embeds.dtype)
             here = input_ids == self.config.ecg_token_id  # [B, S]

@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.conversations.rows import QuestionSet, Row, dialogues
 from data.ecg import Ecg
+from data.files import built_whole
 from encoders.cnn import CnnConfig, CnnEncoder, varied
 from encoders.heartlang import HeartLangConfig, HeartLangModel, QrsTokenizer
 from encoders.hub import save_encoder
@@ -104,13 +104,7 @@ def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: 
     made_from = [questions.source_key, key, reports, len(questions.train)]
     source = Path(__file__).read_bytes()  # another recipe for the tiny models makes other models
     folder = cache / f"{name}-{hashlib.sha256(json.dumps(made_from).encode() + source).hexdigest()[:12]}"
-    if not folder.exists():
-        begun = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(begun, ignore_errors=True)
-        begun.mkdir(parents=True)
-        build(begun)
-        begun.rename(folder)
-    return folder
+    return folder if folder.exists() else built_whole(folder, build)
 
 
 # --- language model ---------------------------------------------------------------------------------------------------

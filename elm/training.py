@@ -493,8 +493,7 @@ def train_stage(
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         base.__dict__.pop(name, None)
     base._keys_to_ignore_on_save = set()
-    if base.config.vocabulary_start is not None:
-        base.model.mirror_rows()  # of the last step, or of a checkpoint
+    base.model.mirror_rows()  # of the last step, or of a checkpoint
     return trainer
 
 
@@ -526,8 +525,7 @@ def whole(trainer: SFTTrainer, rebuild: Callable[[], nn.Module]) -> nn.Module:
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
     assert not unexpected, unexpected
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if base.config.vocabulary_start is not None:
-        base.model.mirror_rows()
+    base.model.mirror_rows()
     return model
 
 

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.conversations.rows import QuestionSet
 from data.ecg import LEADS
+from data.files import built_whole
 from elm.configuration import ECG_VOCABULARY, ElmConfig
 from elm.families import fit_vocabulary
 from elm.processing import token_name
@@ -102,11 +101,7 @@ def encoder(
     made, extractor = EcgByteEncoder.for_tokenizer(byte, lead_tokens)
     if tokenizer is None:
         made.config.pretrained_on = f"{questions.name}: ECGs of the training split (ECG-Byte merges)"
-    begun = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(begun, ignore_errors=True)
-    save_encoder(made, extractor, begun)
-    begun.rename(folder)
-    return folder
+    return built_whole(folder, lambda begun: save_encoder(made, extractor, begun))
 
 
 def planned(
@@ -222,13 +217,3 @@ def from_plain(plain: PreTrainedModel, config: ElmConfig) -> ElmForConditionalGe
     from elm.modeling import ElmForConditionalGeneration
 
     return ElmForConditionalGeneration.from_parts(config, EcgByteEncoder(config.encoder_config), plain)
-
-
-def spread_of(rows: torch.Tensor, pairs: int = 20_000, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Cosines of random pairs of different rows, sorted: what tells rows that mean something from copies of one."""
-    rng = np.random.default_rng(seed)
-    first = rng.integers(len(rows), size=pairs)
-    second = (first + rng.integers(1, len(rows), size=pairs)) % len(rows)
-    unit = torch.nn.functional.normalize(rows.float(), dim=1)
-    cosines: np.ndarray[Any, np.dtype[np.float32]] = np.sort((unit[first] * unit[second]).sum(1).numpy())
-    return cosines

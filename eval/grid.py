@@ -12,7 +12,7 @@ are never pooled into one interval.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +206,18 @@ def write(out: Path, numbers: Numbers) -> list[Path]:
     Returns:
         Their paths.
     """
-    paths = [out / name for name in ("grid.png", "grid.md", "grid.json")]
+    return write_as(out, "grid", numbers, draw, markdown)
+
+
+def write_as(
+    out: Path,
+    name: str,
+    numbers: Numbers,
+    draw: Callable[[Numbers, Path], None],
+    markdown: Callable[[Numbers], str],
+) -> list[Path]:
+    """Write numbers into a folder as a picture, a page and themselves: `name.png`, `name.md` and `name.json`."""
+    paths = [out / f"{name}.{kind}" for kind in ("png", "md", "json")]
     draw(numbers, paths[0])
     with written_whole(paths[1], "w") as file:
         file.write(markdown(numbers))

@@ -31,6 +31,7 @@ from eval.grid import (
     compared,
     gap,
     gap_written,
+    write_as,
     written,
 )
 from eval.parts import markdown_table
@@ -165,13 +166,7 @@ def write(out: Path, numbers: Numbers) -> list[Path]:
     Returns:
         Their paths.
     """
-    paths = [out / name for name in ("inputs.png", "inputs.md", "inputs.json")]
-    draw(numbers, paths[0])
-    with written_whole(paths[1], "w") as file:
-        file.write(markdown(numbers))
-    with written_whole(paths[2], "w") as file:
-        file.write(json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    return paths
+    return write_as(out, "inputs", numbers, draw, markdown)
 
 
 def table(numbers: Numbers) -> str:

@@ -26,6 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.commands import command_line
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which `--help` need not wait for
@@ -84,18 +87,26 @@ def relative_changes(language: Any, pairs: Sequence[tuple[Sequence[int], Sequenc
 
 def measure(rows: Tensor, words: Tensor, changes: Sequence[float]) -> Measured:
     """The numbers of one set of rows `[N, H]` beside those of the words `[V, H]`, and of what its exchange changes."""
-    import numpy as np
-
-    from elm.vocabulary import spread_of
-
     rows, words = rows.float().cpu(), words.float().cpu()
 
     def distance(some: Tensor) -> float:
         return float((some - some.mean(0)).norm(dim=1).median())
 
-    raw, centred = (tuple(np.quantile(spread_of(some), QUANTILES).tolist()) for some in (rows, rows - rows.mean(0)))
+    raw, centred = (tuple(np.quantile(_cosines(some), QUANTILES).tolist()) for some in (rows, rows - rows.mean(0)))
     moved = statistics.median(changes)
     return Measured(raw, centred, distance(rows) / distance(words), moved, min(changes), max(changes))
+
+
+def _cosines(rows: Tensor, pairs: int = 20_000) -> NDArray[np.float32]:
+    """Of random pairs of different rows: what tells rows that mean something from copies of one."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    first = rng.integers(len(rows), size=pairs)
+    second = (first + rng.integers(1, len(rows), size=pairs)) % len(rows)
+    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    cosines: NDArray[np.float32] = (unit[first] * unit[second]).sum(1).numpy()
+    return cosines
 
 
 def compare(
