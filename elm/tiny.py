@@ -154,10 +154,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 768) -> PreTrainedTo
 
 
 def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Sizes of the tiny Llama."""
+    """Sizes of the tiny Llama. Heads of 32 are the narrowest that vLLM serves on a CPU."""
     return LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.08,
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.08,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
 
