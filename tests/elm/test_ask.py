@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +50,10 @@ def refused(capsys, *arguments):
 
 
 def test_help_does_not_wait_for_torch():
-    start = time.perf_counter()
     done = run("--help", python=("-X", "importtime"))
     assert done.returncode == 0 and "Research use only" in done.stdout and "--fs" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "elm" in imported and not imported & {"torch", "transformers", "scipy", "pandas"}
-    assert time.perf_counter() - start < 3
 
 
 def test_the_command_answers(model, records, capsys):
