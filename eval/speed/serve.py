@@ -20,6 +20,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -219,6 +220,7 @@ def started(model: str, options: Sequence[str]) -> Iterator[Server]:
     command = [sys.executable, "-m", "serve.server", "--model", model, "--port", str(port), *options]
     process = subprocess.Popen(command, stdout=sys.stderr, env={**os.environ, "ECG_API_KEY": "speed"})
     server, end = Server(f"http://127.0.0.1:{port}", "speed", pid=process.pid), time.monotonic() + START
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # or the server would outlive us
     try:
         while not _answers(server):
             if process.poll() is not None or time.monotonic() > end:
@@ -228,6 +230,7 @@ def started(model: str, options: Sequence[str]) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _answers(server: Server) -> bool:
