@@ -3,11 +3,17 @@
 vLLM's own key guards only what begins with /v1, and its server has paths that load weights, pause the engine or answer
 without a key. Here everything that is not listed does not exist, and everything but /health asks for the key.
 
+So it is with what a request says. vLLM has fields that replace or cut the prompt, jump the queue, compile a stranger's
+grammar or reach into other machines' caches, and headers that do the like. A field that is not listed is refused, such
+a header left out. vLLM reads what the gate wrote of what it read, so that both have seen the same: one value of each
+name, numbers that are finite, text that is UTF-8.
+
 vLLM makes the gate by its name, in each of its processes that serve HTTP, so its settings stand in the environment.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import os
@@ -20,15 +26,69 @@ API_KEY = "ECG_API_KEY"  # names in the environment
 MODELS = "ECG_SERVED_MODELS"
 MAX_BYTES = "ECG_MAX_REQUEST_BYTES"
 OPEN = ("GET", "/health")
-ALLOWED = (OPEN, ("GET", "/metrics"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions"))
+CHAT = ("POST", "/v1/chat/completions")
+ALLOWED = (OPEN, ("GET", "/metrics"), ("GET", "/v1/models"), CHAT)
+HEADERS = (b"accept", b"content-type")
+FIELDS = (
+    "add_generation_prompt", "frequency_penalty", "ignore_eos", "logprobs", "max_completion_tokens", "max_tokens",
+    "messages", "min_p", "model", "n", "presence_penalty", "prompt_logprobs", "repetition_penalty", "return_token_ids",
+    "seed", "stop", "stream", "stream_options", "temperature", "top_k", "top_logprobs", "top_p", "user",
+)  # fmt: skip
+MAX_VALUES = 2**16  # of a request: small ones take many times their size in memory
+MAX_NAME = 2**8  # characters of the model's: vLLM looks for paths in what it says of it, in quadratic time
+MAX_MESSAGES = 2**10  # vLLM looks at each by itself, and answers nobody meanwhile
+BODY_SECONDS = 60  # in which a request must have come: the process does not end while one is on its way
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
 
+def rewritten(body: bytes) -> bytes:
+    """A chat request as vLLM reads it: what it says, with fields that are null left out.
+
+    Raises:
+        ValueError: It is no JSON object, says too much, or sets what is not in `FIELDS`.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # an ECG has none of them, a question few
+        raise ValueError(f"the request has more than {MAX_VALUES} commas and brackets")
+    try:
+        fields = json.loads(body.decode(), parse_int=_integer)
+        if not isinstance(fields, dict):
+            raise ValueError(f"a request must be an object, got {type(fields).__name__}")
+        given = {name: value for name, value in fields.items() if value is not None}
+        out = json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the request cannot be read as JSON: {error}") from error
+    if odd := sorted(given.keys() - set(FIELDS)):
+        raise ValueError(f"a request may not set {', '.join(odd)[:200]} here, only {', '.join(FIELDS)}")
+    model, messages = given.get("model"), given.get("messages")
+    if isinstance(model, str) and len(model) > MAX_NAME:
+        raise ValueError(f"the model's name has {len(model)} characters, more than {MAX_NAME}")
+    if isinstance(messages, list) and len(messages) > MAX_MESSAGES:
+        raise ValueError(f"the request has {len(messages)} messages, more than {MAX_MESSAGES}")
+    return out
+
+
+def _integer(text: str) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:  # vLLM could not tell its engine
+        raise ValueError(f"the number {text[:20]}... has more than 64 bits")
+    return number
+
+
+class ClientLeft(Exception):
+    """There is nobody to answer."""
+
+
 class Gate:
-    """ASGI middleware. Refusals are JSON in the form of OpenAI's, so that clients show the sentence."""
+    """ASGI middleware. Refusals are JSON in the form of OpenAI's, so that clients show the sentence.
+
+    Attributes:
+        engine_died: Whether the server ended because its engine did. vLLM's own status is 0 then.
+    """
+
+    engine_died = False
 
     def __init__(self, app: Callable[[Event, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
@@ -39,7 +99,10 @@ class Gate:
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
         """Hand a request on, or refuse it."""
         if scope["type"] == "lifespan":
+            engine = scope["app"].state.engine_client  # which vLLM forgets at the end
             await self.app(scope, receive, send)
+            processes = engine.engine_core.resources.engine_manager  # None where another process has started them
+            Gate.engine_died = processes is not None and processes.failed_proc_name is not None
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -51,25 +114,58 @@ class Gate:
                 event["headers"] = [*event.get("headers", ()), (HEADER.lower().encode(), self.models)]
             await send(event)
 
-        if refusal := self._refusal(scope):
+        refusal = self._refusal(scope)
+        body = b""
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await self._body(receive, keep=refusal is None)
+        except ClientLeft:
+            return
+        except TimeoutError:
+            refusal = refusal or (408, f"the request was not here after {BODY_SECONDS} seconds")
+        if refusal is None and (scope["method"], scope["path"]) == CHAT:
+            try:
+                body = rewritten(body)
+            except ValueError as error:
+                refusal = 400, str(error)
+        if refusal:
             status, message = refusal
-            await self._drained(receive)
-            body = json.dumps({"error": {"message": message, "type": "refused", "code": status}}).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            reply = json.dumps({"error": {"message": message, "type": "refused", "code": status}}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(reply)).encode())]
             headers.append((b"connection", b"close"))  # there may be more of the body than was read
             await named({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-        else:
-            await self.app(scope, receive, named)
+            await send({"type": "http.response.body", "body": reply})
+            return
 
-    async def _drained(self, receive: Receive) -> None:
-        """Read the body, within the limit: a client that still sends when the connection ends may not see the reply."""
-        left = self.max_bytes
+        async def received() -> Event:
+            return left.pop() if left else await receive()
+
+        left: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() in HEADERS]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self.app({**scope, "headers": headers}, received, named)
+
+    async def _body(self, receive: Receive, keep: bool) -> bytes:
+        """The body, read within the limit.
+
+        Also of what is refused, but then not kept: a client that still sends when the connection ends may not see the
+        reply.
+
+        Raises:
+            ClientLeft: Before all of it was here.
+        """
+        parts, left = [], self.max_bytes
         while left > 0:
             event = await receive()
-            left -= len(event.get("body", b""))
+            if event["type"] == "http.disconnect":
+                raise ClientLeft
+            part = event.get("body", b"")
+            left -= len(part)
+            if keep:
+                parts.append(part)
             if not event.get("more_body"):
-                return
+                break
+        return b"".join(parts)
 
     def _refusal(self, scope: Event) -> tuple[int, str] | None:
         asked = (scope["method"], scope["path"])

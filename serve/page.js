@@ -17,6 +17,8 @@
       mmPerSecond: +mmPerSecond, mmPerMv: +mmPerMv, point };
   };
 
+  const mv = (level) => `${(Math.round(level * 100) / 100 + 0).toFixed(2)} mV`; // + 0: no "-0.00"
+
   const show = (event, words) => {
     tip = make("ecg-tip");
     tip.textContent = words;
@@ -42,13 +44,13 @@
     }
     const here = read(segment, event);
     if (!from || from.svg !== segment.ownerSVGElement) {
-      show(event, `${here.lead}  ${Math.round(here.time * 1000)} ms  ${here.level.toFixed(2)} mV`);
+      show(event, `${here.lead}  ${Math.round(here.time * 1000)} ms  ${mv(here.level)}`);
       return;
     }
     const seconds = Math.abs(here.point.x - from.here.point.x) / here.mmPerSecond;
     const level = (from.here.point.y - here.point.y) / here.mmPerMv;
     const rate = seconds > 0.15 ? `  ${Math.round(60 / seconds)}/min` : "";
-    show(event, `Δ ${Math.round(seconds * 1000)} ms${rate}  Δ ${level.toFixed(2)} mV`);
+    show(event, `Δ ${Math.round(seconds * 1000)} ms${rate}  Δ ${mv(level)}`);
     box = make("ecg-box");
     box.hidden = false;
     Object.assign(box.style, {

@@ -6,6 +6,7 @@ Nothing leaves this machine: no analytics, no share link, no fonts or scripts fr
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import gradio as gr
 from data.paper import GAINS, LAYOUTS, SECONDS, SPEEDS, Paper
 from data.readers.staging import Budget
 from serve.desk import COMPARISONS, MOST_CHARACTERS, QUESTIONS, Condition, Desk, Session, can_ask_again, needs_words
-from serve.view import chat_html, facts_html, head_html, paper_html, warning_html
+from serve.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, warning_html
 
 FILES_KEPT = 600  # s that a file stays at most which was sent but never read
 MAX_FILE_SIZE = "5mb"
@@ -57,6 +58,7 @@ def build(desk: Desk, folder: Path | None = None) -> gr.Blocks:
                     ]
             with gr.Column(elem_id="talk", scale=2, min_width=300):
                 chat = gr.HTML(chat_html(Session()), elem_id="chat", autoscroll=True)
+                gr.HTML('<p class="ecg-quiet">Does the answer come from the ECG? Ask again:</p>')
                 with gr.Row(elem_id="again"):
                     without = gr.Button("Without this ECG", size="sm", interactive=False, elem_id="without")
                     another = gr.Button("With another patient's ECG", size="sm", interactive=False, elem_id="another")
@@ -126,6 +128,7 @@ def build(desk: Desk, folder: Path | None = None) -> gr.Blocks:
             desk.compare(session, on)
             words = (COMPARISONS if on else QUESTIONS)[: len(suggested)]
             return {
+                places[0].title: gr.update(visible=on),
                 places[1].column: gr.update(visible=on),
                 **{
                     button: gr.update(value=words[i], visible=True) if i < len(words) else gr.update(visible=False)
@@ -157,7 +160,7 @@ def build(desk: Desk, folder: Path | None = None) -> gr.Blocks:
         for place in places:
             place.wire(settings, after, answers)
         compare.change(
-            on_compare, compare, [places[1].column, *suggested, without, another], **quiet
+            on_compare, compare, [places[0].title, places[1].column, *suggested, without, another], **quiet
         ).then(after, None, answers, **quiet)  # fmt: skip
         page.unload(on_leave)
     return page
@@ -169,6 +172,7 @@ class _Place:
     def __init__(self, desk: Desk, number: int) -> None:
         self.desk, self.number = desk, number
         with gr.Column(elem_id=f"place-{number + 1}", visible=number == 0, min_width=300) as self.column:
+            self.title = gr.HTML(f"<h2>{('First', 'Second')[number]} ECG</h2>", visible=number == 1)
             with gr.Row(elem_classes="choose"):
                 self.examples = [
                     gr.Button(f"Example {i + 1}", size="sm", min_width=70, elem_classes="example")
@@ -179,13 +183,14 @@ class _Place:
                 )
             self.facts = gr.HTML(facts_html(None), elem_classes="facts")
             with gr.Group(visible=False, elem_classes="words") as self.form:
-                gr.HTML('<p class="ecg-note">This file holds bare numbers. What are they?</p>')
+                gr.HTML("<p>This file holds bare numbers. What are they?</p>")
                 with gr.Row():
-                    self.fs = gr.Number(label="Sampling rate (Hz)", value=None, min_width=100)
+                    # Not a number field: Gradio's holds a 0 from the start, which stays behind what is typed.
+                    self.fs = gr.Textbox(label="Sampling rate (Hz)", max_length=12, min_width=100, elem_classes="rate")
                     self.units = gr.Dropdown(["mV", "uV", "V", "nV"], label="Units", value=None, min_width=100)
                 self.leads = gr.Textbox(
                     label="Leads in order", placeholder="I II III aVR aVL aVF V1 V2 V3 V4 V5 V6 "
-                    "(empty where a CSV names them)", max_length=400,
+                    "(empty where a CSV names them)", max_length=400, elem_classes="leads",
                 )  # fmt: skip
                 self.read = gr.Button("Read it", size="sm", variant="primary", elem_classes="read")
             self.start = gr.Slider(0, 1, 0, step=1, label="Shown from second", visible=False)
@@ -217,13 +222,14 @@ class _Place:
         def on_upload(paths: list[str], layout: str, speed: int, gain: int, request: gr.Request) -> Update:
             session = self.desk.sessions[request.session_hash]
             self.desk.upload(session, self.number, taken(paths))
-            return shown(session, layout, speed, gain)
+            # What was said of the file before need not hold for this one.
+            return shown(session, layout, speed, gain) | {self.fs: "", self.units: None, self.leads: ""}
 
         def on_read(
-            fs: float | None, units: str | None, leads: str, layout: str, speed: int, gain: int, request: gr.Request
+            fs: str, units: str | None, leads: str, layout: str, speed: int, gain: int, request: gr.Request
         ) -> Update:
             session = self.desk.sessions[request.session_hash]
-            self.desk.read(session, self.number, fs, units, leads)
+            self.desk.read(session, self.number, number(fs), units, leads)
             return shown(session, layout, speed, gain)
 
         def on_measure(request: gr.Request) -> str:
@@ -239,8 +245,9 @@ class _Place:
         reading = {**private, "concurrency_limit": 2, "concurrency_id": "uploads"}  # each takes a process of its own
         for i, button in enumerate(self.examples):
             self._then(button.click(example(i), settings, mine, **private), on_measure, after, answers)
-        self._then(self.upload.upload(on_upload, [self.upload, *settings], mine, **reading), on_measure, after, answers)
         words = [self.fs, self.units, self.leads]
+        sent = self.upload.upload(on_upload, [self.upload, *settings], [*mine, *words], **reading)
+        self._then(sent, on_measure, after, answers)
         self._then(self.read.click(on_read, [*words, *settings], mine, **reading), on_measure, after, answers)
         for control in settings:
             control.change(on_look, look, self.paper, **private)
@@ -252,6 +259,14 @@ class _Place:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         event.then(after, None, answers, **private)
         event.then(on_measure, None, self.facts, concurrency_limit=4, concurrency_id="measuring", **private)
+
+
+def number(words: str) -> float | None:
+    """The number that was typed; None where nothing was, and not a number where it is none."""
+    try:
+        return float(words) if words.strip() else None
+    except ValueError:
+        return math.nan
 
 
 def taken(paths: list[str]) -> list[tuple[str, bytes]]:
@@ -275,6 +290,7 @@ def launch(page: gr.Blocks, host: str, port: int, password: str | None) -> None:
         server_name=host,
         server_port=port,
         auth=("ecg", password) if password else None,
+        auth_message=f"{DISCLAIMER} The user name is ecg.",
         share=False,
         enable_monitoring=False,
         run_history=False,
@@ -292,6 +308,9 @@ def launch(page: gr.Blocks, host: str, port: int, password: str | None) -> None:
         theme=gr.themes.Default(
             primary_hue="rose", neutral_hue="slate", font=("system-ui", "sans-serif"),
             font_mono=("ui-monospace", "monospace"),
+        ).set(  # a shade darker than Gradio's: white letters on it are legible
+            button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+            button_primary_border_color="*primary_600",
         ),
         css_paths=HERE / "page.css",
         head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",

@@ -272,6 +272,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"Serving {environment['ECG_SERVED_MODELS']} on http://{settings.host}:{settings.port}", flush=True)
     sys.argv[1:] = command  # which vLLM looks at here and there; the key is not among it
     _run(command)
+    from serve.gate import Gate
+
+    if Gate.engine_died:
+        sys.exit("error: the engine died, see above: the server has ended")
 
 
 def _run(command: list[str]) -> None:

@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 DISCLAIMER = "Research use only. Not a medical device. Not for diagnosis."
 EMERGENCY = "Chest pain or feeling unwell? Call emergency services."
-_LABELS = {
-    "real": "With this ECG",
-    "none": "Without this ECG",
-    "swap": "With another patient's ECG",
+_LABELS = {  # of one recording, of two
+    "real": ("With this ECG", "With these ECGs"),
+    "none": ("Without this ECG", "Without these ECGs"),
+    "swap": ("With another patient's ECG", "With other patients' ECGs"),
 }
 _TONES = {"reads": "good", "partly": "fair"}
 # Gradio makes a template of what it shows: braces and dollar signs of strangers must be none to it.
@@ -92,7 +92,9 @@ def facts_html(recording: Recording | None, note: str = "") -> str:
     ecg = recording.ecg
     about = f"{ecg.duration:.3g} s, {ecg.fs:g} Hz, {len(ecg.leads)} leads"
     notes = "".join(f'<p class="ecg-note">{text(note)}</p>' for note in remarks(ecg))
-    title = f'<p class="ecg-title"><b>{text(recording.name[:1].upper() + recording.name[1:])}</b> {about}</p>'
+    title = (
+        f'<p class="ecg-title"><b>{text(recording.name[:1].upper() + recording.name[1:])}</b> <span>{about}</span></p>'
+    )
     return f"{problem}{title}{_measured(recording)}{notes}"
 
 
@@ -112,13 +114,14 @@ def _measured(recording: Recording) -> str:
         for name, value, unit in values
     )
     poor = f'<p class="ecg-note">Measured with doubt: {text(m.reason)}.</p>' if m.quality == "poor" else ""
-    return f'<dl class="ecg-facts" aria-label="measured by an algorithm, not by the model">{items}</dl>{poor}'
+    by = '<p class="ecg-quiet">Measured in the signal by an algorithm, not by the model.</p>'
+    return f'<dl class="ecg-facts">{items}</dl>{by}{poor}'
 
 
 def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) -> str:
     """A recording on paper, with buttons to zoom."""
     if recording is None:
-        return '<div class="ecg-empty"></div>'
+        return '<div class="ecg-empty" aria-hidden="true"></div>'
     start = min(start, max(0.0, recording.ecg.duration - SECONDS))
     try:
         drawing = paper.draw(recording.ecg, start)
@@ -130,7 +133,7 @@ def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) ->
     )
     return (
         f'<div class="ecg-frame"><div class="ecg-zoom"><span>Drag with the mouse to measure</span>{buttons}</div>'
-        f'<div class="ecg-scroll" tabindex="0" aria-label="ECG, scrolls sideways" '
+        f'<div class="ecg-scroll" tabindex="0" role="region" aria-label="ECG, scrolls sideways" '
         f'style="--mm:{drawing.width}">{drawing.svg(interactive=True)}</div></div>'
     )
 
@@ -140,23 +143,26 @@ def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) ->
 
 def chat_html(session: Session, note: str = "") -> str:
     """The conversation, with the last question's answers side by side."""
-    turns = "".join(_turn(turn) for turn in session.turns)
+    turns = "".join(_turn(turn, session.compare) for turn in session.turns)
     problem = f'<p class="ecg-problem" role="alert">{text(note)}</p>' if note else ""
     if not turns:
         what = "both ECGs" if session.compare else "the ECG"
         turns = f'<p class="ecg-hint">Ask anything about {what}, or choose a question below.</p>'
-    return f'<div class="ecg-talk" role="log" aria-live="polite">{turns}{problem}</div>'
+    said = [answer for turn in session.turns for answer in (turn.answer, *turn.columns.values())]
+    # Busy until all is said: screen readers would begin anew with every word.
+    busy = "true" if any(answer.state == "asking" for answer in said) else "false"
+    return f'<div class="ecg-talk" role="log" aria-live="polite" aria-busy="{busy}">{turns}{problem}</div>'
 
 
-def _turn(turn: Turn) -> str:
+def _turn(turn: Turn, two: bool) -> str:
     question = f'<p class="ecg-question">{text(turn.question)}</p>'
     if not turn.columns:
         return f'<section class="ecg-turn">{question}<div class="ecg-answer">{_words(turn.answer)}</div></section>'
     first = turn.columns.get("real", turn.answer)
-    columns, lines = [_column("real", first)], []
+    columns, lines = [_column(_LABELS["real"][two], "real", first)], []
     for condition in ("none", "swap"):
         if condition in turn.columns:
-            columns.append(_column(condition, turn.columns[condition]))
+            columns.append(_column(_LABELS[condition][two], condition, turn.columns[condition]))
         if said := meaning(turn, condition):
             lines.append(f'<li class="ecg-{condition}">{text(said)}</li>')
     alone = (
@@ -167,15 +173,14 @@ def _turn(turn: Turn) -> str:
     )
     means = f'<ul class="ecg-means">{"".join(lines)}</ul>' if lines else ""
     other = turn.columns["swap"].about if "swap" in turn.columns else ""
-    whose = f'<p class="ecg-quiet">The other ECG: {text(other)}.</p>' if other else ""
+    whose = f'<p class="ecg-quiet">The other ECG{"s" if two else ""}: {text(other)}.</p>' if other else ""
     columns_html = f'<div class="ecg-columns">{"".join(columns)}</div>'
     return f'<section class="ecg-turn">{question}{alone}{columns_html}{whose}{means}</section>'
 
 
-def _column(condition: str, answer: Answer) -> str:
+def _column(label: str, condition: str, answer: Answer) -> str:
     return (
-        f'<div class="ecg-column ecg-{condition}"><h3>{_LABELS[condition]}</h3>'
-        f'<div class="ecg-answer">{_words(answer)}</div></div>'
+        f'<div class="ecg-column ecg-{condition}"><h3>{label}</h3><div class="ecg-answer">{_words(answer)}</div></div>'
     )
 
 

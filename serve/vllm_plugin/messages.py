@@ -25,6 +25,8 @@ ROLES = ("system", "user", "assistant")
 MAX_BYTES = 16 * 2**20  # of an ECG in a request: ten minutes of twelve leads at 250 Hz
 MAX_SECONDS = 600.0  # a recording is resampled whole before its first seconds are taken
 MAX_MILLIVOLTS = 1000.0  # from there on float32 overflows inside encoders, and the answer would be a row of one token
+MAX_VALUES = 1000  # of its JSON: small ones take many times their size in memory
+MAX_SENTENCE = 500  # characters
 _PREFIX = f"data:{MEDIA_TYPE};base64,"
 
 
@@ -80,11 +82,19 @@ def _from_url(url: Any, where: str) -> Ecg:
             f"{where}: the ECG has {len(url) / 2**20:.1f} MiB, more than {MAX_BYTES / 2**20:g}: send a shorter one"
         )
     try:
-        return checked(from_wire(base64.b64decode(url[len(_PREFIX) :], validate=True)))
+        wire = base64.b64decode(url[len(_PREFIX) :], validate=True)
+        if sum(map(wire.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise ValueError(f"the ECG has more than {MAX_VALUES} fields and leads")
+        return checked(from_wire(wire))
     except binascii.Error as error:
         raise ValueError(f"{where}: the ECG is not base64: {error}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def refused(error: ValueError) -> str:
+    """What is said of an error, not too long: vLLM looks for paths in it, in quadratic time."""
+    return str(error)[:MAX_SENTENCE]
 
 
 def checked(ecg: Ecg) -> Ecg:

@@ -23,7 +23,7 @@ from vllm.multimodal.processing import (
 
 from data.ecg import LEADS, Ecg
 from elm import ElmConfig, ElmProcessor
-from serve.vllm_plugin.messages import checked
+from serve.vllm_plugin.messages import checked, refused
 from serve.vllm_plugin.settings import processor_of
 
 
@@ -54,7 +54,7 @@ class EcgParser(MultiModalDataParser):
         try:
             return EcgItems([checked(ecg) for ecg in found])
         except ValueError as error:
-            raise VLLMValidationError(str(error), parameter="ecg") from error
+            raise VLLMValidationError(refused(error), parameter="ecg") from error
 
 
 class ElmProcessingInfo(BaseProcessingInfo):
@@ -125,7 +125,7 @@ class ElmMultiModalProcessor(BaseMultiModalProcessor[ElmProcessingInfo]):
         try:
             return self.info.processor.feature_extractor(list(hf_data["ecgs"]), return_tensors="pt")
         except ValueError as error:
-            raise VLLMValidationError(str(error), parameter="ecg") from error
+            raise VLLMValidationError(refused(error), parameter="ecg") from error
 
     def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         return {name: MultiModalFieldConfig.batched("ecg") for name in hf_inputs}

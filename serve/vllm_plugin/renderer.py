@@ -18,7 +18,7 @@ from vllm.renderers.hf import HfRenderer
 from vllm.utils.async_utils import make_async
 
 from data.measure import measure
-from serve.vllm_plugin.messages import read_messages
+from serve.vllm_plugin.messages import read_messages, refused
 from serve.vllm_plugin.settings import processor_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Of what vLLM hands to a chat template; its server always says how Cohere's models would like it.
 _READ = ("add_generation_prompt", "chat_template", "cohere_format", "return_dict")
+CHARACTERS = 32  # of text for each token that can be read: it would be seconds until tokens could be counted
 _RENDERED = "_elm_rendered"  # marks a prompt as ours, on its way from `render_messages` to `_process_tokens`
 
 
@@ -36,6 +37,7 @@ class ElmRenderer(HfRenderer):
     def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         self.processor = processor_of(config.model_config)
+        self._max_tokens = int(config.model_config.max_model_len)
         self._lock = Lock()  # a tokenizer serves one thread at a time
         self._render_async = make_async(self._render, executor=self._executor)
 
@@ -55,7 +57,7 @@ class ElmRenderer(HfRenderer):
         try:
             return self._prompt(messages, params)
         except ValueError as error:
-            raise VLLMValidationError(str(error), parameter="messages") from error
+            raise VLLMValidationError(refused(error), parameter="messages") from error
 
     def _prompt(self, messages: list[Any], params: ChatParams) -> tuple[list[Any], Any]:
         if params.chat_template is not None:
@@ -65,10 +67,12 @@ class ElmRenderer(HfRenderer):
             raise ValueError(f"this model does not read {', '.join(odd)}")
         conversation, ecgs = read_messages(messages)
         self._check_count(len(ecgs))
+        said = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in conversation]
+        if (length := sum(len(m["content"]) for m in said)) > (most := CHARACTERS * self._max_tokens):
+            raise ValueError(f"the conversation has {length} characters of text, more than {most}")
         ids = self._ids(conversation, ecgs, bool(asked.get("add_generation_prompt", True)))
         prompt = cast("dict[str, Any]", TokensPrompt(prompt_token_ids=ids))
         prompt |= {_RENDERED: True, **self._data(ecgs)}
-        said = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in conversation]
         return said, prompt
 
     def _check_count(self, ecgs: int) -> None:

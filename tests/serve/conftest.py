@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -81,6 +83,36 @@ def vllm_here():
 
     register()
     return module
+
+
+SPLIT = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+folder, settings, chats, new = json.load(sys.stdin)
+llm = LLM(folder, tensor_parallel_size=2, **settings)
+assert llm.llm_engine.vllm_config.parallel_config.world_size == 2
+params = SamplingParams(temperature=0, max_tokens=new, min_tokens=new)
+print("SAID", json.dumps([list(reply.outputs[0].token_ids) for reply in llm.chat(chats, params, use_tqdm=False)]))
+"""
+
+
+@pytest.fixture
+def split_in_two():
+    """`split_in_two(folder, chats, new, **settings)`: greedy tokens of vLLM with a model over two processes."""
+
+    def ask(folder: Path, chats: list, new: int, **settings) -> list[list[int]]:
+        here = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+                "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+        sizes = {"max_model_len": 1024, "max_num_seqs": 8, "kv_cache_memory_bytes": 64 * 2**20}
+        said = json.dumps([str(folder), {"dtype": "float32", "enforce_eager": True, **sizes, **settings}, chats, new])
+        command = [sys.executable, "-c", SPLIT]
+        run = subprocess.run(command, input=said, capture_output=True, text=True, env={**os.environ, **here})
+        assert run.returncode == 0, run.stderr[-3000:]
+        (line,) = (line for line in run.stdout.splitlines() if line.startswith("SAID "))
+        return json.loads(line.removeprefix("SAID "))
+
+    return ask
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,13 +26,14 @@ def ask(monkeypatch):
     monkeypatch.setenv(gate.MAX_BYTES, str(2**20))
 
     async def vllm(scope, receive, send):
+        ask.headers, ask.body = dict(scope["headers"]), (await receive())["body"]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
         await send({"type": "http.response.body", "body": b"vLLM"})
 
-    def ask(method, path, key="secret", length=0, scheme="Bearer"):
+    def ask(method, path, key="secret", length=None, scheme="Bearer", body=b"{}", more=()):
+        given, length = length, len(body) if length is None else length
         headers = [(b"authorization", f"{scheme} {key}".encode())] if key is not None else []
-        if length is not None:
-            headers.append((b"Content-Length", str(length).encode()))
+        headers += [(b"Content-Length", str(length).encode()), *more]
         sent = []
 
         async def send(event):
@@ -40,18 +42,25 @@ def ask(monkeypatch):
         scope = {"type": "http", "method": method, "path": path, "headers": headers}
 
         async def receive():
+            if ask.wait:
+                await asyncio.Event().wait()
+            if ask.gone:
+                return {"type": "http.disconnect"}
+            if given is None:
+                return {"type": "http.request", "body": body, "more_body": False}
             read.append(2**18)
-            return {"type": "http.request", "body": bytes(2**18), "more_body": len(read) * 2**18 < int(length or 0)}
+            return {"type": "http.request", "body": bytes(2**18), "more_body": len(read) * 2**18 < int(given or 0)}
 
         read = []
         asyncio.run(Gate(vllm)(scope, receive, send))
         ask.read = sum(read)
-        return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+        return (sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]) if sent else None
 
+    ask.gone = ask.wait = False
     return ask
 
 
-CHAT = ("POST", "/v1/chat/completions")
+CHAT = gate.CHAT
 
 
 @pytest.mark.parametrize("asked", [*gate.ALLOWED])
@@ -85,17 +94,82 @@ def test_what_is_not_listed_does_not_exist(ask, asked):
 
 
 def test_requests_have_a_length_and_a_limit(ask):
-    assert ask(*CHAT, length=2**20)[0] == 200
+    text = b'{"user":"' + b"a" * (2**20 - 11) + b'"}'
+    assert len(text) == 2**20 and ask(*CHAT, body=text)[0] == 200
     status, _, body = ask(*CHAT, length=2**20 + 2**19)
     assert status == 413 and b"the request has 1.5 MiB, more than 1: send fewer or shorter ECGs" in body
-    for length in (None, "-1", ""):
+    for length in ("-1", "", "+1", "\u0663"):
         assert ask(*CHAT, length=length)[0] == 411
+
+
+def test_vllm_reads_what_the_gate_wrote(ask):
+    """One value of each name, no null, and no header that means something to vLLM or to a browser."""
+    said = '{"n": 1, "stop": null, "user": "\u00e9\U0001f600", "n": 2, "messages": [{"role": null}], "echo": null}'
+    more = [(b"Content-Type", b"application/json"), (b"X-Data-Parallel-Rank", b"9"), (b"origin", b"http://evil")]
+    assert ask(*CHAT, body=said.encode(), more=more)[0] == 200
+    assert json.loads(ask.body) == {"n": 2, "user": "\u00e9\U0001f600", "messages": [{"role": None}]}
+    assert ask.headers == {b"Content-Type": b"application/json", b"content-length": str(len(ask.body)).encode()}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "cannot be read as JSON: Expecting value"),
+        (b"[1]", "a request must be an object, got list"),
+        (b"{" * 3, "cannot be read as JSON"),
+        (b'{"n":' * 10**4, "cannot be read as JSON"),
+        (b'{"n":' + b"1" * 10**4 + b"}", "cannot be read as JSON: Exceeds the limit"),
+        (b'{"top_k": ' + str(2**63).encode() + b"}", "the number 9223372036854775808... has more than 64 bits"),
+        (b'{"top_p": NaN}', "Out of range float values"),
+        (b'{"top_p": 1e999}', "Out of range float values"),
+        (b'{"user": "\\ud800"}', "surrogates not allowed"),
+        (b'{"user": "\xff"}', "can't decode byte 0xff"),
+        ('{"n": 1}'.encode("utf-16"), "cannot be read as JSON"),
+        (b"\x1f\x8b\x08\x00", "cannot be read as JSON"),
+        (b'{"stop": [' + b"[]," * 2**15 + b"[]]}", "has more than 65536 commas and brackets"),
+        (b'{"echo": true, "kv_transfer_params": {}}', "may not set echo, kv_transfer_params here, only add_generation"),
+        (b'{"model": "' + b"/a" * 200 + b'"}', "the model's name has 400 characters, more than 256"),
+        (b'{"messages": [' + b"{}," * 1024 + b"{}]}", "the request has 1025 messages, more than 1024"),
+        (b'{"Model": "a"}', "may not set Model here"),
+    ],
+)
+def test_what_cannot_be_read_or_set_is_refused(ask, body, message):
+    status, headers, said = ask(*CHAT, body=body)
+    assert status == 400 and message in json.loads(said)["error"]["message"] and headers[b"connection"] == b"close"
+
+
+def test_a_request_that_does_not_come_is_given_up(ask, monkeypatch):
+    monkeypatch.setattr(gate, "BODY_SECONDS", 0.05)
+    ask.wait = True
+    status, _, body = ask(*CHAT)
+    assert status == 408 and b"the request was not here after 0.05 seconds" in body
+    assert ask(*CHAT, key="other")[0] == 401
+
+
+def test_nobody_is_answered_who_left(ask):
+    ask.gone = True
+    assert ask(*CHAT) is None and ask(*CHAT, key="other") is None
 
 
 def test_what_is_refused_is_read_first_within_the_limit(ask):
     """A client that still sends when the connection ends would be told of a broken pipe, and not why."""
     assert ask(*CHAT, key="other", length=2**19)[0] == 401 and ask.read == 2**19
     assert ask(*CHAT, length=2**30)[0] == 413 and ask.read == 2**20
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_the_process_knows_at_its_end_whether_the_engine_died(ask, monkeypatch, died):
+    monkeypatch.setattr(Gate, "engine_died", False)
+    manager = SimpleNamespace(failed_proc_name=None)
+    core = SimpleNamespace(resources=SimpleNamespace(engine_manager=manager))
+    app = SimpleNamespace(state=SimpleNamespace(engine_client=SimpleNamespace(engine_core=core)))
+
+    async def vllm(scope, receive, send):
+        manager.failed_proc_name = "EngineCore" if died else None
+        del app.state
+
+    asyncio.run(Gate(vllm)({"type": "lifespan", "app": app}, None, None))
+    assert Gate.engine_died is died
 
 
 def test_no_websockets(ask):

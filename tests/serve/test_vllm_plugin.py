@@ -364,3 +364,13 @@ def test_weights_that_do_not_fit_are_refused(engine, make_pair, tmp_path, change
 def test_another_tokenizer_is_refused(engine, heart):
     with pytest.raises(ValueError, match="--tokenizer-mode must be left out, got 'hf'"):
         engine(heart, tokenizer_mode="hf")
+
+
+def test_it_says_the_same_split_over_two_processes(split_in_two, make_pair, make_ecg, tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    folder = save(*make_pair("heart-beats"), tmp_path / "model", training=TRAINING)
+    model, processor = elm.load(folder)
+    pairs = conversations(make_ecg)
+    want = [in_transformers(model, processor, *pair)[1] for pair in pairs]
+    assert split_in_two(folder, [request(*pair) for pair in pairs], NEW) == want
+    assert len({tuple(tokens) for tokens in want}) == len(want)

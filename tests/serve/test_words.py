@@ -93,3 +93,18 @@ def test_it_says_what_transformers_says(engine, folder, make_ecg):
     ):
         with pytest.raises(VLLMValidationError, match=re.escape(message)):
             llm.chat(chat_messages(messages, ecgs), params, use_tqdm=False)
+
+
+@torch.no_grad()
+def test_it_says_the_same_split_over_two_processes(split_in_two, folder, make_ecg):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    model, processor = elm.load(folder)
+    pairs = [([user(1, "Is this a normal ECG?")], [make_ecg(seed)]) for seed in (1, 2)]
+    want = []
+    for messages, ecgs in pairs:
+        inputs = processor(messages, ecgs, add_generation_prompt=True)
+        said = model.generate(**inputs, do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW)
+        want.append(said[0, inputs["input_ids"].shape[1] :].tolist())
+    settings = {"tokenizer_mode": WORDS, "logits_processors": ["serve.vllm_plugin.words:NoEcgTokens"]}
+    assert split_in_two(folder, [chat_messages(*pair) for pair in pairs], NEW, **settings) == want
+    assert want[0] != want[1]
