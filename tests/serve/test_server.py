@@ -80,6 +80,11 @@ class Running:
                 time.sleep(0.5)
         pytest.fail(f"the server did not start: {self.log.read_text()[-3000:]}")
 
+    def end(self):
+        """Not by SIGKILL, which would leave the engine behind."""
+        self.process.terminate()
+        self.process.wait(60)
+
     def get(self, path, key=KEY):
         return self.send(urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {key}"}))
 
@@ -115,8 +120,7 @@ def server(make_pair, tmp_path_factory):
         running.wait()
         yield running
     finally:
-        running.process.kill()
-        running.process.wait()
+        running.end()
 
 
 @pytest.fixture(scope="module")
@@ -420,8 +424,7 @@ def documented(make_pair, make_ecg, tmp_path_factory):
         running.wait()
         yield running
     finally:
-        running.process.kill()
-        running.process.wait()
+        running.end()
 
 
 def blocks():
