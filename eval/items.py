@@ -113,7 +113,8 @@ def read(path: Path) -> list[Line]:
         ValueError: A line is no JSON, or lacks a field; names file and line.
     """
     found = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Bytes have no line ends but \n and \r, which JSON escapes; text has more, and an answer may hold any.
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             line = json.loads(text)
             missing = [name for name in (*_OF_A_ROW, "condition", "answer", "prediction") if name not in line]

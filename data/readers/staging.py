@@ -333,8 +333,7 @@ def _require_text(content: bytes) -> None:
 def _stage_wfdb(header: bytes, name: str, samples: bytes, folder: Path, budget: Budget) -> tuple[str, bool]:
     if len(header) > budget.header_bytes:
         raise UploadError(f"header: {len(header)} bytes, {budget.header_bytes} are read: remove comments")
-    text = header.decode("utf-8", "replace")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in header.splitlines() if line.strip() and not line.startswith(b"#")]
     if len(lines) > budget.header_lines:
         raise UploadError(f"header: {len(lines)} lines, {budget.header_lines} are read: upload a record of one segment")
     path = folder / "header.hea"

@@ -102,7 +102,7 @@ def is_wfdb(path: Path, head: bytes) -> bool:
 
 
 def _header_of(path: Path, head: bytes) -> Path:
-    text = head.decode("utf-8", "replace").splitlines()
+    text = [line.decode("utf-8", "replace") for line in head.splitlines()]
     lines = [line.strip() for line in text if line.strip() and not line.startswith("#")]
     if path.suffix.lower() == ".hea" or (lines and _RECORD.fullmatch(lines[0])):
         return path
@@ -126,7 +126,9 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path}: {path.stat().st_size} bytes are too long for a WFDB header")
     comments: list[str] = []
     lines: list[tuple[int, str]] = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), start=1):
+    # Split as bytes: in text some other characters end a line, too, and a comment may hold them.
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        line = raw.decode("utf-8", "replace")
         if line.startswith("#"):
             comments.append(line.lstrip("# \t").rstrip())
         elif line.strip():

@@ -291,6 +291,8 @@ def test_comments_become_age_sex_and_codes(tmp_path):
     assert ecg.meta["comments"] == ("Age: 56", "Sex: Female", "Dx: 2,1,2")
     unknown = read_ecg(header(tmp_path, more="#Age: NaN\n#Sex: Unknown\n#Dx:\n"))
     assert unknown.meta["dx"] == () and "age" not in unknown.meta and "sex" not in unknown.meta
+    odd = read_ecg(header(tmp_path, more="#one\x85line\u2028all the same\n"))
+    assert odd.meta["comments"] == ("one\x85line\u2028all the same",)
 
 
 def test_signals_that_are_no_leads_are_left_out_aloud(tmp_path, caplog):

@@ -198,7 +198,8 @@ def test_scored_again_without_a_model(cohort, sure, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     text = (tmp_path / "predictions.jsonl").read_text().splitlines()
     line = json.loads(text[0])
-    (tmp_path / "predictions.jsonl").write_text("\n".join([json.dumps({**line, "prediction": "?"}), *text[1:]]))
+    odd = json.dumps({**line, "prediction": "?\x85\u2028?"}, ensure_ascii=False)  # in text these two end a line
+    (tmp_path / "predictions.jsonl").write_text("\n".join([odd, *text[1:]]))
     assert ablation.rescore(tmp_path)["conditions"]["real"]["unparsed"] == 1
     (tmp_path / "predictions.jsonl").write_text("\n".join([*text[:3], text[3][:40]]))
     with pytest.raises(ValueError, match=r"predictions\.jsonl, line 4: not a JSON object"):
