@@ -642,6 +642,7 @@ def test_a_server_answers_is_stopped_and_fails(guest, model_server):
     guest.ask("Describe it.")
     first = guest.words()
     guest.wait(lambda: len(guest.words()) > len(first), "more of the answer")
+    guest.wait(lambda: guest.run(OVERFLOWS, "#chat")[0], "more of it than its box holds")
     guest.click("#stop")
     assert model_server.gone.wait(PATIENCE), "the connection is still open"
     model_server.endless = False
@@ -649,7 +650,8 @@ def test_a_server_answers_is_stopped_and_fails(guest, model_server):
     guest.shot("stopped")
     guest.wait(lambda: "(stopped)" in guest.all(".ecg-answer")[-1].text, "the end of the answer")
     chat, below = guest.one("#chat").rect, guest.one("#without").rect
-    assert chat["y"] + chat["height"] <= below["y"] and guest.run(OVERFLOWS, "#chat") == [True, True]
+    assert chat["y"] + chat["height"] <= below["y"]
+    guest.wait(lambda: guest.run(OVERFLOWS, "#chat") == [True, True], "its end, in sight")
 
     guest.ask("And now?")
     guest.finished()
