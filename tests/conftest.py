@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,21 @@ def logged_in(hub, hub_server, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", hub_server.WRITER)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     return hub
+
+
+@pytest.fixture(scope="session")
+def listening():
+    """`with listening(server):`, a server of `http.server` that answers in the background until the block ends."""
+
+    @contextmanager
+    def run(server):
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    return run

@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -57,19 +56,14 @@ def url(make_pair, tokenizer, scratch, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model_server():
+def model_server(listening):
     """The server of tests/serve/test_client.py."""
     file = Path(__file__).with_name("test_client.py")
     spec = importlib.util.spec_from_file_location("server_of_tests", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    server = module.Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(module.Server()) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
