@@ -70,6 +70,8 @@ if TYPE_CHECKING:  # the readers of recordings import scipy, which `--help` need
     from data.donors import Donor, Question
     from data.ecg import Ecg, EcgSource
 
+VERSION = 1  # in cache keys: tests/test_versions.py says when to raise it
+
 T = TypeVar("T")
 
 

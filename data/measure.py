@@ -28,7 +28,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 from typing import Literal
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +41,7 @@ logger = logging.getLogger(__name__)
 Array = NDArray[np.float64]
 Quality = Literal["good", "poor", "failed"]
 
+VERSION = 1  # in cache keys: tests/test_versions.py says when to raise it
 FS = 500.0  # Hz, at which everything is measured: 2 ms
 _BEFORE, _AFTER = 0.50, 0.70  # s of a beat around its fiducial point
 _QRS = 0.12  # s around the fiducial point by whose shape beats are told apart
@@ -480,10 +480,10 @@ def measure_many(
 
 
 def version() -> str:
-    """Names what measurements follow from beside the recording: this file and NeuroKit2's version."""
+    """Names what measurements follow from beside the recording: `VERSION` and NeuroKit2's version."""
     from importlib.metadata import version as installed
 
-    return f"{crc32(Path(__file__).read_bytes()):08x}-neurokit2-{installed('neurokit2')}"
+    return f"v{VERSION}-neurokit2-{installed('neurokit2')}"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,8 @@ from data.ecg import LEADS, Ecg
 from data.files import written_whole
 
 Array = NDArray[Any]
+
+VERSION = 1  # in cache keys: tests/test_versions.py says when to raise it
 
 RATES = ("normal rate", "bradycardia", "tachycardia")
 CONDUCTIONS = ("normal conduction", "left bundle branch block", "right bundle branch block")
@@ -272,9 +273,9 @@ class SyntheticCohort:
 
     @property
     def key(self) -> str:
-        """A name for these recordings, for caches of what is made of them; another one after a change to this file."""
+        """A name for these recordings, for caches of what is made of them; another one for another `VERSION`."""
         name = f"cohort-{len(self)}x{self.records_per_patient}-seed{self.seed}-{self.fs:g}Hz-{self.seconds:g}s"
-        return f"{name}-{crc32(Path(__file__).read_bytes()):08x}"
+        return f"{name}-v{VERSION}"
 
     def signals(self) -> Array:
         """All recordings, float32 `[records, 12, samples]` in mV at the cohort's rate."""

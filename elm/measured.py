@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from zlib import crc32
 
 from tqdm.auto import tqdm
 
-from data import measure
+from data import conditions, measure
 from data.conditions import Altered
 from data.ecg import EcgSource
 from data.files import written_whole
@@ -37,8 +35,7 @@ class MeasuredStore:
         measure.require_neurokit()
         self.source = Altered(source)
         # What an earlier version made of a recording is another recording.
-        altering = crc32(Path(inspect.getfile(Altered)).read_bytes())
-        key = json.dumps([source_name, measure.version(), altering])
+        key = json.dumps([source_name, measure.version(), conditions.VERSION])
         self.folder = Path(root) / f"measured-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         self._found: dict[str, str] = {}  # as JSON: a tenth of the memory
         self._read: set[str] = set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import logging
 import platform
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
-from zlib import crc32
 
 import torch
 import transformers
@@ -38,6 +36,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
+from data import conditions
 from data.card import corpora_of
 from data.conditions import Altered, apply
 from data.conversations import load_questions
@@ -46,7 +45,6 @@ from data.donors import derangement
 from data.ecg import EcgSource
 from data.readers.wfdb import write_wfdb
 from data.splits import check_leaks
-from data.synthetic import SyntheticCohort
 from elm import dev, families, tiny, vocabulary
 from elm.collator import EcgCollator
 from elm.configuration import ElmConfig, tokens_per_ecg
@@ -104,10 +102,8 @@ def stores_of(
     """
     arguments = _arguments_of(folder)
     features, zeros = (feature_store(arguments, model, processor, questions, zero=zero) for zero in (False, True))
-    made_by = b"".join(Path(inspect.getfile(kind)).read_bytes() for kind in (Altered, SyntheticCohort))
-    version = f"{crc32(made_by):08x}"
     altered = dataclasses.replace(
-        questions, source=Altered(questions.source), source_key=f"{questions.source_key}~{version}"
+        questions, source=Altered(questions.source), source_key=f"{questions.source_key}~{conditions.VERSION}"
     )
     return features, zeros, feature_store(arguments, model, processor, altered)
 

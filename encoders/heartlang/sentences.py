@@ -9,7 +9,6 @@ costs the shard it was cutting. Arrays are memory-mapped: what is read of them i
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 from data.ecg import EcgSource
 from data.files import written_whole
 from data.recordings import evenly
-from encoders.heartlang import feature_extraction, xqrs
+from encoders.heartlang import feature_extraction
 from encoders.heartlang.feature_extraction import QrsTokenizer
 
 logger = logging.getLogger(__name__)
@@ -100,10 +99,9 @@ def sentences_of(
     Raises:
         ValueError: Every recording was refused.
     """
-    code = b"".join(Path(inspect.getfile(module)).read_bytes() for module in (feature_extraction, xqrs))
     told = tokenizer.to_dict()
     told["output"] = "words" if told["output"] == "codes" else told["output"]  # codes are of the same words
-    key = json.dumps([FORMAT, source_key, told], sort_keys=True).encode() + code
+    key = json.dumps([FORMAT, feature_extraction.VERSION, source_key, told], sort_keys=True).encode()
     folder = Path(root) / f"sentences-{hashlib.sha256(key).hexdigest()[:16]}"
     known = _Known(folder)
     missing = [record for record in dict.fromkeys(records) if record not in known]
