@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data.hub import check_repo_id, commit
+from data.support.hub import check_repo_id, commit
 
 if TYPE_CHECKING:
     from data.conversations.rows import QuestionSet, Row

@@ -32,8 +32,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data.commands import command_line
 from data.ecg import LEADS, Ecg, EcgSource
+from data.support.commands import command_line
 from data.wire import from_wire, to_wire
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg
-from data.files import written_whole
+from data.support.files import written_whole
 
 Array = NDArray[Any]
 

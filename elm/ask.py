@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data.commands import command_line
+from data.support.commands import command_line
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which --help need not wait for
     from data.ecg import Ecg

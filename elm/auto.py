@@ -3,11 +3,11 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 import encoders  # noqa: F401  (registers the encoders)
-from elm.collator import EcgCollator
-from elm.configuration import ElmConfig
-from elm.folder import load
-from elm.modeling import ElmForConditionalGeneration, ElmModel
-from elm.processing import ElmProcessor
+from elm.inputs.collator import EcgCollator
+from elm.inputs.processing import ElmProcessor
+from elm.model.configuration import ElmConfig
+from elm.model.modeling import ElmForConditionalGeneration, ElmModel
+from elm.saved.folder import load
 
 AutoConfig.register("elm", ElmConfig)
 AutoModel.register(ElmConfig, ElmModel)

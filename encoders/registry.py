@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint
 from transformers import CONFIG_MAPPING, AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.models.auto.feature_extraction_auto import feature_extractor_class_from_name
 
-from data import plugins
+from data.support import plugins
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 
 logger = logging.getLogger(__name__)

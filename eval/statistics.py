@@ -166,11 +166,11 @@ def cluster_se(values: ArrayLike, clusters: Clusters) -> float:
 def robust_interval(values: ArrayLike, clusters: Clusters, level: float = 0.95) -> Interval:
     """The interval of the mean of `values` from `cluster_se`, by Student's t for one less than the number of patients.
 
-    For values that are all about two patients, such as the flip pairs of `eval.verdict`, in which every ECG is seen
-    twice. There the bootstrap's product weights give intervals up to 1.7 times too wide, and patients of one side alone
-    give intervals 1.4 times too narrow. Simulated for flip pairs about 20 questions whose answers are right in 62 % of
-    cases, with effects of patients as above of 0 and 1, intervals of 95 % held the mean in 95.5 and 96.0 % of cases
-    with 200 patients (10 questions each), and in 94.8 and 94.5 % with 50 (8 each).
+    For values that are all about two patients, such as the flip pairs of `eval.scoring.verdict`, in which every ECG is
+    seen twice. There the bootstrap's product weights give intervals up to 1.7 times too wide, and patients of one side
+    alone give intervals 1.4 times too narrow. Simulated for flip pairs about 20 questions whose answers are right in 62
+    % of cases, with effects of patients as above of 0 and 1, intervals of 95 % held the mean in 95.5 and 96.0 % of
+    cases with 200 patients (10 questions each), and in 94.8 and 94.5 % with 50 (8 each).
 
     Args:
         values: One number per answer `[n]`.

@@ -32,8 +32,9 @@ from typing import Any
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from elm import dev, training
-from elm.settings import (
+from elm.training import dev
+from elm.training import run as training
+from elm.training.settings import (
     TRAIN_CONDITIONS,
     ElmArguments,
     as_mapping,
@@ -43,8 +44,10 @@ from elm.settings import (
     for_dev,
     settings_of_a_run,
 )
-from eval import ablation, grid, inputs
-from eval.items import read
+from eval.audit import run as ablation
+from eval.grids import conditions as grid
+from eval.grids import inputs
+from eval.scoring.lines import read
 from recipes.sft_llava import train
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grid_tiny.yaml"

@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
-from data.recordings import Recordings
-from elm.pretraining import (
+from data.experiment.recordings import Recordings
+from elm.training.pretraining import (
     PretrainingArguments,
     claim,
     parse_stages,
@@ -32,12 +32,12 @@ from elm.pretraining import (
     small,
     train_to_end,
 )
-from elm.settings import check_launch
+from elm.training.settings import check_launch
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.heartlang import HeartLangVQ, QrsTokenizer, pretraining
 from encoders.heartlang.pretraining import HeartLangTrainer, MaskedSentences
 from encoders.heartlang.sentences import Sentences, sentences_of
-from eval.pretraining import Measure, as_lines
+from eval.probing.held_out import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "heartlang_ptbxl_cpu.yaml"
 STAGES = ("vqhbr", "sentence")

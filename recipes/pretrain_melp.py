@@ -25,10 +25,10 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from data.conversations.reports import check_kinds, find_reports
-from data.recordings import Recordings
+from data.experiment.recordings import Recordings
+from data.support.translate import translate
 from data.synthetic import SyntheticCohort
-from data.translate import translate
-from elm.pretraining import (
+from elm.training.pretraining import (
     PretrainingArguments,
     claim,
     parse_stages,
@@ -38,12 +38,12 @@ from elm.pretraining import (
     small,
     train_to_end,
 )
-from elm.settings import as_mapping, check_launch
+from elm.training.settings import as_mapping, check_launch
 from encoders import load_encoder, new_encoder
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
 from encoders.melp.files import new_pretraining, save_pretraining
 from encoders.melp.training import Alignment, MelpTrainer, PairCollator, Pairs, unreadable
-from eval.pretraining import Measure, as_lines
+from eval.probing.held_out import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "melp_tiny_cpu.yaml"
 ENGLISH_ONLY = {"mimic_iv_ecg": "MIMIC-IV-ECG", "synthetic": "simulated recordings"}

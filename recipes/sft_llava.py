@@ -24,13 +24,16 @@ from transformers import enable_full_determinism
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet, balanced, dialogues, packed
-from elm import dev, hub, planning, training
-from elm.features import weights_hash
-from elm.planning import PlanArguments
-from elm.settings import ElmArguments, check_launch, check_settings, claim, for_dev
-from elm.training import lengths_of, stage_args, train_stage, under_condition
-from eval import ablation
-from eval.report import finding, table
+from elm.inputs.features import weights_hash
+from elm.saved import publish as hub
+from elm.training import dev
+from elm.training import plan as planning
+from elm.training import run as training
+from elm.training.plan import PlanArguments
+from elm.training.run import lengths_of, stage_args, train_stage, under_condition
+from elm.training.settings import ElmArguments, check_launch, check_settings, claim, for_dev
+from eval.audit import run as ablation
+from eval.report.write import finding, table
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from data.commands import command_line
+from data.support.commands import command_line
 
 
 def is_local(host: str) -> bool:
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     atexit.register(uploads.cleanup)
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     try:
-        from serve.desk import Desk, Shelf
-        from serve.engine import LocalEngine, RemoteEngine
+        from serve.page.desk import Desk, Shelf
+        from serve.serving.engine import LocalEngine, RemoteEngine
 
         folder: Path | None = None
         if args.server:
@@ -75,13 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             engine: LocalEngine | RemoteEngine = RemoteEngine(EcgChat(args.server, args.api_key))
         else:
-            from elm.folder import resolve
+            from elm.saved.folder import resolve
 
             folder = resolve(args.model)
             engine = LocalEngine(args.model, args.max_new_tokens)
         desk = Desk(engine, Shelf(folder))
 
-        from serve.page import build, launch
+        from serve.page import build
+        from serve.page.build import launch
 
         page = build(desk, folder)
         launch(page, args.host, args.port, args.password)

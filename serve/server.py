@@ -26,7 +26,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from data.commands import command_line
+from data.support.commands import command_line
 
 HERE = ("127.0.0.1", "localhost", "::1")
 LENGTH = 8192  # tokens of a conversation, where a model can read more
@@ -81,13 +81,13 @@ class Settings:
 def model_hash(folder: Path | str) -> str:
     """Which model a saved folder holds: `TRAINING-FILES`, 16 hexadecimal digits each.
 
-    The first part is that by which an audit's report names the training (`elm.folder.training_digest`); the second is
-    of the bytes of weights, tokenizer, processor and configurations.
+    The first part is that by which an audit's report names the training (`elm.saved.folder.training_digest`); the
+    second is of the bytes of weights, tokenizer, processor and configurations.
 
     Raises:
         FileNotFoundError: It is no saved model.
     """
-    from elm.folder import training_digest
+    from elm.saved.folder import training_digest
 
     return f"{training_digest(Path(folder))}-{_digest(Path(folder))}"
 
@@ -132,9 +132,9 @@ def options(settings: Settings, on_cpu: bool) -> tuple[list[str], dict[str, str]
         FileNotFoundError: The model is no saved one, and no hub id of one that can be reached.
         ValueError: It knows no ECGs, or an adapter cannot be served.
     """
-    from elm.configuration import ElmConfig
-    from elm.folder import resolve
-    from serve.gate import API_KEY, MAX_BYTES, MODELS
+    from elm.model.configuration import ElmConfig
+    from elm.saved.folder import resolve
+    from serve.serving.gate import API_KEY, MAX_BYTES, MODELS
     from serve.vllm_plugin import WORDS
     from serve.vllm_plugin.messages import MAX_BYTES as MAX_ECG_BYTES
 
@@ -165,7 +165,7 @@ def options(settings: Settings, on_cpu: bool) -> tuple[list[str], dict[str, str]
         "--shutdown-timeout": str(settings.shutdown_timeout),
         # Answers are greedy where a request does not say otherwise, as everywhere in the house; the tokens are a limit.
         "--override-generation-config": json.dumps({"temperature": 0.0, "max_new_tokens": settings.max_tokens}),
-        "--middleware": "serve.gate.Gate",
+        "--middleware": "serve.serving.gate.Gate",
     }
     flags = ["--disable-uvicorn-access-log", "--disable-fastapi-docs", "--no-enable-log-requests"]
     if config.vocabulary_start is None:
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"Serving {environment['ECG_SERVED_MODELS']} on http://{settings.host}:{settings.port}", flush=True)
     sys.argv[1:] = command  # which vLLM looks at here and there; the key is not among it
     _run(command)
-    from serve.gate import Gate
+    from serve.serving.gate import Gate
 
     if Gate.engine_died:
         sys.exit("error: the engine died, see above: the server has ended")

@@ -19,7 +19,7 @@ import elm
 from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
 from data.synthetic import SyntheticCohort
-from elm import tiny
+from elm.training import tiny
 from encoders import load_encoder
 
 REPO = Path(__file__).resolve().parents[1]

@@ -9,10 +9,12 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from data import conditions, measure, splits, synthetic
+from data import measure, synthetic
 from data.conversations import load_questions
 from data.ecg import Ecg
-from elm import tiny
+from data.experiment import conditions
+from data.experiment import leaks as splits
+from elm.training import tiny
 from encoders.heartlang import QrsTokenizer, feature_extraction
 
 

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from data import plugins
 from data.conversations import ecg_qa, synthetic
 from data.conversations.contract import check_questions
 from data.conversations.rows import QuestionSet
+from data.support import plugins
 
 _SETS: dict[str, Callable[..., QuestionSet]] = {"synthetic": synthetic.load, "ecg_qa": ecg_qa.load}
 GROUP = "ecg_elm.questions"

@@ -13,7 +13,7 @@ _BUILD = "build rows with data.conversations.rows.question_row"
 def check_questions(questions: QuestionSet) -> None:
     """Refuse a question set that would be trained or counted wrongly rather than fail. Recordings are not read.
 
-    Whether patients are on both sides of the split is looked at before a training (`data.splits`).
+    Whether patients are on both sides of the split is looked at before a training (`data.experiment.leaks`).
 
     Args:
         questions: The question set.

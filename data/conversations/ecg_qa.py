@@ -29,7 +29,7 @@ from data.conversations.rows import QuestionSet, Row, question_row
 from data.conversations.super_classes import super_class_rows
 from data.corpora.mimic_iv_ecg import MimicIvEcg
 from data.corpora.ptbxl import TRAIN_FOLDS, VOLTAGE_CODES, PtbXl
-from data.translate import translate
+from data.support.translate import translate
 
 QUESTION_TYPES = {
     "single-verify": 1,

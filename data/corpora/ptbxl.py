@@ -9,7 +9,7 @@ Source: https://physionet.org/content/ptb-xl/ (CC BY 4.0). Expected layout:
 
 Only records whose files are there are listed, so a part of the corpus is a corpus. The ten folds (`strat_fold`) do not
 share patients; the makers recommend 1-8 for training, 9 for validation and 10 for testing. Releases before 1.0.3 hold
-38 recordings twice, under two ids each: `data.splits` finds them where they lie on both sides of a split.
+38 recordings twice, under two ids each: `data.experiment.leaks` finds them where they lie on both sides of a split.
 """
 
 from __future__ import annotations

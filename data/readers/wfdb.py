@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg
-from data.files import written_whole
 from data.readers.arrays import is_csv
 from data.readers.common import Nan, agree, first_bytes, known_leads, millivolts, sampling_rate, to_ecg
+from data.support.files import written_whole
 
 # Bytes of a sample, and the stored value that means "no sample here" (format 8 stores differences and has none).
 # The compressed formats (508, 516, 524) are left out: their files cannot be checked against the header.

@@ -1,6 +1,6 @@
 """ECG-Byte's tokens where other models have an encoder: nothing is computed, a recording *is* its tokens.
 
-What a token means to a language model is a row of that model's vocabulary (`elm.vocabulary`), not of this class.
+What a token means to a language model is a row of that model's vocabulary (`elm.model.vocabulary`), not of this class.
 """
 
 from __future__ import annotations

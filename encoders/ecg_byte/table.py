@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from data.pickles import load_builtins
+from data.support.pickles import load_builtins
 
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz"
 BYTES = 256  # ids below are single bytes, most of them unused

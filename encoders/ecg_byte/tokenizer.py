@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from data.ecg import LEADS, Ecg, canonical_lead
-from data.files import written_whole
+from data.support.files import written_whole
 from encoders.ecg_byte.quantizing import LEVELS, Quantizer
 from encoders.ecg_byte.table import BOUNDARY, BYTES, SYMBOLS, TokenTable
 from encoders.ecg_byte.training import learn_merges

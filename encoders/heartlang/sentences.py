@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from data.ecg import EcgSource
-from data.files import written_whole
-from data.recordings import evenly
+from data.experiment.recordings import evenly
+from data.support.files import written_whole
 from encoders.heartlang import feature_extraction
 from encoders.heartlang.feature_extraction import QrsTokenizer
 

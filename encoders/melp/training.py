@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data.ecg import EcgSource
-from data.files import written_whole
+from data.support.files import written_whole
 from encoders.melp import losses
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.pretraining import MelpForPretraining, mask_leads

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # `--help` need not wait for torch
     from data.conversations.rows import Row
     from data.ecg import Ecg
-    from elm.collator import EcgCollator
-    from elm.features import FeatureStore
-    from elm.modeling import ElmForConditionalGeneration
-    from elm.processing import ElmProcessor
+    from elm.inputs.collator import EcgCollator
+    from elm.inputs.features import FeatureStore
+    from elm.inputs.processing import ElmProcessor
+    from elm.model.modeling import ElmForConditionalGeneration
     from encoders.melp import MelpConfig
 
 RECORDS_PER_STEP = 2  # whose questions are an optimizer step
@@ -68,7 +68,7 @@ def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
     from data.conversations.rows import question_row
     from data.conversations.synthetic import load
     from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
-    from elm.tiny import llama_config, train_tokenizer
+    from elm.training.tiny import llama_config, train_tokenizer
     from encoders.melp import MelpFeatureExtractor
 
     cohort = load(patients=max(records, 20), held_out_patients=1, questions=10, held_out_questions=1)
@@ -97,7 +97,7 @@ def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
 
 def fill(job: Job, root: Path) -> tuple[FeatureStore, float]:
     """A new cache with the encoder's output for all recordings, and the seconds it took to make."""
-    from elm.features import FeatureStore
+    from elm.inputs.features import FeatureStore
 
     start = time.perf_counter()
     store = FeatureStore(job.model.model.encoder, job.processor.feature_extractor, job.source, "speed", root)
@@ -111,7 +111,7 @@ def train(job: Job, collator: EcgCollator, steps: int, questions_per_row: int, f
     from trl import ModelConfig, SFTConfig
 
     from data.conversations.rows import packed
-    from elm.training import ElmTrainer, as_dataset, lora, stage_args
+    from elm.training.run import ElmTrainer, as_dataset, lora, stage_args
 
     ends: list[float] = []
 

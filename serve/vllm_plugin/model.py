@@ -27,7 +27,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from elm import ElmConfig
-from elm.projectors import Projector
+from elm.model.projectors import Projector
 from serve.vllm_plugin.processing import ElmDummyInputs, ElmMultiModalProcessor, ElmProcessingInfo
 
 if TYPE_CHECKING:

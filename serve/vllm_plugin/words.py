@@ -1,7 +1,7 @@
 """ECG-Byte models in vLLM: a plain language model for which the renderer turns each ECG into words.
 
-Such a folder (`elm.vocabulary`) is vLLM's own business but for two things: a chat's recordings become token ids here,
-and an answer holds none of them. `serve.server` starts vLLM with `--tokenizer-mode elm-words` and `NoEcgTokens`.
+Such a folder (`elm.model.vocabulary`) is vLLM's own business but for two things: a chat's recordings become token ids
+here, and an answer holds none of them. `serve.server` starts vLLM with `--tokenizer-mode elm-words` and `NoEcgTokens`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
-from elm.configuration import ECG_VOCABULARY
+from elm.model.configuration import ECG_VOCABULARY
 from serve.vllm_plugin.renderer import ElmRenderer
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import conditions
-from data.conditions import CONDITIONS, FAST, Altered, apply, asked_leads, condition_named, zero_features
 from data.conversations.rows import dialogues, question_row, user
-from data.donors import Donor, Question
 from data.ecg import LEADS, Ecg
+from data.experiment import conditions
+from data.experiment.conditions import CONDITIONS, FAST, Altered, apply, asked_leads, condition_named, zero_features
+from data.experiment.donors import Donor, Question
 from data.synthetic import SyntheticCohort
 
 quick = settings(max_examples=30, deadline=None)
@@ -99,7 +99,7 @@ def test_the_leads_in_question_are_dropped_else_half_of_them():
 def test_planted_rows_are_altered_already():
     planted = row("1", "a~set:gain=2", control="planted")
     assert apply("planted", [planted]) == [planted]
-    with pytest.raises(ValueError, match="row '2' is not planted: see data.planted.planted_rows"):
+    with pytest.raises(ValueError, match="row '2' is not planted: see data.experiment.planted.planted_rows"):
         apply("planted", [planted, ROWS[1]])
 
 
@@ -132,11 +132,14 @@ def test_the_table_is_whole():
     ("arguments", "message"),
     [
         (("flip", ROWS), "unknown condition 'flip': expected one of real, swap, swap-flip, swap-same, zero"),
-        (("swap", ROWS), "condition 'swap' of 2 rows was given no donors: see data.donors.choose_donors"),
+        (("swap", ROWS), "condition 'swap' of 2 rows was given no donors: see data.experiment.donors.choose_donors"),
         (("swap-flip", ROWS, DONORS[:1]), "'swap-flip' of 2 rows was given 1 donors"),
         (("swap", ROWS, DONORS[::-1]), "row '1' has 1 ECGs but was given 2 of its donor"),
         (("swap", ROWS, [DONORS[0], None]), "row '2' has none of the donors that condition 'swap' needs: leave it out"),
-        (("both-swap", ROWS, DONORS), "'both-swap' of 2 rows was given no questions: see data.donors.choose_questions"),
+        (
+            ("both-swap", ROWS, DONORS),
+            "'both-swap' of 2 rows was given no questions: see data.experiment.donors.choose_questions",
+        ),
         (("question-swap", ROWS, None, [None, None]), "row '1' has none of the questions"),
     ],
 )

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import donors
 from data.conversations.rows import question_row, same_question
-from data.donors import choose_donors, choose_questions, derangement
+from data.experiment import donors
+from data.experiment.donors import choose_donors, choose_questions, derangement
 
 quick = settings(max_examples=60, deadline=None)
 

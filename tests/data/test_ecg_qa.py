@@ -16,8 +16,8 @@ from data.conversations.ecg_qa import QUESTION_TYPES, load
 from data.conversations.rows import QuestionSet, same_question
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
+from data.experiment.leaks import check_leaks
 from data.readers import write_wfdb
-from data.splits import check_leaks
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 COLUMNS = ("ecg_id", "patient_id", "strat_fold", "filename_lr", "filename_hr", "age", "sex", "scp_codes", "report")

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from data.files import written_whole
+from data.support.files import written_whole
 
 
 @pytest.fixture

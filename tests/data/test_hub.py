@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from data.hub import check_repo_id, commit
+from data.support.hub import check_repo_id, commit
 
 CARD = b"---\nlicense: mit\n---\n# Model\n"
 

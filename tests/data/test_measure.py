@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from data import measure as measure_module
-from data.conditions import Altered
 from data.ecg import LEADS, Ecg
+from data.experiment.conditions import Altered
 from data.measure import NOT_MEASURABLE, Measurements, Worker, as_text, delineate, measure, measure_many
 from data.synthetic import SyntheticCohort
 

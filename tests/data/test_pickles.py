@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pickles import load_builtins, load_npy
+from data.support.pickles import load_builtins, load_npy
 
 KEYS = st.one_of(st.integers(), st.text(max_size=5), st.booleans())
 SCALARS = st.one_of(KEYS, st.none(), st.floats(allow_nan=False), st.binary(max_size=300))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from data.conditions import Altered, apply
 from data.conversations import synthetic as questions
 from data.conversations.rows import user
-from data.planted import DOSES, NORMAL, planted_rows
+from data.experiment.conditions import Altered, apply
+from data.experiment.planted import DOSES, NORMAL, planted_rows
 from data.synthetic import Parameters, SyntheticCohort, categories, findings
 
 
@@ -60,7 +60,7 @@ def test_only_the_dose_differs_from_a_normal_ecg(curves):
 
 
 def test_answers_are_those_of_the_cohort(curves):
-    """But where the cohort names a finding by shape or site alone, which `data.planted` says."""
+    """But where the cohort names a finding by shape or site alone, which `data.experiment.planted` says."""
     for (parameter, finding, _), curve in curves.items():
         if parameter in ("qrs_ms", "st_mv"):
             continue

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from data import plugins
 from data.conversations import load_questions
+from data.support import plugins
 
 SET = """
 from data.conversations.rows import QuestionSet, question_row

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.recordings import FOLDS, evenly, fold_by_patient, load_recordings, named
-from data.splits import _letters
+from data.experiment.leaks import _letters
+from data.experiment.recordings import FOLDS, evenly, fold_by_patient, load_recordings, named
 
 COHORT = {"patients": 200, "records_per_patient": 2}
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from data import splits
 from data.conversations import synthetic
 from data.conversations.rows import QuestionSet, question_row
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
+from data.experiment import leaks as splits
+from data.experiment.leaks import check_leaks, find_duplicates
 from data.readers import WfdbFolder
-from data.splits import check_leaks, find_duplicates
 from data.synthetic import SyntheticCohort
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"

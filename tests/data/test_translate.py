@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from data import translate as module
-from data.translate import translate
+from data.support import translate as module
+from data.support.translate import translate
 
 WORDS = {
     "sinusrhythmus": "rhythm", "linkstyp": "left", "rechtstyp": "right", "infarkt": "infarct", "alt": "old",

@@ -13,7 +13,7 @@ from data.conversations.rows import user
 from data.ecg import LEADS
 from data.readers import read_ecg, write_wfdb
 from elm import ask
-from elm.folder import save
+from elm.saved.folder import save
 
 TRAINING = {"language_model": "tiny", "dataset_name": "none", "notes": [], "train_condition": "real"}
 ROOT = Path(__file__).parents[2]

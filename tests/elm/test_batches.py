@@ -8,7 +8,7 @@ from trl import SFTConfig, SFTTrainer
 
 from data.conversations.rows import packed, question_row
 from elm import EcgCollator
-from elm.training import ElmTrainer, as_dataset, lengths_of, stage_args, under_condition
+from elm.training.run import ElmTrainer, as_dataset, lengths_of, stage_args, under_condition
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer
 
 

@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import elm
-from elm.card import write_card
-from elm.folder import save
+from elm.saved.card import write_card
+from elm.saved.folder import save
 
 TRAINING = {
     "language_model": "meta-llama/Llama-3.2-1B-Instruct",

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elm import ElmConfig
-from elm.configuration import pooled_mask, tokens_per_ecg
-from elm.projectors import Projector
+from elm.model.configuration import pooled_mask, tokens_per_ecg
+from elm.model.projectors import Projector
 
 masks = st.integers(0, 12).flatmap(
     lambda width: st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=4)

@@ -20,11 +20,15 @@ from trl import ModelConfig, SFTConfig
 
 import elm
 from data.conversations.rows import assistant, question_row, user
-from elm import EcgCollator, dev, families, planning, training
-from elm.features import weights_hash
-from elm.folder import save, save_adapter
-from elm.settings import ElmArguments
-from eval.answers import ModelResponder
+from elm import EcgCollator
+from elm.inputs.features import weights_hash
+from elm.model import families
+from elm.saved.folder import save, save_adapter
+from elm.training import dev
+from elm.training import plan as planning
+from elm.training import run as training
+from elm.training.settings import ElmArguments
+from eval.answerers.model import ModelResponder
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TEXTS = [

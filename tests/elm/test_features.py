@@ -17,10 +17,11 @@ import torch
 from safetensors import safe_open
 
 from data.conversations.rows import QuestionSet, dialogues, question_row
-from elm import EcgCollator, training
-from elm import features as features_module
-from elm.features import FeatureStore, weights_hash
-from elm.settings import ElmArguments
+from elm import EcgCollator
+from elm.inputs import features as features_module
+from elm.inputs.features import FeatureStore, weights_hash
+from elm.training import run as training
+from elm.training.settings import ElmArguments
 from encoders import load_encoder, save_encoder
 from encoders.base import EcgEncoderOutput
 from encoders.melp import MelpFeatureExtractor, MelpModel

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import elm
 from data.conversations.rows import user
 from elm import ElmForConditionalGeneration, ElmProcessor
-from elm.features import weights_hash
-from elm.folder import load, save, save_adapter
+from elm.inputs.features import weights_hash
+from elm.saved.folder import load, save, save_adapter
 
 TRAINING = {
     "language_model": "tiny",
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_model_before(folder, pair, make_ecg, monkeypatch
     with torch.no_grad():
         pair.model.lm_head.weight.add_(1.0)
     if step == "card":
-        monkeypatch.setattr("elm.folder.write_card", full)
+        monkeypatch.setattr("elm.saved.folder.write_card", full)
     else:
         monkeypatch.setattr(getattr(pair, step), "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):

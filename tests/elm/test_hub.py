@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 import elm
 from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
-from elm import hub as publishing
-from elm.folder import resolve, save
-from elm.training import questions_of, stage_args
+from elm.saved import publish as publishing
+from elm.saved.folder import resolve, save
+from elm.training.run import questions_of, stage_args
 from encoders import load_encoder, save_encoder
-from eval import ablation
-from eval.answers import ScriptedResponder
+from eval.answerers.model import ScriptedResponder
+from eval.audit import run as ablation
 
 DATASET = {"patients": 12, "held_out_patients": 10, "questions": 4, "held_out_questions": 6}
 PRIVATE = "/home/somebody/my data"

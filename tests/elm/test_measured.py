@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from data import measure as measure_module
-from data.conditions import Altered, apply
 from data.conversations.rows import QuestionSet, packed, question_row, user
-from data.donors import Donor
+from data.experiment.conditions import Altered, apply
+from data.experiment.donors import Donor
 from data.measure import NOT_MEASURABLE, Measurements, as_text, delineate
 from data.synthetic import SyntheticCohort
 from elm import EcgCollator, ElmProcessor
 from elm.ask import ask
-from elm.features import FeatureStore
-from elm.measured import MeasuredStore
-from elm.settings import ElmArguments
-from elm.training import build_collator
-from eval.answers import ModelResponder, SplitStore
+from elm.inputs.features import FeatureStore
+from elm.inputs.measured import MeasuredStore
+from elm.training.run import build_collator
+from elm.training.settings import ElmArguments
+from eval.answerers.model import ModelResponder, SplitStore
 
 pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')
 
@@ -252,7 +252,7 @@ def test_a_recording_is_measured_once(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("elm.measured.measure_many", refuse)
+    monkeypatch.setattr("elm.inputs.measured.measure_many", refuse)
     again = MeasuredStore({}, "cohort", tmp_path)
     assert again.get([first, altered]) == [got[1], got[2]] and second in again and third not in again
     with pytest.raises(AssertionError, match="measured again"):
@@ -266,14 +266,14 @@ def test_a_recording_is_measured_once(tmp_path, monkeypatch):
 
 
 def fill(folder, records):
-    import elm.measured
+    import elm.inputs.measured
 
     def quickly(source, records, jobs=None):
         for record in records:
             yield Measurements("good", rate=float(record[1:]))
 
-    elm.measured.measure_many = quickly
-    elm.measured.SHARD = 5
+    elm.inputs.measured.measure_many = quickly
+    elm.inputs.measured.SHARD = 5
     MeasuredStore({}, "c", folder).fill(records)
 
 
@@ -292,7 +292,9 @@ def test_two_processes_fill_it_at_the_same_time(tmp_path, monkeypatch):
     # What another process has measured since is found.
     late = MeasuredStore({}, "c", tmp_path)
     with monkeypatch.context() as m:
-        m.setattr("elm.measured.measure_many", lambda source, records, jobs: iter([Measurements("good", rate=7.0)]))
+        m.setattr(
+            "elm.inputs.measured.measure_many", lambda source, records, jobs: iter([Measurements("good", rate=7.0)])
+        )
         store.get(["r100"])
     assert late.get(["r100"])[0].rate == 7.0
 
@@ -307,7 +309,7 @@ def test_the_line_tells_voltage_which_the_encoder_cannot(tmp_path):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from elm.tiny import melp_config
+    from elm.training.tiny import melp_config
     from encoders.melp import MelpFeatureExtractor, MelpModel
 
     cohort = SyntheticCohort(700, records_per_patient=1, seed=2)

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 
 from data.conversations.rows import assistant, user
 from elm import ElmConfig, ElmForConditionalGeneration, ElmModel, ElmProcessor
-from elm.projectors import Projector
+from elm.model.projectors import Projector
 from encoders.melp import MelpModel
 
 

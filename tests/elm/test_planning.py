@@ -13,12 +13,12 @@ from trl import ModelConfig, SFTConfig
 import recipes
 from data.conversations import load_questions
 from data.conversations.rows import dialogues
-from elm import planning
-from elm.modeling import ElmForConditionalGeneration
-from elm.planning import PlanArguments
-from elm.published import LANGUAGE_MODELS, language_config
-from elm.settings import ElmArguments
-from elm.training import lora
+from elm.model.modeling import ElmForConditionalGeneration
+from elm.training import plan as planning
+from elm.training.plan import PlanArguments
+from elm.training.published import LANGUAGE_MODELS, language_config
+from elm.training.run import lora
+from elm.training.settings import ElmArguments
 from recipes import sft_llava
 
 CONFIGS = Path(recipes.__file__).parent / "configs"

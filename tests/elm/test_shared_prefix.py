@@ -9,10 +9,10 @@ from trl import SFTConfig
 
 from data.conversations.rows import QuestionSet, assistant, dialogues, packed, question_row, user
 from elm import EcgCollator
-from elm.features import FeatureStore
-from elm.prefix import join, mask_of_questions
-from elm.settings import ElmArguments
-from elm.training import as_dataset, build_collator, stage_args, train_stage, under_condition
+from elm.inputs.features import FeatureStore
+from elm.model.prefix import join, mask_of_questions
+from elm.training.run import as_dataset, build_collator, stage_args, train_stage, under_condition
+from elm.training.settings import ElmArguments
 
 ECG = 99
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.conversations import load_questions
-from elm import tiny
+from elm.training import tiny
 from encoders import load_encoder
 
 

@@ -7,8 +7,8 @@ import torch
 from trl import ModelConfig, SFTConfig
 
 from data.conversations.rows import assistant, user
-from elm.quantization import nf4
-from elm.settings import ElmArguments, check_settings
+from elm.model.quantization import nf4
+from elm.training.settings import ElmArguments, check_settings
 
 
 @pytest.fixture

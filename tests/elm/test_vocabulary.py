@@ -25,16 +25,19 @@ from data.conversations import load_questions
 from data.conversations.rows import assistant, question_row, user
 from data.ecg import LEADS, Ecg
 from data.synthetic import SyntheticCohort
-from elm import EcgCollator, hub, training, vocabulary
-from elm.configuration import ECG_VOCABULARY, ElmConfig
-from elm.features import FeatureStore, weights_hash
-from elm.folder import save, save_adapter
-from elm.processing import token_name
-from elm.settings import ElmArguments
+from elm import EcgCollator
+from elm.inputs.features import FeatureStore, weights_hash
+from elm.inputs.processing import token_name
+from elm.model import vocabulary
+from elm.model.configuration import ECG_VOCABULARY, ElmConfig
+from elm.saved import publish as hub
+from elm.saved.folder import save, save_adapter
+from elm.training import run as training
+from elm.training.settings import ElmArguments
 from encoders import load_encoder, save_encoder
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
 from encoders.ecg_byte.modeling import from_bytes
-from eval.answers import ModelResponder
+from eval.answerers.model import ModelResponder
 
 
 def _families():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from data.conditions import zero_features
 from data.ecg import LEADS, Ecg
+from data.experiment.conditions import zero_features
 from encoders import check_encoder, load_encoder, new_encoder, save_encoder
 from encoders.base import EcgEncoderOutput
 from encoders.heartlang import HeartLangVQ

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.hub import commit
+from data.support.hub import commit
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.cnn import CnnEncoder
 from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, QrsTokenizer

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, Trainer, TrainingArguments
 
-from data.hub import commit
+from data.support.hub import commit
 from encoders import load_encoder
 from encoders.checkpoints import load_weights
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpForPretraining, MelpModel, MelpPretrainingConfig

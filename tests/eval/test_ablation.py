@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.conditions import CONDITIONS, Altered
 from data.conversations.rows import answer_text
 from data.conversations.synthetic import load
-from data.planted import DOSES
-from elm import card
-from eval import ablation
-from eval import report as reporting
-from eval.ablation import run
-from eval.answers import ScriptedResponder
-from eval.plan import sample
-from eval.score import answer_set, majority_by_question
+from data.experiment.conditions import CONDITIONS, Altered
+from data.experiment.planted import DOSES
+from elm.saved import card
+from eval.answerers.model import ScriptedResponder
+from eval.audit import run as ablation
+from eval.audit.plan import sample
+from eval.audit.run import run
+from eval.report import write as reporting
+from eval.scoring.answers import answer_set, majority_by_question
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen3Config
 
-from data.conditions import Altered
 from data.conversations.rows import QuestionSet, assistant, question_row, user
 from data.ecg import LEADS, Ecg
+from data.experiment.conditions import Altered
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
-from elm.features import FeatureStore
-from elm.settings import ElmArguments
-from elm.tiny import train_tokenizer
+from elm.inputs.features import FeatureStore
+from elm.training.settings import ElmArguments
+from elm.training.tiny import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
-from eval.answers import ModelResponder, ScriptedResponder, SplitStore, load_responder, question_messages
+from eval.answerers.model import ModelResponder, ScriptedResponder, SplitStore, load_responder, question_messages
 
 torch.set_num_threads(1)
 WORDS = ["yes", "no", "atrial fibrillation", "sinus rhythm, left axis deviation", "none"]
@@ -324,7 +324,7 @@ def test_the_name_tells_what_answers_depend_on(make_model, recordings):
 
 def test_a_saved_model_is_asked_with_its_own_caches(pair, recordings, rows, tmp_path, monkeypatch):
     """Altered recordings apart, by the version of the alterations; answers may be as long as the longest right one."""
-    from elm import training
+    from elm.training import run as training
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = dataclasses.asdict(ElmArguments(cache_dir=str(tmp_path / "cache")))

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from eval import calibrate
-from eval.calibrate import ANSWERERS, draw, one, table
+from eval.audit import calibrate
+from eval.audit.calibrate import ANSWERERS, draw, one, table
 
 AUDITS = 12  # `python -m eval.calibrate` does 200 and more; docs/audit.md has its table
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from data.ecg import LEADS, Ecg
-from elm.features import weights_hash
+from elm.inputs.features import weights_hash
 from encoders import new_encoder
-from eval.finetune import Group, Inputs, Settings, finetune, layer_groups, optimizer_for, stack_of
+from eval.probing.finetune import Group, Inputs, Settings, finetune, layer_groups, optimizer_for, stack_of
+from eval.probing.vectors import vector_of
 from eval.statistics import auroc
-from eval.vectors import vector_of
 
 MELP = {
     "sampling_rate": 100, "conv_dim": [8] * 4, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.conversations.rows import QuestionSet, question_row
-from eval import grid
+from eval.grids import conditions as grid
 from eval.statistics import paired_interval
 
 TRAINED = ("real", "zero", "none", "shuffled")

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from data.conversations.rows import QuestionSet, question_row
-from eval import grid, inputs
+from eval.grids import conditions as grid
+from eval.grids import inputs
 
 SEEDS = (0, 1)
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.conversations.rows import question_row
-from eval.answers import ScriptedResponder
-from eval.journal import Answer, Journal, ask_all, batches_of
+from eval.answerers.model import ScriptedResponder
+from eval.audit.journal import Answer, Journal, ask_all, batches_of
 
 SETTINGS = {"model": "abc", "questions": "def", "batch_size": 4, "seed": 0}
 CONDITIONS = ("real", "swap")
@@ -189,7 +189,7 @@ def test_other_options_are_other_questions(tmp_path, rows):
 
 
 def test_one_process_at_a_time(tmp_path):
-    code = f"from eval.journal import Journal\nJournal({str(tmp_path)!r}, {{}})"
+    code = f"from eval.audit.journal import Journal\nJournal({str(tmp_path)!r}, {{}})"
     with Journal(tmp_path, {}) as journal:
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert other.returncode and f"{journal.path} is being written by another process" in other.stderr

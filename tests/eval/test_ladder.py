@@ -9,11 +9,11 @@ from transformers import LlamaConfig
 from data.conversations.rows import QuestionSet, question_row
 from data.ecg import LEADS, Ecg
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
-from elm.features import FeatureStore
-from elm.tiny import train_tokenizer
+from elm.inputs.features import FeatureStore
+from elm.training.tiny import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
-from eval import ladder as rungs
-from eval.ladder import RUNGS, Finding, ladder, verify_rows
+from eval.audit import ladder as rungs
+from eval.audit.ladder import RUNGS, Finding, ladder, verify_rows
 from eval.statistics import auroc, auroc_interval
 
 WORDING = {"alpha": "Is there alpha?", "beta": "Does this ECG show beta?", "hum": "Is there hum in this ECG?"}

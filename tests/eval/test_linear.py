@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from eval.linear import STRENGTHS, fit_probe
+from eval.probing.linear import STRENGTHS, fit_probe
 from eval.statistics import auroc
 
 

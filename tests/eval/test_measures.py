@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from eval import measures
-from eval.items import scored
-from eval.measures import TEXT_ONLY, by_condition, measure
+from eval.scoring import numbers as measures
+from eval.scoring.lines import scored
+from eval.scoring.numbers import TEXT_ONLY, by_condition, measure
 from eval.statistics import cluster_interval
 
 WORDS = frozenset({"yes", "no", "sinus rhythm", "atrial fibrillation"})
@@ -213,6 +213,6 @@ def test_only_controls_is_an_error():
 
 
 def test_every_condition_kept_apart_is_known():
-    from data.conditions import CONDITIONS
+    from data.experiment.conditions import CONDITIONS
 
     assert set(measures.APART) <= set(CONDITIONS)

@@ -19,13 +19,13 @@ from data.readers import write_wfdb
 from encoders import load_encoder, new_encoder
 from encoders.base import EcgEncoderOutput
 from encoders.hub import save_encoder
-from eval import probe
-from eval.finetune import Settings
-from eval.linear import fit_probe
-from eval.probe import Protocol, measure
+from eval.probing import probe
+from eval.probing.finetune import Settings
+from eval.probing.linear import fit_probe
+from eval.probing.probe import Protocol, measure
+from eval.probing.tasks import Task, drawn
+from eval.probing.vectors import random_like, settle_batch_norm, vector_of, vectors
 from eval.statistics import auroc
-from eval.tasks import Task, drawn
-from eval.vectors import random_like, settle_batch_norm, vector_of, vectors
 
 SMALL = {"conv_dim": [8, 8], "conv_stride": [5, 4]}
 CLASSES = ("slow", "fast", "rare", "everywhere")
@@ -377,7 +377,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_the_docs_name_every_task():
     text = (Path(__file__).resolve().parents[2] / "docs/probe.md").read_text(encoding="utf-8")
-    from eval.tasks import FINDINGS, TASKS
+    from eval.probing.tasks import FINDINGS, TASKS
 
     assert all(f"`{name}`" in text for name in TASKS)
     assert all(finding in text for finding in FINDINGS)

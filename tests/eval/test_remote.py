@@ -14,8 +14,8 @@ import pytest
 from data.conversations.rows import question_row
 from data.ecg import LEADS, Ecg
 from data.wire import MEDIA_TYPE, from_wire
-from eval import remote
-from eval.remote import ServerError, ServerResponder
+from eval.answerers import server as remote
+from eval.answerers.server import ServerError, ServerResponder
 
 ECG, USER, ASSISTANT, END = 1, 2, 3, 4  # tokens; every other one is a character
 SHOWN = {ECG: "<ecg>", USER: "<user>", ASSISTANT: "<assistant>", END: "<end>"}

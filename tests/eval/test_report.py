@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.conditions import CONDITIONS, FAST
-from eval import report as reporting
-from eval.figures import FIGURES, draw
-from eval.headline import finding, reasons
-from eval.items import scored
-from eval.measures import TEXT_ONLY, by_condition, measure
-from eval.page import MARGIN, page
-from eval.parts import Facts, Items, Table, Terms
-from eval.sections import sections
+from data.experiment.conditions import CONDITIONS, FAST
+from eval.report import write as reporting
+from eval.report.figures import FIGURES, draw
+from eval.report.headline import finding, reasons
+from eval.report.page import MARGIN, page
+from eval.report.parts import Facts, Items, Table, Terms
+from eval.report.sections import sections
+from eval.scoring.lines import scored
+from eval.scoring.numbers import TEXT_ONLY, by_condition, measure
 
 Line = dict[str, Any]
 

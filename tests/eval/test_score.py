@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.conversations.rows import answer_text, question_row
-from eval.score import (
+from eval.scoring.answers import (
     ABSTENTIONS,
     OUTCOMES,
     answer_set,

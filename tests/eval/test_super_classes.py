@@ -15,10 +15,13 @@ from data.conversations.super_classes import SUPER_CLASSES, super_class_rows
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
-from eval import ablation, answers, reference, super_classes
-from eval.answers import ScriptedResponder
-from eval.reference import CnnClassifier
-from eval.sections import sections
+from eval.answerers import model as answers
+from eval.answerers.model import ScriptedResponder
+from eval.audit import cnn as reference
+from eval.audit import run as ablation
+from eval.audit import super_classes
+from eval.audit.cnn import CnnClassifier
+from eval.report.sections import sections
 
 PATIENTS = 180
 NAMES = list(SUPER_CLASSES)

@@ -14,7 +14,7 @@ from data.corpora.cpsc2018 import Cpsc2018
 from data.corpora.csn import Csn
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
-from eval.tasks import (
+from eval.probing.tasks import (
     FINDINGS,
     TASKS,
     Task,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.text import METRICS, report_scores, token_f1
+from eval.scoring.text import METRICS, report_scores, token_f1
 
 WORDS = ["sinus", "rhythm", "st", "elevation", "no", "v1", "axis"]
 SENTENCE = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import verdict as rule
+from eval.scoring import verdict as rule
+from eval.scoring.verdict import Answers, Evidence, judge, verdict, weigh
 from eval.statistics import Interval
-from eval.verdict import Answers, Evidence, judge, verdict, weigh
 
 READS = Evidence(
     questions=400, pairs=300, patients=60, answered=1.0,

@@ -10,11 +10,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.synthetic import SyntheticCohort
-from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor, vocabulary
-from elm.folder import save
-from elm.tiny import llama_config, train_tokenizer
+from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
+from elm.model import vocabulary
+from elm.saved.folder import save
+from elm.training.tiny import llama_config, train_tokenizer
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, TokenTable
-from eval.vocabulary import FRAME, compare, main, measure, relative_changes, table
+from eval.probing.vocabulary import FRAME, compare, main, measure, relative_changes, table
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden" / "ecg_byte" / "tokenizers"
 WORDS = 600

@@ -30,10 +30,10 @@ from encoders.melp import (
 )
 from encoders.melp.files import new_pretraining, save_pretraining
 from encoders.melp.text import add_bos, tokenize_texts
-from eval import zero_shot
+from eval.probing import zero_shot
+from eval.probing.tasks import FINDINGS, TASKS, Task, simulated
+from eval.probing.zero_shot import TextAndEcg, measure, prompts_of, read_prompts, score
 from eval.statistics import auroc
-from eval.tasks import FINDINGS, TASKS, Task, simulated
-from eval.zero_shot import TextAndEcg, measure, prompts_of, read_prompts, score
 
 PROMPTS = Path(__file__).resolve().parents[2].parent / "shared/data/metadata/CKEPE_prompt.json"
 WORDS = [
@@ -248,7 +248,7 @@ def test_own_prompts_give_cosines_and_from_two_on_a_softmax(known, tmp_path):
 def classes_of() -> dict[str, tuple[str, ...]]:
     from data.corpora.cpsc2018 import Cpsc2018
     from data.corpora.csn import Csn
-    from eval.tasks import _PTBXL
+    from eval.probing.tasks import _PTBXL
 
     return {
         **{name: classes for name, (_, classes) in _PTBXL.items()},

@@ -15,12 +15,12 @@ import yaml
 from safetensors.torch import load_file
 
 from data.conversations.rows import dialogues
-from elm import training
-from elm.collator import EcgCollator
-from elm.settings import TRAIN_CONDITIONS, ElmArguments
-from elm.training import as_dataset, under_condition
-from eval import grid
-from eval.items import read
+from elm.inputs.collator import EcgCollator
+from elm.training import run as training
+from elm.training.run import as_dataset, under_condition
+from elm.training.settings import TRAIN_CONDITIONS, ElmArguments
+from eval.grids import conditions as grid
+from eval.scoring.lines import read
 from recipes import ablation_grid
 
 CONFIGS = Path(ablation_grid.__file__).parent / "configs"

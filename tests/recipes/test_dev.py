@@ -12,9 +12,9 @@ from trl import SFTConfig
 
 import elm
 from data.conversations import load_questions
-from elm import dev
-from elm.published import LANGUAGE_MODELS, language_config
-from elm.settings import ElmArguments, for_dev
+from elm.training import dev
+from elm.training.published import LANGUAGE_MODELS, language_config
+from elm.training.settings import ElmArguments, for_dev
 from encoders.melp import MelpConfig
 from recipes import ablation_grid, sft_llava
 

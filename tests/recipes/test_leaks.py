@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from elm import training
+from elm.training import run as training
 
 
 @pytest.fixture

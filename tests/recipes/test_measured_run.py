@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from elm.training import questions_of
-from eval.answers import load_responder
+from elm.training.run import questions_of
+from eval.answerers.model import load_responder
 
 pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')
 

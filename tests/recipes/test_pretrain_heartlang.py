@@ -16,9 +16,9 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 
-from data.recordings import load_recordings
-from elm import dev
-from elm.training import newest_whole_checkpoint
+from data.experiment.recordings import load_recordings
+from elm.training import dev
+from elm.training.run import newest_whole_checkpoint
 from encoders import load_encoder
 from encoders.heartlang import HeartLangForMaskedSentence, HeartLangModel, HeartLangVQ
 from recipes import pretrain_heartlang

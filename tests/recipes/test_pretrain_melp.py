@@ -16,9 +16,9 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 
-from data.recordings import load_recordings
-from elm import dev, tiny
-from elm.training import newest_whole_checkpoint
+from data.experiment.recordings import load_recordings
+from elm.training import dev, tiny
+from elm.training.run import newest_whole_checkpoint
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpModel
 from encoders.melp.files import load_pretraining

@@ -12,9 +12,9 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
 from data.readers import read_ecg
-from elm import training
-from elm.quantization import dequantize, is_quantized
-from elm.settings import ElmArguments
+from elm.model.quantization import dequantize, is_quantized
+from elm.training import run as training
+from elm.training.settings import ElmArguments
 
 pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
 SETTINGS = {"quantization": "nf4", "bf16": True, "dtype": "bfloat16", "max_steps": 12, "save_steps": 4}

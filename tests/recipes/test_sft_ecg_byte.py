@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import elm
-from elm.features import weights_hash
+from elm.inputs.features import weights_hash
 
 TOKENS = {"max_tokens": 300, "merges": 60, "sampling_rate": 50, "seconds": 3.0, "leads": ["I", "II"], "low": -2.5}
 SETTINGS = {

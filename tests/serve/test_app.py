@@ -17,8 +17,8 @@ from data.paper import Paper
 from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
 from serve import app
-from serve.desk import MOST_SESSIONS, Desk, Recording, Session, Sessions, Shelf, agree, remarks, unlike
-from serve.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, text, warning_html
+from serve.page.desk import MOST_SESSIONS, Desk, Recording, Session, Sessions, Shelf, agree, remarks, unlike
+from serve.page.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, text, warning_html
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> ${alert(3)} {{alert(4)}} @children `a` \\u003c"
@@ -252,7 +252,7 @@ def wfdb_files(folder, record="rec"):
 
 def test_an_upload_is_read_and_not_kept(desk, tmp_path):
     pytest.importorskip("gradio")
-    from serve.page import taken
+    from serve.page.build import taken
 
     wfdb_files(tmp_path)
     paths = [tmp_path / "rec.hea", tmp_path / "rec.dat"]
@@ -371,7 +371,7 @@ def test_the_paper_is_drawn_where_there_is_signal(shelf):
 def test_the_page_keeps_to_itself(desk, monkeypatch):
     """No analytics, no way in beside the page, and nothing of it in the browser's storage."""
     gr = pytest.importorskip("gradio")
-    from serve import page
+    from serve.page import build as page
 
     built = page.build(desk)
     assert not built.analytics_enabled and built.delete_cache is not None

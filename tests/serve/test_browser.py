@@ -25,7 +25,7 @@ from data.ecg import LEADS, Ecg
 from data.paper import Paper
 from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
-from elm.folder import save
+from elm.saved.folder import save
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
@@ -601,7 +601,12 @@ def test_nothing_without_the_password(driver, guarded, tmp_path):
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    for path in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=a", "gradio_api/file=serve/page.css"):
+    for path in (
+        "config",
+        "gradio_api/info",
+        "gradio_api/queue/data?session_hash=a",
+        "gradio_api/file=serve/page/page.css",
+    ):
         assert status(f"/{path}")[0] == 401, path
     asked = json.dumps({"fn_index": 0, "data": [], "session_hash": "a"}).encode()
     for path in ("queue/join", "upload", "run/predict", "api/predict", "call/predict", "component_server"):

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from data.conversations.rows import assistant, user
 from data.synthetic import SyntheticCohort
-from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor, vocabulary
-from elm.folder import save
+from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
+from elm.model import vocabulary
+from elm.saved.folder import save
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer
 
 pytestmark = pytest.mark.serve

@@ -9,7 +9,7 @@ import pytest
 from data.conversations.rows import assistant, user
 from data.http import ServerError
 from elm.ask import ask
-from serve.engine import LocalEngine, RemoteEngine, conversation
+from serve.serving.engine import LocalEngine, RemoteEngine, conversation
 
 QUESTION = "What is the rhythm?"
 

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from elm.folder import save, training_digest
-from serve import gate, server
-from serve.gate import Gate
+from elm.saved.folder import save, training_digest
+from serve import server
 from serve.server import Settings, model_hash, options
+from serve.serving import gate
+from serve.serving.gate import Gate
 
 TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "none"}
 
@@ -206,7 +207,7 @@ def test_vllm_is_told_what_must_be_so(folder, cache):
     assert told["--model"] == str(folder) and told["--served-model-name"] == "ecg" and told["--host"] == "127.0.0.1"
     assert json.loads(told["--limit-mm-per-prompt"]) == {"ecg": 3} and told["--max-model-len"] == "1024"
     assert json.loads(told["--override-generation-config"]) == {"temperature": 0.0, "max_new_tokens": 64}
-    assert told["--middleware"] == "serve.gate.Gate" and "--tokenizer-mode" not in told
+    assert told["--middleware"] == "serve.serving.gate.Gate" and "--tokenizer-mode" not in told
     assert command[-2:] == ["--nnodes", "2"] and "secret" not in " ".join(command), "a key is not for `ps` to show"
     assert environment[gate.API_KEY] == "secret" and environment[gate.MODELS] == f"ecg={model_hash(folder)}"
     assert int(environment[gate.MAX_BYTES]) == 3 * 16 * 2**20 + 2**20

@@ -32,10 +32,10 @@ import elm.ask
 from data.conversations.rows import assistant, user
 from data.readers.wfdb import write_wfdb
 from data.wire import MEDIA_TYPE, chat_messages, data_url
-from elm.folder import save
+from elm.saved.folder import save
 from serve.client import EcgChat, ServerError
-from serve.gate import FIELDS
 from serve.server import model_hash
+from serve.serving.gate import FIELDS
 
 pytestmark = pytest.mark.serve
 

@@ -123,7 +123,7 @@ def test_what_is_not_understood_is_refused(messages, message):
 
 def test_a_client_of_ours_is_understood(make_ecg):
     from data.conversations.rows import question_row
-    from eval.remote import ServerResponder
+    from eval.answerers.server import ServerResponder
 
     source = {"r0": make_ecg(0), "r1": make_ecg(1)}
     row = question_row(

@@ -19,8 +19,8 @@ from data.conversations.rows import assistant, user
 from data.ecg import Ecg
 from data.wire import data_url
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
-from elm.features import weights_hash
-from elm.folder import save, save_adapter
+from elm.inputs.features import weights_hash
+from elm.saved.folder import save, save_adapter
 
 pytestmark = pytest.mark.serve
 

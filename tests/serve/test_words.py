@@ -13,8 +13,9 @@ from transformers import LlamaForCausalLM
 import elm
 from data.conversations.rows import assistant, user
 from data.wire import chat_messages
-from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor, vocabulary
-from elm.folder import save
+from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
+from elm.model import vocabulary
+from elm.saved.folder import save
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer
 from serve.vllm_plugin import WORDS
 

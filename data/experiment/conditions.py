@@ -1,0 +1,428 @@
+"""What can be done to the ECG of a question in an experiment, or to the question itself.
+
+| condition       | the model is given                           | level     | what it tells                        |
+|-----------------|----------------------------------------------|-----------|--------------------------------------|
+| `real`          | the ECG the question is about                | row       | accuracy, to be compared             |
+| `swap`          | another patient's ECG, whatever its answer   | row       | what is right without the right ECG  |
+| `swap-flip`     | another patient's ECG with another answer    | row       | whether the answer follows the ECG   |
+| `swap-same`     | another patient's ECG with the same answer   | row       | whether it follows the finding alone |
+| `zero`          | zeros where the normalised signal was        | input     | whether zeros upset it, not more     |
+| `flat`          | 0 mV in all leads, before any normaliser     | recording | what it says where nothing is there  |
+| `none`          | the words alone, the ECG's place taken out   | row       | the question's prior, other format   |
+| `mean`          | its training mean at each ECG token          | embedding | the question's prior, same format    |
+| `noise`         | white noise of each lead's mean and variance | recording | whether it needs an ECG              |
+| `phase`         | each lead's spectrum, but no waves           | recording | whether it needs waves               |
+| `lead-drop`     | 0 mV in the leads in question, or in half    | recording | whether it looks where it should     |
+| `reverse`       | the recording backwards                      | recording | whether it needs the waves' order    |
+| `question-swap` | another question of the same type            | row       | what the ECG alone is worth          |
+| `both-swap`     | another question, another patient's ECG      | row       | what neither is worth                |
+| `planted`       | simulated ECGs, one quantity moved           | recording | whether the answer follows the dose  |
+
+The level says who does it. *row*: `apply` changes the row. *recording*: `apply` names derived recordings, such as
+`"s02000-1~noise"`, which `Altered(source)` makes in mV before any feature extractor: the same for every family of
+encoders, and a server can be asked. *input*: whoever asks the model zeroes its inputs (`zero_features`). *embedding*:
+whoever asks the model replaces the projected tokens. Donors and other questions are chosen in
+`data/experiment/donors.py`.
+
+`swap-flip` beside `real` is what tells a reader of ECGs from a guesser. Zeros, flat lines, noise and absent ECGs are
+inputs a model may never have seen: a blind model can break on them and then looks as if it had read the ECG.
+`question-swap`, `both-swap`, `swap` and `real` are the four coalitions of two players, question and ECG, of which the
+Shapley values are made; answers are held against the row's own in all four.
+
+What the alterations become in each family of inputs:
+
+| condition   | signal encoder                 | HeartLang words                   | ECG-Byte tokens                 |
+|-------------|--------------------------------|-----------------------------------|---------------------------------|
+| `zero`      | the normalised signal is 0     | words of 0 (float `[B, 256, 96]`) | the lowest symbol throughout    |
+| `flat`      | a constant, normalised         | no beats: windows of 0 mV         | one symbol throughout           |
+| `mean`      | training mean at each position | training mean at each position    | mean row of the training tokens |
+| `noise`     | noise, normalised              | accidental beats                  | more tokens, not an ECG's       |
+| `phase`     | surrogate, normalised          | accidental beats                  | other tokens                    |
+| `lead-drop` | constants in these leads       | words of 0 mV in these leads      | runs of one symbol              |
+| `reverse`   | backwards                      | backwards, last word first        | other tokens                    |
+
+and what stays readable under them, so that a right answer proves less than it seems to:
+
+* Under `zero`, the places of HeartLang's words (`in_chan`, `in_time`) stay, and with them rate and rhythm. ECG-Byte's
+  tokens keep their number and all become one (`zero_token` of `zero_features`): a sample at 0 mV, or at the low end of
+  the range where that is the recording's own. Under `flat`, merges make few tokens of a recording. Under `mean`, every
+  family keeps its number of tokens.
+* HeartLang takes beats from the leads that are left under `lead-drop`. (Its mode "parity" takes them from the first
+  lead alone: without that one, and under `flat`, no words are left at all.)
+* `phase` keeps the amplitude at each frequency and how the leads relate: voltage, axis and the rate of a regular rhythm
+  (Theiler et al., Physica D 1992; Prichard, Theiler, Phys Rev Lett 1994). `reverse` keeps rate, voltage and axis.
+* `lead-drop` of limb leads hides little unless at least five of the six go: any two of them give the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from zlib import crc32
+
+import numpy as np
+
+if TYPE_CHECKING:  # the readers of recordings import scipy, which `--help` need not wait for
+    from data.conversations.rows import Message, Row
+    from data.ecg import Ecg, EcgSource
+    from data.experiment.donors import Donor, Question
+
+VERSION = 1  # in cache keys: tests/test_versions.py says when to raise it
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One line of the table above.
+
+    Attributes:
+        name: What commands and files call it.
+        label: What tables and pictures call it.
+        level: Who does it, see the module.
+        donors: The rule by which the donors are to be chosen that `apply` must be given; empty where it needs none.
+        questions: Whether `apply` must be given other questions.
+    """
+
+    name: str
+    label: str
+    level: Literal["row", "recording", "input", "embedding"]
+    donors: Literal["", "any", "flip", "same"] = ""
+    questions: bool = False
+
+
+CONDITIONS: Mapping[str, Condition] = MappingProxyType(
+    {
+        condition.name: condition
+        for condition in (
+            Condition("real", "the real ECG", "row"),
+            Condition("swap", "another patient's ECG", "row", donors="any"),
+            Condition("swap-flip", "another patient's ECG, other answer", "row", donors="flip"),
+            Condition("swap-same", "another patient's ECG, same answer", "row", donors="same"),
+            Condition("zero", "zeros for the ECG", "input"),
+            Condition("flat", "a flat line", "recording"),
+            Condition("none", "no ECG", "row"),
+            Condition("mean", "the mean ECG token", "embedding"),
+            Condition("noise", "noise of the same variance", "recording"),
+            Condition("phase", "the same spectrum without waves", "recording"),
+            Condition("lead-drop", "the leads in question at 0 mV", "recording"),
+            Condition("reverse", "the ECG backwards", "recording"),
+            Condition("question-swap", "another question", "row", questions=True),
+            Condition("both-swap", "another question, another patient's ECG", "row", donors="any", questions=True),
+            Condition("planted", "simulated ECGs, one quantity moved", "recording"),
+        )
+    }
+)
+FAST = ("real", "swap", "swap-flip", "zero", "none")
+
+
+def condition_named(name: str) -> Condition:
+    """The condition of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in CONDITIONS:
+        raise ValueError(f"unknown condition {name!r}: expected one of {', '.join(CONDITIONS)}")
+    return CONDITIONS[name]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def apply(
+    condition: str,
+    rows: Sequence[Row],
+    donors: Sequence[Donor | None] | None = None,
+    questions: Sequence[Question | None] | None = None,
+) -> list[Row]:
+    """The rows as they are asked under a condition. Nothing is changed in place.
+
+    `patient_ids` stay those of the question, also under `swap`: they are the unit of statistics. `answer` stays, too:
+    what is right about a donor's ECGs is `Donor.answer`.
+
+    Args:
+        condition: A name of `CONDITIONS`. What is done to inputs or embeddings leaves rows as they are.
+        rows: Questions; for `planted`, those of `data.experiment.planted.planted_rows`.
+        donors: One per row, where the condition names a rule: `data.experiment.donors.choose_donors`.
+        questions: One per row, where the condition asks others: `data.experiment.donors.choose_questions`.
+
+    Raises:
+        ValueError: An unknown condition, or donors or questions that do not fit the rows; names the row.
+    """
+    known = condition_named(condition)
+    asked = list(rows)
+    if known.donors:
+        asked = [_with_ecgs(row, donor) for row, donor in _each(known, asked, donors, "donors")]
+    if known.questions:
+        asked = [_with_question(row, other) for row, other in _each(known, asked, questions, "questions")]
+    if condition == "none":
+        return [_without_ecgs(row) for row in asked]
+    if condition == "planted":
+        if ordinary := [row for row in asked if row["control"] != "planted"]:
+            raise ValueError(f"row {ordinary[0]['id']!r} is not planted: see data.experiment.planted.planted_rows")
+        return asked
+    if known.level == "recording":
+        return [{**row, "ecgs": [f"{e}~{_change(condition, row, e)}" for e in row["ecgs"]]} for row in asked]
+    return asked
+
+
+def _each(
+    condition: Condition, rows: Sequence[Row], given: Sequence[T | None] | None, what: str
+) -> list[tuple[Row, T]]:
+    """Rows and what each is given; refuses where there is nothing for a row."""
+    if given is None or len(given) != len(rows):
+        count = "no" if given is None else str(len(given))
+        raise ValueError(
+            f"condition {condition.name!r} of {len(rows)} rows was given {count} {what}: "
+            f"see data.experiment.donors.choose_{what}"
+        )
+    pairs = []
+    for row, value in zip(rows, given):
+        if value is None:
+            raise ValueError(
+                f"row {row['id']!r} has none of the {what} that condition {condition.name!r} needs: leave it out"
+            )
+        pairs.append((row, value))
+    return pairs
+
+
+def _with_ecgs(row: Row, donor: Donor) -> Row:
+    if len(donor.ecgs) != len(row["ecgs"]):
+        raise ValueError(f"row {row['id']!r} has {len(row['ecgs'])} ECGs but was given {len(donor.ecgs)} of its donor")
+    return {**row, "ecgs": list(donor.ecgs)}
+
+
+def _with_question(row: Row, other: Question) -> Row:
+    from data.conversations.rows import user
+
+    turns = [i for i, message in enumerate(row["messages"]) if message["role"] == "user"]
+    if len(turns) != 1:
+        raise ValueError(f"row {row['id']!r} has {len(turns)} turns: only a single question can be exchanged")
+    messages = list(row["messages"])
+    messages[turns[0]] = user(len(row["ecgs"]), other.text)
+    return {**row, "messages": messages, "question": other.text}
+
+
+def _without_ecgs(row: Row) -> Row:
+    def words(message: Message) -> Message:
+        content = message["content"]
+        if isinstance(content, str):
+            return message
+        return {**message, "content": [part for part in content if part["type"] != "ecg"]}
+
+    without: Row = {**row, "messages": [words(turn) for turn in row["messages"]], "ecgs": []}
+    if "others" in row:
+        without["others"] = [[words(turn) for turn in conversation] for conversation in row["others"]]
+    return without
+
+
+def _change(condition: str, row: Row, record: str) -> str:
+    """What is to be done to a recording of a row, as `Altered` reads it."""
+    if condition != "lead-drop":
+        return condition
+    from data.ecg import LEADS
+
+    leads = asked_leads(row["question"])
+    if not leads:
+        drawn = _rng(f"{record}~drop").permutation(len(LEADS))[: len(LEADS) // 2]
+        leads = tuple(lead for i, lead in enumerate(LEADS) if i in drawn)
+    return f"drop:{','.join(leads)}"
+
+
+_TERRITORIES = (
+    ("antero|anterior", ("V1", "V2", "V3", "V4")),
+    ("infero|inferior", ("II", "III", "aVF")),
+    ("(?<!bi)lateral", ("I", "aVL", "V5", "V6")),
+    ("septal", ("V1", "V2")),
+)
+_NO_TERRITORY = "(anterior|posterior)( (or|and)( left)? (anterior|posterior))? (fascic|hemi)"
+
+
+def asked_leads(question: str) -> tuple[str, ...]:
+    """The leads a question is about, in the order of `LEADS`; empty where it does not say.
+
+    Those it names; else those of the territories it names: anterior V1-V4, inferior II, III and aVF, lateral I, aVL, V5
+    and V6, septal V1 and V2. A left anterior fascicular block is in no territory.
+    """
+    from data.conversations.rows import named_leads
+    from data.ecg import LEADS
+
+    if named := named_leads(question):
+        return named
+    text = re.sub(_NO_TERRITORY, "", question, flags=re.IGNORECASE)
+    found = {lead for name, leads in _TERRITORIES if re.search(name, text, re.IGNORECASE) for lead in leads}
+    return tuple(lead for lead in LEADS if lead in found)
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def _rng(record_id: str) -> np.random.Generator:
+    """The same draws for a recording on every machine and in every run."""
+    return np.random.default_rng(crc32(record_id.encode()))
+
+
+def flat(ecg: Ecg) -> Ecg:
+    """0 mV everywhere."""
+    return replace(ecg, signal=np.zeros_like(ecg.signal))
+
+
+def noise(ecg: Ecg) -> Ecg:
+    """White Gaussian noise with the mean and the variance of each lead, drawn for this `record_id`."""
+    white = _rng(ecg.record_id).standard_normal(ecg.signal.shape)
+    mean = ecg.signal.mean(axis=1, keepdims=True, dtype=np.float64)
+    deviation = ecg.signal.std(axis=1, keepdims=True, dtype=np.float64)
+    return replace(ecg, signal=(mean + deviation * white).astype(np.float32))
+
+
+def phase(ecg: Ecg) -> Ecg:
+    """A phase-randomised surrogate (Theiler et al. 1992), drawn for this `record_id`.
+
+    Each lead keeps its amplitude spectrum and mean. At each frequency all leads are turned by the same phase (Prichard
+    and Theiler 1994), so that linear relations between leads survive: I + III is still II.
+    """
+    samples = ecg.signal.shape[1]
+    spectrum = np.fft.rfft(ecg.signal.astype(np.float64), axis=1)
+    turn = 2 * np.pi * _rng(ecg.record_id).random(spectrum.shape[1:])
+    turn[0] = 0  # the mean
+    if samples % 2 == 0:
+        turn[-1] = 0  # the highest frequency has a sign, not a phase
+    surrogate = np.fft.irfft(spectrum * np.exp(1j * turn), samples, axis=1)
+    return replace(ecg, signal=surrogate.astype(np.float32))
+
+
+def reverse(ecg: Ecg) -> Ecg:
+    """The recording backwards."""
+    return replace(ecg, signal=ecg.signal[:, ::-1])
+
+
+def drop(ecg: Ecg, leads: Iterable[str]) -> Ecg:
+    """0 mV in these leads, in any spelling; those the recording does not have are absent anyway.
+
+    Raises:
+        ValueError: A name is not a lead.
+    """
+    from data.ecg import canonical_lead
+
+    dropped = {canonical_lead(lead) for lead in leads}
+    kept = np.array([lead.removeprefix("-") not in dropped for lead in ecg.leads])
+    return replace(ecg, signal=np.where(kept[:, None], ecg.signal, 0))
+
+
+_ALTERATIONS: Mapping[str, Callable[[Ecg], Ecg]] = {"flat": flat, "noise": noise, "phase": phase, "reverse": reverse}
+
+
+def _alteration(change: str) -> Callable[[Ecg], Ecg] | None:
+    """The function an alteration names; None where there is none."""
+    from data.ecg import canonical_lead
+
+    name, _, leads = change.partition(":")
+    if name != "drop":
+        return _ALTERATIONS.get(change)
+    try:
+        return partial(drop, leads=[canonical_lead(lead) for lead in leads.split(",")])
+    except ValueError:
+        return None
+
+
+def _moved(change: str) -> dict[str, float] | None:
+    """The parameters of `set:NAME=NUMBER,...`; None where the alteration is none of this form."""
+    if not change.startswith("set:"):
+        return None
+    try:
+        return {key: float(number) for key, number in (pair.split("=") for pair in change[4:].split(","))}
+    except ValueError:
+        return None
+
+
+class Altered:
+    """A source whose recordings can be asked for altered; an `EcgSource` itself.
+
+    Plain ids are the source's. `"ID~noise"`, `"ID~phase"`, `"ID~flat"` and `"ID~reverse"` are the recording ID after
+    the function of that name, `"ID~drop:V1,V2"` is it without two leads, and `"ID~set:heart_rate=120,pvc=0"` is ID
+    simulated with parameters moved, which takes a source with `render(record_id, **moved)` (`SyntheticCohort`).
+    Alterations can be chained: `"ID~set:gain=2~noise"`.
+    """
+
+    def __init__(self, source: EcgSource) -> None:
+        self.source = source
+
+    def __getitem__(self, record_id: str) -> Ecg:
+        """The recording, under the id it was asked for by.
+
+        Raises:
+            KeyError: The source has no such recording, or there is no such alteration.
+            ValueError: Parameters are to be moved that are not, or of a source that has none.
+        """
+        base, mark, change = record_id.rpartition("~")
+        if not mark:
+            return self.source[record_id]
+        if moved := _moved(change):
+            return replace(self._render(base, moved), record_id=record_id)
+        alter = _alteration(change)
+        if alter is None:
+            raise KeyError(
+                f"record {record_id!r}: unknown alteration {change!r}: expected {', '.join(_ALTERATIONS)}, drop:V1,V2 "
+                "or set:NAME=NUMBER"
+            )
+        try:
+            ecg = replace(self[base], record_id=base)  # whatever the source calls it: the id decides what is drawn
+        except KeyError as error:
+            raise KeyError(f"record {record_id!r}: no record {base!r} to alter") from error
+        return replace(alter(ecg), record_id=record_id)
+
+    def _render(self, record_id: str, moved: Mapping[str, float]) -> Ecg:
+        render: Callable[..., Ecg] | None = getattr(self.source, "render", None)
+        if render is None:
+            raise ValueError(
+                f"record {record_id!r}: {', '.join(moved)} cannot be moved: {type(self.source).__name__} holds "
+                "recordings, not parameters; ask for planted findings of a SyntheticCohort"
+            )
+        return render(record_id, **moved)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def zero_features(features: Mapping[str, Any], names: Iterable[str], zero_token: int | None = None) -> dict[str, Any]:
+    """The features with their signal set to zero: torch tensors or numpy arrays, same type, shape and device.
+
+    Of the named ones, floating-point values become 0 (signals, the samples of HeartLang's words) and `ecg_tokens`
+    (ECG-Byte) that of a sample at 0. Other integers and booleans are positions and masks, which say
+    where the signal is and not what it looks like. Features called masks are left alone whatever their type.
+
+    Args:
+        features: What a feature extractor or processor returned.
+        names: The inputs of the encoder (`model.ecg_inputs`).
+        zero_token: The token of a sample at 0 (`encoder.zero_token`).
+
+    Raises:
+        ValueError: A name is missing, there are tokens but no `zero_token`, or nothing was left to zero: the answers
+            would be those of `real`.
+    """
+    zeroed = dict(features)
+    names = list(names)
+    if missing := [name for name in names if name not in zeroed]:
+        raise ValueError(f"cannot zero {missing}: the features are {sorted(zeroed)}")
+    signals = {name: 0 for name in names if "mask" not in name and _is_floating(zeroed[name])}
+    if "ecg_tokens" in names:
+        if zero_token is None:
+            raise ValueError("cannot zero 'ecg_tokens' without zero_token: it says which of them stands for 0")
+        signals["ecg_tokens"] = zero_token
+    if not signals:
+        raise ValueError(f"nothing to zero: none of {names} is a signal, floating-point or tokens")
+    for name, zero in signals.items():
+        value = zeroed[name]
+        zeroed[name] = np.full_like(value, zero) if isinstance(value, np.ndarray) else value.new_full(value.shape, zero)
+    return zeroed
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return bool(np.issubdtype(value.dtype, np.floating))
+    return bool(value.is_floating_point())

@@ -1,0 +1,84 @@
+"""Measured features of recordings, each measured once and kept beside the encoder's output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from data import measure
+from data.ecg import EcgSource
+from data.experiment import conditions
+from data.experiment.conditions import Altered
+from data.measure import Measurements, measure_many
+from data.support.files import written_whole
+
+SHARD = 512  # recordings in a file: what an interrupted run measures again at most
+
+
+class MeasuredStore:
+    """Measurements on disk by (source, version of the measurement, record): `store.get(records)`.
+
+    Altered recordings (`data.experiment.conditions.Altered`) are measured as they are altered. Several processes may
+    fill it at the same time: files appear whole, and what two of them measured is the same.
+
+    Args:
+        source: Where recordings come from.
+        source_name: Tells sources apart that use the same record ids.
+        root: Folder of all caches; this one takes a folder of its own in it.
+    """
+
+    def __init__(self, source: EcgSource, source_name: str, root: Path | str) -> None:
+        measure.require_neurokit()
+        self.source = Altered(source)
+        # What an earlier version made of a recording is another recording.
+        key = json.dumps([source_name, measure.version(), conditions.VERSION])
+        self.folder = Path(root) / f"measured-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        self._found: dict[str, str] = {}  # as JSON: a tenth of the memory
+        self._read: set[str] = set()
+        self._refresh()
+
+    def __contains__(self, record_id: str) -> bool:
+        return record_id in self._found
+
+    def _refresh(self) -> None:
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name not in self._read:
+                self._found.update(json.loads(path.read_text()))
+                self._read.add(path.name)
+
+    def fill(self, records: Iterable[str], jobs: int | None = None) -> MeasuredStore:
+        """Measure what is missing, on as many cores as there are, with a progress bar."""
+        wanted = list(dict.fromkeys(records))
+        if not all(record in self for record in wanted):
+            self._refresh()  # another process may have measured them since
+        missing = [record for record in wanted if record not in self]
+        if not missing:
+            return self
+        measured = measure_many(self.source, missing, jobs)
+        shard: dict[str, str] = {}
+        for record in tqdm(missing, desc="Measuring ECGs", unit="ECG", disable=len(missing) < SHARD):
+            shard[record] = json.dumps(asdict(next(measured)))
+            if len(shard) == SHARD:
+                self._write(shard)
+                shard = {}
+        self._write(shard)
+        return self
+
+    def _write(self, shard: dict[str, str]) -> None:
+        if not shard:
+            return
+        name = f"{hashlib.sha256(json.dumps(list(shard)).encode()).hexdigest()[:16]}.json"
+        with written_whole(self.folder / name, "w") as file:
+            json.dump(shard, file)
+        self._found.update(shard)
+        self._read.add(name)
+
+    def get(self, records: Sequence[str]) -> list[Measurements]:
+        """Measurements of these recordings; measures those it does not hold."""
+        self.fill(records)
+        return [Measurements(**json.loads(self._found[record])) for record in records]

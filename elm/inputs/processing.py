@@ -1,0 +1,318 @@
+"""`ElmProcessor`: recordings and messages to the model's inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from data.conversations.rows import Message, Part, assistant, user
+from data.ecg import Ecg
+from data.measure import AMPLITUDES, Measurements, as_text, measure
+from elm.model.configuration import tokens_per_ecg
+from elm.model.prefix import join
+
+Span = tuple[int, int]
+MARK = (
+    "<|ecg:"  # how the name of every ECG token begins, where these are words of a vocabulary (`elm.model.vocabulary`)
+)
+
+
+def token_name(number: int) -> str:
+    """What a tokenizer calls the ECG token at this place of its table's `llm_order`."""
+    return f"{MARK}{number}|>"
+
+
+def _ecg_parts(messages: Sequence[Message]) -> int:
+    return sum(part["type"] == "ecg" for m in messages if not isinstance(m["content"], str) for part in m["content"])
+
+
+def locate(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    messages: Sequence[dict[str, str]],
+    add_generation_prompt: bool = False,
+) -> tuple[str, list[Span]]:
+    """A conversation as a chat template renders it, and the spans of characters the assistant says, end token included.
+
+    Raises:
+        ValueError: The template refuses the conversation, or rewrites earlier turns, so that no span can be told.
+    """
+
+    def rendered(turns: Sequence[dict[str, str]], prompt: bool) -> str:
+        text: str = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=prompt, chat_template=template
+        )
+        return text
+
+    try:
+        whole = rendered(messages, add_generation_prompt)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, upto = rendered(messages[:i], True), rendered(messages[: i + 1], False)
+        if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
+            raise ValueError("the chat template rewrites earlier turns: the assistant's words cannot be located")
+        spans.append((len(before), len(upto.rstrip())))
+    return whole, spans
+
+
+def _marks_of_turns(tokenizer: PreTrainedTokenizerBase, template: str | None) -> set[str]:
+    """Added tokens around a user's turn. Some vocabularies do not call them special; typed, they are text even so."""
+    if template is None:
+        return set()
+    text, _ = locate(tokenizer, template, [{"role": "user", "content": ""}])
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return {token for token in added if token.strip() and token in text}
+
+
+class ElmProcessor(ProcessorMixin):
+    """A tokenizer, an encoder's feature extractor, and how many tokens an ECG takes.
+
+    An ECG is one `{"type": "ecg"}` part of a message. It becomes one placeholder token per projected token, so its
+    length is right before the model sees it. Text typed by people is text: a special token's string in it is split.
+
+    Args:
+        feature_extractor: The encoder's `EcgFeatureExtractor`.
+        tokenizer: The language model's tokenizer, with a chat template.
+        chat_template: Saved beside the tokenizer; the tokenizer's own when not given.
+        ecg_token: The placeholder token.
+        pool: The projector's `projector_pool`.
+        measured: Put a line of measured features (`data.measure`) behind each ECG's tokens. It belongs to the ECG.
+        measured_amplitudes: Which amplitudes it gives, where millivolts are true: `"leads"`, `"mean"` or `"none"`.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        ecg_token: str = "<ecg>",
+        pool: int = 1,
+        measured: bool = False,
+        measured_amplitudes: str = "leads",
+    ) -> None:
+        self.ecg_token, self.pool = ecg_token, pool
+        if measured_amplitudes not in AMPLITUDES:
+            raise ValueError(f"measured_amplitudes must be one of {', '.join(AMPLITUDES)}, got {measured_amplitudes!r}")
+        self.measured, self.measured_amplitudes = measured, measured_amplitudes
+        self.ecg_token_id = tokenizer.convert_tokens_to_ids(ecg_token)
+        if self.ecg_token_id is None or self.ecg_token_id == tokenizer.unk_token_id:
+            raise ValueError(f"the tokenizer has no token {ecg_token!r}: add it, or name one of its reserved tokens")
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        template = chat_template or tokenizer.chat_template
+        tokens = {*added, *tokenizer.all_special_tokens, ecg_token, *_marks_of_turns(tokenizer, template)}
+        # The names of an ECG's tokens, where these are words, are thousands, and begin alike.
+        special = sorted({MARK if token.startswith(MARK) else token for token in tokens})
+        # The first character of each: a token that begins inside another one is found as well.
+        self._special = re.compile(f"(?={'|'.join(re.escape(t) for t in special if len(t) > 1)})(.)", re.DOTALL)
+        super().__init__(feature_extractor, tokenizer, chat_template=template)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of all tensors it can return."""
+        return [*self.tokenizer.model_input_names, *self.feature_extractor.model_input_names]
+
+    def as_text(self, text: str) -> str:
+        """User text in which no substring is a special token: a space parts each one after its first character."""
+        return self._special.sub(r"\1 ", text)
+
+    def lines(self, measured: Sequence[Measurements]) -> list[str]:
+        """The lines that stand behind ECGs in which this was measured."""
+        return [as_text(one, self.measured_amplitudes) for one in measured]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        counts: Sequence[int],
+        add_generation_prompt: bool = False,
+        lines: Sequence[str] = (),
+    ) -> tuple[str, list[Span]]:
+        """The conversation as text, and the spans of characters the assistant says, end token included.
+
+        Args:
+            messages: The conversation.
+            counts: Tokens of each of its ECGs, in order.
+            add_generation_prompt: End with the header of an assistant's turn.
+            lines: What was measured in each of its ECGs; needed where the processor is `measured`.
+
+        Raises:
+            ValueError: The number of ECGs differs from the number of ECG parts, or the chat template refuses the
+                conversation or rewrites earlier turns, so that no span can be told.
+        """
+        parts = _ecg_parts(messages)
+        if parts != len(counts):
+            raise ValueError(f"the conversation has {parts} ECG placeholders but {len(counts)} ECGs are given")
+        self._check_lines(lines, parts)
+        left = iter([(count, lines[i] if self.measured else "") for i, count in enumerate(counts)])
+        flat = [{"role": m["role"], "content": self._content(m["content"], left)} for m in messages]
+        return locate(self.tokenizer, self.chat_template, flat, add_generation_prompt)
+
+    def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
+        if len(lines) != (ecgs if self.measured else 0):
+            raise ValueError(
+                f"{len(lines)} lines of measured features are given for {ecgs} ECGs, but the processor was made with "
+                f"measured={self.measured}"
+            )
+
+    def _content(self, content: str | Sequence[Part], ecgs: Iterator[tuple[int, str]]) -> str:
+        if isinstance(content, str):
+            return self.as_text(content)
+        text = ""
+        # Neighbouring texts are joined first: "<ec" and "g>" are no special tokens, together they would be.
+        for is_ecg, parts in groupby(content, key=lambda part: part["type"] == "ecg"):
+            if is_ecg:
+                for count, line in (next(ecgs) for _ in parts):
+                    text += self.ecg_token * count + "\n" + (f"{self.as_text(line)}\n" if line else "")
+            else:
+                text += self.as_text("".join(part["text"] for part in parts))
+        return text
+
+    def __call__(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        ecgs: Sequence[Ecg] | Sequence[Sequence[Ecg]] | None = None,
+        *,
+        ecg_mask: torch.Tensor | None = None,
+        measured: Sequence[str] | None = None,
+        others: Sequence[Sequence[Sequence[Message]]] = (),
+        add_generation_prompt: bool = False,
+        return_labels: bool = False,
+        padding_side: str = "right",
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """The model's inputs for one conversation or a batch of them.
+
+        Args:
+            messages: One conversation, or a list of conversations.
+            ecgs: The recordings of the conversation in order of appearance, or a list of such lists.
+            ecg_mask: In place of `ecgs` when the encoder's output is cached: bool `[ECGs, T]` over the whole batch.
+            measured: What was measured in each ECG of the batch (`lines`), for a processor that is `measured`. Needed
+                with `ecg_mask`; the given `ecgs` are measured where it is not given.
+            others: Of each conversation, more conversations about the same ECGs, to be put in its row behind what
+                all of them begin with (`elm.model.prefix`).
+            add_generation_prompt: Ask for an answer.
+            return_labels: Add `labels`: the assistant's words and end tokens, -100 elsewhere.
+            padding_side: `"right"` for training, `"left"` for generation.
+            return_tensors: Only `"pt"`.
+
+        Returns:
+            `input_ids` and `attention_mask` `[B, S]`, with `ecgs` the extractor's tensors for all ECGs of the batch
+            one after the other, and `labels` `[B, S]` on demand. With `others`, `position_ids` and `question_ids`
+            `[B, S]` as well.
+
+        Raises:
+            ValueError: ECGs and ECG parts differ in number; the message names both and the conversation. Or an unknown
+                `padding_side`, `others` that cannot share a prefix, or lines of measured features missing or too many.
+            ModuleNotFoundError: Recordings are to be measured, and NeuroKit2 is not installed.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+        if messages and isinstance(messages[0], dict):
+            messages, ecgs = cast("Any", [messages]), None if ecgs is None else cast("Any", [ecgs])
+        conversations = cast("Sequence[Sequence[Message]]", messages)
+        groups = cast("Sequence[Sequence[Ecg]] | None", ecgs)
+        if groups is not None and len(groups) != len(conversations):
+            raise ValueError(f"{len(conversations)} conversations are given but the ECGs of {len(groups)}")
+        if others and len(others) != len(conversations):
+            raise ValueError(f"{len(conversations)} conversations are given but the others of {len(others)}")
+        batch = BatchFeature()
+        if ecg_mask is not None:
+            counts = tokens_per_ecg(ecg_mask, self.pool)
+        else:
+            flat = [ecg for group in groups or () for ecg in group]
+            if flat:
+                batch.update(self.feature_extractor(flat, return_tensors="pt"))
+            counts = tokens_per_ecg(batch["token_mask"], self.pool) if flat else []
+            if self.measured and measured is None:
+                measured = self.lines([measure(ecg) for ecg in flat])
+        lines = measured or ()
+        self._check_lines(lines, len(counts))
+        rows, position = [], 0
+        for i, conversation in enumerate(conversations):
+            parts = _ecg_parts(conversation)
+            given = parts if ecg_mask is not None else len(groups[i]) if groups is not None else 0
+            if given != parts:
+                raise ValueError(f"conversation {i} has {parts} ECG placeholders but {given} ECGs are given")
+            here = slice(position, position + given)
+            row = [
+                self._encode(*self.render(c, counts[here], add_generation_prompt, lines[here]))
+                for c in (conversation, *(others[i] if others else ()))
+            ]
+            rows.append(join(row, self.ecg_token_id) if others else {"input_ids": row[0][0], "labels": row[0][1]})
+            position += given
+        if position != len(counts):
+            raise ValueError(f"the conversations have {position} ECG placeholders but {len(counts)} ECGs are given")
+        if not return_labels:
+            rows = [{name: row[name] for name in row if name != "labels"} for row in rows]
+        batch.update(self._pad(rows, padding_side))
+        return batch
+
+    def token_ids(
+        self, messages: Sequence[Message], ecgs: Sequence[Ecg] = (), add_generation_prompt: bool = True
+    ) -> list[int]:
+        """A conversation as ids of a plain ECG-Byte model (`elm.model.vocabulary`), for any engine that takes ids.
+
+        Args:
+            messages: One conversation.
+            ecgs: Its recordings in order of appearance.
+            add_generation_prompt: Ask for an answer.
+
+        Returns:
+            The ids of `__call__`, with the tokens of each recording in its places.
+
+        Raises:
+            ValueError: The processor is none of such a model, or as `__call__` does.
+        """
+        start = self.tokenizer.convert_tokens_to_ids(token_name(0))
+        if "ecg_tokens" not in self.feature_extractor.model_input_names or start in (None, self.tokenizer.unk_token_id):
+            raise ValueError(
+                f"an ECG is no words to a model with {type(self.feature_extractor).__name__}: only an ECG-Byte "
+                "language model takes it as ids"
+            )
+        batch = self(messages, ecgs, add_generation_prompt=add_generation_prompt)
+        ids: torch.Tensor = batch["input_ids"][0]
+        if ecgs:
+            ids[ids == self.ecg_token_id] = start + batch["ecg_tokens"][batch["token_mask"]].to(ids.dtype)
+        return ids.tolist()
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids an assistant says to answer `text` and end his turn: what `labels` hold of such an answer, in order."""
+        _, labels = self._encode(*self.render([user(0, "?"), assistant(text)], []))
+        return [token for token in labels if token != -100]
+
+    def _encode(self, text: str, spans: list[Span]) -> tuple[list[int], list[int]]:
+        """Ids of the text, and the same with -100 for all that the assistant does not say.
+
+        What lies between the spans' ends is tokenized piece by piece: no token is half a header's and half an answer's,
+        and an answer is asked for after the very tokens it was trained after.
+        """
+        cuts = [0, *(cut for span in spans for cut in span), len(text)]
+        pieces = self.tokenizer([text[a:b] for a, b in zip(cuts, cuts[1:])], add_special_tokens=False)["input_ids"]
+        said = [[token if i % 2 else -100 for token in piece] for i, piece in enumerate(pieces)]
+        return list(chain(*pieces)), list(chain(*said))
+
+    def _pad(self, rows: list[dict[str, list[int]]], side: str) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        fillers = {"input_ids": pad, "labels": -100}
+        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        out = {name: np.full((len(rows), width), fillers.get(name, 0)) for name in rows[0]}
+        for r, row in enumerate(rows):
+            size = len(row["input_ids"])
+            here = slice(0, size) if side == "right" else slice(width - size, width)
+            for name, values in row.items():
+                out[name][r, here] = values
+        return {name: torch.from_numpy(value) for name, value in out.items()}

@@ -1,0 +1,265 @@
+"""What is particular to each family of language models: one table, and what is read from it.
+
+Everything else about a language model is found out from the model itself, so that one that is not in the table is
+trained like one that is: LoRA on all its linear layers, `<ecg>` as a new token, its own chat template.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.pytorch_utils import Conv1D
+
+from elm.inputs.processing import ElmProcessor, locate
+
+logger = logging.getLogger(__name__)
+
+# --- chat templates ---------------------------------------------------------------------------------------------------
+
+# As the instruction-tuned models of the family know it, but for what is said below. Each renders a conversation so that
+# more turns only add to it, and an answer follows the very characters that ask for it.
+LLAMA_3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Qwen 3's own takes the thoughts out of all turns but the last. Here every answer follows the empty thoughts by which
+# the model is told not to think.
+QWEN_3 = (
+    "{% set silent = '<|im_start|>assistant\n<think>\n\n</think>\n\n' %}{% for message in messages %}"
+    "{{ silent if message['role'] == 'assistant' else '<|im_start|>' + message['role'] + '\n' }}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ silent }}{% endif %}"
+)
+# Gemma has no system role. What is said in one stands in front of the first user's words, as in Gemma 3's own template;
+# Gemma 2's refuses it.
+GEMMA = (
+    "{{ bos_token }}{% set first = namespace(words='') %}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% set first.words = first.words + message['content'] | trim + '\n\n' %}"
+    "{% else %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' + first.words "
+    "+ message['content'] | trim + '<end_of_turn>\n' }}{% set first.words = '' %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+# For models that never saw a conversation. Headers end with their line: no lone space is left in front of an answer.
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] | trim }}"
+    "{{ eos_token + '\n' if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+# Llama 3.2's own (and others) tell the model today's date: the same question would be another one tomorrow.
+SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is particular to a family.
+
+    Attributes:
+        ecg_token: A token of its vocabulary that no text holds; an ECG's places are marked with it.
+        template: A chat template for tokenizers without one, and in place of one that cannot be learned from.
+        marks: Tokens a vocabulary needs for it.
+        targets: Linear layers that LoRA adapts, the last part of their names; none: all there are.
+        transposed: They are `Conv1D`, whose weights are `[in, out]`.
+    """
+
+    ecg_token: str | None = None
+    template: str = PLAIN
+    marks: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    transposed: bool = False
+
+
+_GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_QWEN = Family("<|vision_pad|>", CHATML, ("<|im_start|>", "<|im_end|>"), _GATED)
+_GEMMA = Family("<unused0>", GEMMA, ("<start_of_turn>", "<end_of_turn>"), _GATED)
+# By `model_type` of the text's configuration. Llama 1 and 2, and all who took its architecture, are "llama", too: what
+# of the family a vocabulary does not have is not used.
+FAMILIES = {
+    "llama": Family("<|reserved_special_token_0|>", LLAMA_3, _HEADERS, _GATED),
+    "qwen2": _QWEN,
+    "qwen3": Family(_QWEN.ecg_token, QWEN_3, (*_QWEN.marks, "<think>", "</think>"), _GATED),
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": Family(targets=("c_attn", "c_proj", "c_fc"), transposed=True),
+    "opt": Family(targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a language model, by its configuration; one that is not in the table has nothing particular."""
+    return FAMILIES.get(config.get_text_config().model_type, Family())
+
+
+# --- tokenizer --------------------------------------------------------------------------------------------------------
+
+_TURNS = [("system", "Be brief."), ("user", "First?"), ("assistant", "One."), ("user", "Then?"), ("assistant", "Two.")]
+
+
+def _can_be_learned_from(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a template renders a system prompt and two turns, with all that is said, each answer located."""
+    messages = [{"role": role, "content": content} for role, content in _TURNS]
+    try:
+        text, spans = locate(tokenizer, template, messages)
+    except (TemplateError, ValueError):
+        return False
+    answers = [text[a:b] for a, b in spans]
+    return "Be brief." in text and [answer[:4] for answer in answers] == ["One.", "Two."]
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
+    """The template to train and to ask with: the tokenizer's own, or else the family's.
+
+    The family's is taken where there is none, and where its own refuses a system prompt or rewrites earlier turns. A
+    family that is not in the table keeps its own all the same; what it refuses is refused when it is met.
+
+    Raises:
+        ValueError: There is none, and no end-of-text token to end an answer with.
+    """
+    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    found = own
+    if own is None or not _can_be_learned_from(tokenizer, own):
+        vocabulary = tokenizer.get_vocab()
+        has_marks = all(mark in vocabulary for mark in family.marks)
+        if own is None or (family.marks and has_marks):
+            found = family.template if has_marks else PLAIN
+            why = "it has none" if own is None else "its own refuses system prompts or rewrites earlier turns"
+            logger.warning("%s: our chat template is used, since %s", tokenizer.name_or_path, why)
+    assert isinstance(found, str)
+    if found is PLAIN and tokenizer.eos_token is None:
+        raise ValueError(
+            f"{tokenizer.name_or_path} has no chat template and no eos_token to end an answer with: use an "
+            "instruction-tuned language model, or set the tokenizer's eos_token"
+        )
+    return SAME_DAY + found if "strftime_now" in found and not found.startswith(SAME_DAY) else found
+
+
+def ecg_token_of(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
+    """The placeholder token: `<ecg>`, or the family's reserved one, or `<ecg>` added to the tokenizer.
+
+    A reserved token needs no new embedding row; the row itself is never read, an ECG's tokens stand in its place.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in ("<ecg>", family.ecg_token):
+        if token in vocabulary:
+            return str(token)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<ecg>"]}, replace_extra_special_tokens=False)
+    return "<ecg>"
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def fit_vocabulary(language: PreTrainedModel, tokens: int) -> None:
+    """Add the embedding rows that a tokenizer of so many tokens needs; rows beyond it (Qwen, OPT) stay.
+
+    The number of rows stays a multiple of the power of two it was a multiple of, up to 128: what a model was padded to
+    for its matrix products or for tensor parallelism.
+    """
+    rows = language.get_input_embeddings().num_embeddings
+    if tokens > rows:
+        language.resize_token_embeddings(tokens, pad_to_multiple_of=min(rows & -rows, 128))
+
+
+def backbone_of(language: PreTrainedModel) -> PreTrainedModel:
+    """A causal language model without its head; of a multimodal one (Gemma 3), the part that reads text."""
+    is_text = language.config.get_text_config() is language.config
+    backbone: PreTrainedModel = language.base_model if is_text else language.get_decoder()
+    return backbone
+
+
+def attend_within_bounds(config: PreTrainedConfig, language: PreTrainedModel) -> None:
+    """Take a language model that bounds its attention's logits (Gemma 2) off `sdpa`, which leaves that out silently.
+
+    Args:
+        config: Our own configuration of it; masks are made by what it says.
+        language: Without its head.
+    """
+    if vars(config).get("attn_logit_softcapping") is not None and language.config._attn_implementation == "sdpa":
+        logger.warning("%s bounds its attention, which sdpa does not: eager is used", config.model_type)
+        language.set_attn_implementation("eager")
+        config._attn_implementation = "eager"
+
+
+def linear_layers(language: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers of a language model by name, `Conv1D` among them."""
+    return {name: module for name, module in language.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+
+
+def lora_targets(language: PreTrainedModel, wanted: list[str] | str | None = None) -> list[str]:
+    """Last parts of the names of the layers that LoRA adapts: those asked for, or else the family's.
+
+    Raises:
+        ValueError: The model has no such layer.
+    """
+    present = sorted({name.rpartition(".")[2] for name in linear_layers(language)})
+    if wanted == "all-linear":
+        return present
+    names = [wanted] if isinstance(wanted, str) else list(wanted or family_of(language.config).targets)
+    if not names:
+        logger.warning("LoRA adapts all linear layers of %s: %s", language.config.model_type, ", ".join(present))
+        return present
+    if missing := [name for name in names if name not in present]:
+        raise ValueError(
+            f"lora_target_modules: {language.config.model_type} has no linear layer {missing[0]!r}, it has "
+            f"{', '.join(present)}"
+        )
+    return names
+
+
+def end_answers(language: PreTrainedModel, processor: ElmProcessor) -> None:
+    """Have generation stop at the token that ends an answer in the chat template, and pad with a token that is there.
+
+    A base model stops at the end of a text alone; trained on answers that end otherwise, it would go on for ever.
+
+    Raises:
+        ValueError: An answer ends with no token of its own.
+    """
+    tokenizer, settings = processor.tokenizer, language.generation_config
+    end = processor.answer_ids("yes")[-1]
+    if end not in {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([end])!r}, which is "
+            "no special token: generation would not stop"
+        )
+    known = settings.eos_token_id
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    if end not in ends:
+        settings.eos_token_id = [*ends, end]
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+
+
+@torch.no_grad()
+def refuse_other_logits(model: Any, language: PreTrainedModel) -> None:
+    """A `ValueError` for a language model whose logits ours are not: one that does more than backbone and head.
+
+    Some scale logits, or mix something else in. Those of the table are known; others are asked for a few tokens.
+    """
+    kind = language.config.get_text_config().model_type
+    if kind in FAMILIES or is_deepspeed_zero3_enabled():  # there, no process holds whole weights
+        return
+    size = language.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, 7, device=language.device).remainder(size)[None]
+    ids[ids == model.config.ecg_token_id] = 0
+    # Without a cache: some have caches of their own kind.
+    ours, theirs = model(input_ids=ids, use_cache=False).logits, language(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.float().std())):
+        raise ValueError(
+            f"language models of type {kind!r} do something between their last hidden states and their logits that is "
+            "not known here: use another one"
+        )

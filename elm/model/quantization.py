@@ -1,0 +1,73 @@
+"""A language model whose linear layers are held in 4 bits while LoRA is trained on it.
+
+QLoRA (Dettmers et al., NeurIPS 2023): 4-bit NormalFloat with double quantisation, computing in bfloat16. Encoder,
+projector, embeddings, norms and head keep their precision. bitsandbytes does it, on CPUs too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from elm.model.modeling import ElmForConditionalGeneration
+
+# Bytes of one weight: 4 bits, 8 for the scale of 64 weights, and 32 for the scale of 256 such scales.
+BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
+SAVED = (
+    "nf4: the language model's linear layers were held in 4 bits while LoRA was trained on them. The saved weights are "
+    "what those 4 bits stand for with LoRA merged in, an ordinary model; they are not the published weights with LoRA."
+)
+
+
+def nf4() -> BitsAndBytesConfig:
+    """What `from_pretrained` of a language model takes to load it in 4 bits.
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError('quantization nf4 needs bitsandbytes: pip install "ecg-elm[quant]"')
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some of a model's weights are packed into integers."""
+    return any(not parameter.is_floating_point() for parameter in model.parameters())
+
+
+def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put ordinary linear layers of the weights that the 4 bits stand for in place of the quantised ones."""
+    import bitsandbytes  # the `quant` extra
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            plain.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+            plain.bias = layer.bias
+            model.set_submodule(name, plain)
+
+
+def merge_into_dequantized(tuned: PeftModel, adapter: Path) -> ElmForConditionalGeneration:
+    """A trained model with its adapter merged into the weights that the 4 bits stand for.
+
+    Merged into the 4-bit weights themselves, what LoRA learned would be rounded to 16 levels together with them.
+
+    Args:
+        tuned: The trained model; its parts become the merged model's.
+        adapter: Folder of its saved adapter.
+    """
+    base = tuned.unload()
+    dequantize(base, base.lm_head.weight.dtype)
+    merged: ElmForConditionalGeneration = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return merged

@@ -1,0 +1,176 @@
+"""A model as one folder: `load`, `save`, and `resolve`, which finds the folder of a hub id.
+
+The folder holds config.json, model.safetensors (LoRA merged), the tokenizer with its chat template, the processor with
+the encoder's feature extractor, training.json (what it was trained on and how) and README.md (its model card). Beside
+them: `adapter/` (the LoRA weights and the trained projector), `checkpoints/`, `examples/`, `ablation/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+from data.support.files import written_whole
+from elm.inputs.features import weights_hash
+from elm.inputs.processing import ElmProcessor
+from elm.model import vocabulary
+from elm.model.configuration import ElmConfig
+from elm.model.modeling import ElmForConditionalGeneration
+from elm.saved.card import write_card
+from encoders.hub import from_hub
+
+BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
+FILES = (  # what a model is loaded from, and training.json: patterns of names
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "training.json",
+)
+
+
+def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
+    """The folder of a saved model: itself, or that in the cache to which a hub id's files are downloaded once.
+
+    Args:
+        name_or_path: A folder, or a hub id (`owner/name`).
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and no hub id of that name that can be reached.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    try:
+        return from_hub(str(name_or_path), FILES, revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no saved model at {name_or_path}: no such folder, and {error}") from error
+
+
+def training_digest(folder: Path) -> str:
+    """Tells one training from another: a hash of what training.json holds, losses and settings among it."""
+    return sha256((folder / "training.json").read_bytes()).hexdigest()[:16]
+
+
+def load(
+    folder: Path | str,
+    *,
+    revision: str | None = None,
+    adapter: Path | str | None = None,
+    dtype: torch.dtype | str = "auto",
+) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
+    """A saved model and its processor, ready to answer.
+
+    Args:
+        folder: A folder written by `save`, or a hub id of one.
+        revision: Branch, tag or commit of a hub id.
+        adapter: LoRA weights to put on it, from an `adapter/` folder; they must have been trained on this model.
+        dtype: Of the weights; `"auto"` keeps the saved one.
+
+    Raises:
+        FileNotFoundError: The folder is no saved model, and no hub id of one that can be reached.
+        ValueError: A weight is missing, unexpected, misshapen or not finite, the file of weights is damaged, or the
+            adapter belongs to another base.
+    """
+    folder, name = resolve(folder, revision), folder
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{name} is no saved model: it has no config.json (was its training interrupted?)")
+    config = ElmConfig.of_folder(folder)
+    kind = ElmForConditionalGeneration if config.vocabulary_start is None else AutoModelForCausalLM
+    try:
+        model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged: {error}") from error
+    faults = [f"{name} is missing" for name in info["missing_keys"]]
+    faults += [f"{name} is unexpected" for name in info["unexpected_keys"]]
+    faults += [f"{name} is {tuple(got)} instead of {tuple(want)}" for name, got, want in info["mismatched_keys"]]
+    faults += [f"{n} holds NaN or infinity" for n, w in model.state_dict().items() if not bool(w.isfinite().all())]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"the weights of {name} do not fit its config.json: {'; '.join(faults[:5])}{more}")
+    if config.vocabulary_start is not None:
+        model = vocabulary.from_plain(model, config)
+    processor = ElmProcessor.from_pretrained(folder)
+    if adapter is not None:
+        belongs = json.loads((Path(adapter) / BASE_FILE).read_text())["weights"]
+        if weights_hash(model) != belongs:
+            raise ValueError(
+                f"the adapter in {adapter} was trained on other weights ({belongs}) than those of {name} "
+                f"({weights_hash(model)}): load it on the base it was trained on"
+            )
+        model = PeftModel.from_pretrained(model, str(adapter))
+        model.get_base_model().model.mirror_rows()  # a head that shares the table speaks by it
+    return model.eval(), processor
+
+
+def save(
+    model: ElmForConditionalGeneration,
+    processor: ElmProcessor,
+    folder: Path | str,
+    *,
+    training: dict[str, Any],
+    beside: Path | None = None,
+) -> Path:
+    """Write a model so that every file of the folder is whole: all are written aside first, then moved in.
+
+    Args:
+        model: Without adapters, or merged.
+        processor: Its processor.
+        folder: Where to; other files and folders in it stay.
+        training: What goes into training.json: the dataset and its settings, hyper-parameters, versions.
+        beside: A folder whose contents (`adapter/`, `examples/`) are moved in with the rest.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(aside)
+        processor.save_pretrained(aside)
+        training = {**training, "parameters": sum(p.numel() for p in model.parameters())}
+        (aside / "training.json").write_text(json.dumps(training, indent=2))
+        for item in beside.iterdir() if beside is not None else ():
+            os.replace(item, aside / item.name)
+        write_card(aside)
+        for weights in aside.rglob("*.safetensors"):  # written for their owner alone; config.json follows the umask
+            weights.chmod((aside / "config.json").stat().st_mode)
+        # config.json goes first and comes last: a folder without it is no saved model. Weights of the model before in
+        # other files than these would be read in place of the new ones, or beside them.
+        for old in (folder / "config.json", *folder.glob("model*.safetensors*")):
+            old.unlink(missing_ok=True)
+        for item in sorted(aside.iterdir(), key=lambda item: item.name == "config.json"):
+            target = folder / item.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(item, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def save_adapter(model: PeftModel, folder: Path, base_weights: str) -> None:
+    """The adapter alone, with the hash of the weights it belongs to."""
+    model.save_pretrained(folder)
+    with written_whole(folder / BASE_FILE, "w") as file:
+        json.dump({"weights": base_weights}, file)

@@ -1,0 +1,396 @@
+"""`--plan`: what a run would need, counted on shapes alone. Nothing is downloaded, loaded or trained.
+
+Parameters and the bytes of weights, gradients and optimizer are counted exactly, on a model without storage.
+Activations are what autograd keeps of a Llama layer with LoRA; time follows from FLOPs and an assumed utilisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from trl import ModelConfig, SFTConfig
+
+from data.conversations.rows import QuestionSet, Row, dialogues, packed
+from elm.model import vocabulary
+from elm.model.configuration import ElmConfig
+from elm.model.families import linear_layers
+from elm.model.modeling import ElmForConditionalGeneration
+from elm.model.quantization import BYTES_PER_WEIGHT
+from elm.training import dev, tiny
+from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
+from elm.training.run import lora, questions_for
+from elm.training.settings import ElmArguments
+from encoders.base import EcgEncoderConfig
+from encoders.ecg_byte import EcgByteConfig
+from encoders.registry import find_config
+
+CHARACTERS_PER_TOKEN = 4  # of English, in a vocabulary of 100,000
+TOKENS_PER_TURN, TOKENS_PER_ROW = 12, 30  # what Llama's chat template puts around each turn and in front of all
+NOT_COUNTED = 0.15  # of the rest: buffers for a moment, and what the allocator loses
+CONTEXT = 10**9  # CUDA and its libraries
+# ECG-QA on PTB-XL as published: training questions, ECGs of PTB-XL, and characters of a question with its answer.
+PUBLISHED_QUESTIONS, PUBLISHED_RECORDS, PUBLISHED_CHARACTERS = 267_539, 21_799, 80
+
+
+@dataclass
+class PlanArguments:
+    """What `--plan` takes."""
+
+    plan: bool = field(
+        default=False, metadata={"help": "Print what the run would need (memory, time, disk) in place of running it."}
+    )
+    plan_tflops: float = field(default=790.0, metadata={"help": "The device's bf16 TFLOP/s; the default is an H200's."})
+    plan_utilization: float = field(default=0.4, metadata={"help": "The share of them that training is taken to use."})
+
+    def __post_init__(self) -> None:
+        if self.plan_tflops <= 0 or not 0 < self.plan_utilization <= 1:
+            raise ValueError(
+                "plan_tflops must be positive and plan_utilization between 0 and 1, got "
+                f"{self.plan_tflops} and {self.plan_utilization}"
+            )
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is counted on a model without storage.
+
+    Attributes:
+        config: Its configuration.
+        total: Parameters of the model as it is saved.
+        trained: Of LoRA and whatever is trained in full.
+        quantized: Weights held in 4 bits.
+        linear: Weights of the language model's linear layers.
+        lora: Of LoRA alone.
+        weight_bytes: In training, all copies.
+        adapted: Width of the input of each layer with LoRA, of one block.
+    """
+
+    config: ElmConfig
+    total: int
+    trained: int
+    quantized: int
+    linear: int
+    lora: int
+    weight_bytes: float
+    adapted: dict[str, int]
+
+
+def skeleton(
+    arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet | None = None
+) -> ElmForConditionalGeneration:
+    """The model of a run, without storage.
+
+    Raises:
+        ValueError: A tiny language model is asked for without the questions that its vocabulary is made of.
+    """
+    name = model_args.model_name_or_path
+    if name != "tiny":
+        text: PreTrainedConfig = language_config(name, model_args.model_revision)
+    elif questions is not None:
+        text = tiny.llama_config(tiny.train_tokenizer(dev.words_of(questions)))
+    else:
+        raise ValueError("the vocabulary of a tiny language model is made of the questions, which are not there")
+    encoder = _encoder_config(arguments)
+    start = None
+    if isinstance(encoder, EcgByteConfig):
+        start, text.vocab_size = text.vocab_size, text.vocab_size + encoder.vocabulary
+    config = ElmConfig(
+        text_config=text,
+        encoder_config=encoder,
+        projector_type=arguments.projector_type,
+        projector_norm=arguments.projector_norm,
+        projector_pool=arguments.projector_pool,
+        projector_pool_mode=arguments.projector_pool_mode,
+        vocabulary_start=start,
+    )
+    with torch.device("meta"):
+        model = ElmForConditionalGeneration(config)
+    model.requires_grad_(False)
+    return model
+
+
+def _mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
+    assert isinstance(setting, dict)  # since its ElmArguments was made
+    return setting
+
+
+def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
+    """The encoder's configuration, with those of `encoder_args` that are its own."""
+    name = arguments.encoder
+    if name == EcgByteConfig.model_type:
+        return vocabulary.planned(**_mapping(arguments.encoder_args))
+    kind = ENCODERS.get(name) or find_config(name)
+    config: EcgEncoderConfig
+    if name in tiny.ENCODERS:
+        config = tiny.ENCODERS[name].config()
+    else:
+        config = kind() if kind is not None else AutoConfig.from_pretrained(name)
+    told = config.to_dict()
+    changes = {key: value for key, value in _mapping(arguments.encoder_args).items() if key in told}
+    return type(config)(**told | changes)
+
+
+def _first_block(language: PreTrainedModel) -> nn.Module:
+    """The first block of a language model.
+
+    Raises:
+        ValueError: Its blocks are none of those whose activations are known.
+    """
+    for module in language.modules():
+        if isinstance(module, nn.ModuleList) and any("gate_proj" in name for name in linear_layers(module[0])):
+            block: nn.Module = module[0]
+            return block
+    kind = language.config.model_type
+    raise ValueError(f"--plan knows the memory of blocks like those of Llama, Qwen and Gemma, not of {kind}'s")
+
+
+def count(
+    model: ElmForConditionalGeneration, arguments: ElmArguments, model_args: ModelConfig, dtype: torch.dtype
+) -> Model:
+    """Parameters and bytes of a model in training; puts LoRA on it."""
+    config, total = model.config, sum(p.numel() for p in model.parameters())
+    linear = [layer.get_parameter("weight") for layer in linear_layers(model.model.language_model).values()]
+    in_4_bits = {id(weight) for weight in linear} if arguments.quantization else set()
+    outside = {id(p) for part in (model.model.encoder, model.model.projector) for p in part.parameters()}
+    tuned = get_peft_model(model, lora(model_args, model, arguments.train_encoder))
+    trained = of_lora = quantized = 0
+    weight_bytes = 0.0
+    for name, parameter in tuned.named_parameters():
+        if parameter.requires_grad:
+            trained += parameter.numel()
+            of_lora += parameter.numel() * ("lora_" in name)
+            weight_bytes += 4 * parameter.numel()
+        elif id(parameter) in in_4_bits:
+            quantized += parameter.numel()
+            weight_bytes += BYTES_PER_WEIGHT * parameter.numel()
+        else:  # encoder and projector are loaded in float32
+            weight_bytes += parameter.numel() * (4 if id(parameter) in outside else dtype.itemsize)
+    block = _first_block(tuned.base_model.model.model.language_model)
+    adapted = {name.rpartition(".")[2]: m.in_features for name, m in block.named_modules() if hasattr(m, "lora_A")}
+    in_linear = sum(weight.numel() for weight in linear)
+    return Model(config, total, trained, quantized, in_linear, of_lora, weight_bytes, adapted)
+
+
+def _head_width(text: PreTrainedConfig) -> int:
+    return int(vars(text).get("head_dim") or text.hidden_size // text.num_attention_heads)
+
+
+def activations_per_token(model: Model, lora_r: int, bf16: bool, dropout: bool) -> float:
+    """Bytes that autograd keeps of one token in one block.
+
+    Under autocast every layer with LoRA keeps a bfloat16 copy of its input; in float32 those with the same input share
+    it, and `o_proj` shares attention's output. Beside them: the two norms' inputs in float32; queries, keys, values and
+    output of attention with its log-sum; gate, its activation and up of the feed-forward part; LoRA's middles; under
+    dropout a byte of mask for each input.
+    """
+    text, size = model.config.text_config, 2 if bf16 else 4
+    head = _head_width(text)
+    queries, keys = head * text.num_attention_heads, head * text.num_key_value_heads
+    inputs = {("q_proj", "k_proj", "v_proj"): text.hidden_size, ("gate_proj", "up_proj"): text.hidden_size}
+    inputs |= {("down_proj",): text.intermediate_size}
+    shared = sum(width for layers, width in inputs.items() if any(layer in model.adapted for layer in layers))
+    copies = sum(model.adapted.values())
+    kept = 2 * 4 * text.hidden_size + 2 * 4  # norms
+    kept += size * (2 * queries + 2 * keys) + 4 * text.num_attention_heads
+    kept += size * 3 * text.intermediate_size
+    kept += size * (copies if bf16 else shared) + size * lora_r * len(model.adapted)
+    return float(kept + dropout * copies)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device in training, without sharding."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        """All of it, with what is not counted."""
+        return (1 + NOT_COUNTED) * float(sum(dataclasses.astuple(self))) + CONTEXT
+
+
+def memory(model: Model, training_args: SFTConfig, model_args: ModelConfig, length: int) -> Memory:
+    """Memory of the sft stage for batches of rows of `length` tokens.
+
+    What is trained is float32: so are its gradients and AdamW's two moments. With checkpointing, each block keeps its
+    input, and one block at a time is kept whole. The head works on tiles of 4,096 tokens and 32,768 words (TRL).
+    """
+    text, bf16 = model.config.text_config, bool(training_args.bf16)
+    tokens = training_args.per_device_train_batch_size * length
+    block = activations_per_token(model, model_args.lora_r, bf16, model_args.lora_dropout > 0)
+    blocks = text.num_hidden_layers * block
+    if training_args.gradient_checkpointing:
+        blocks = text.num_hidden_layers * (2 if bf16 else 4) * text.hidden_size + block
+    return Memory(
+        weights=model.weight_bytes,
+        gradients=4.0 * model.trained,
+        optimizer=8.0 * model.trained,
+        activations=tokens * blocks,
+        head=8.0 * min(tokens, 4096) * min(text.vocab_size, 32_768),
+    )
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """What an epoch holds. `tokens` and `longest` are per row; `said` says where the numbers are from."""
+
+    questions: int
+    rows: int
+    recordings: int
+    tokens: float
+    longest: int
+    said: str
+
+
+def measured(arguments: ElmArguments, questions: QuestionSet, tokens_per_ecg: int, seed: int) -> Data:
+    """An epoch of the sft stage of questions that are there; words are counted in characters."""
+    rows = packed(dialogues(questions.train, arguments.turns, seed), arguments.questions_per_row)
+    lengths = [_tokens(row, tokens_per_ecg) for row in rows]
+    every = (*questions.train, *questions.test, *questions.reports)
+    recordings = len({record for row in every for record in row["ecgs"]})
+    return Data(
+        len(questions.train), len(rows), recordings, sum(lengths) / len(lengths), max(lengths),
+        f"{questions.name}, as it is there; a token is taken for {CHARACTERS_PER_TOKEN} characters",
+    )  # fmt: skip
+
+
+def _tokens(row: Row, tokens_per_ecg: int) -> int:
+    conversations = [row["messages"], *row.get("others", [])]
+    parts = [part["text"] for messages in conversations for message in messages for part in message["content"]]
+    turns = sum(len(messages) for messages in conversations)
+    words = sum(map(len, parts)) / CHARACTERS_PER_TOKEN
+    return round(len(row["ecgs"]) * tokens_per_ecg + words + TOKENS_PER_TURN * turns / 2 + TOKENS_PER_ROW)
+
+
+def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
+    """The same of ECG-QA on PTB-XL as published, where it is not there.
+
+    Raises:
+        ValueError: It is another question set.
+    """
+    settings = _mapping(arguments.dataset_args)
+    if arguments.dataset != "ecg_qa" or settings.get("source", "ptbxl") != "ptbxl":
+        raise ValueError(
+            f"there is no {settings.get('root')}, and the size of {arguments.dataset} is not known without it: --plan "
+            "needs the questions in place"
+        )
+    joined = arguments.turns * arguments.questions_per_row
+    single = PUBLISHED_QUESTIONS // 2
+    rows = PUBLISHED_QUESTIONS - single + -(-single // joined)
+    text = PUBLISHED_CHARACTERS / CHARACTERS_PER_TOKEN + TOKENS_PER_TURN
+    tokens = (
+        PUBLISHED_QUESTIONS * text + (2 * PUBLISHED_QUESTIONS - 2 * single + -(-single // joined)) * tokens_per_ecg
+    ) / rows
+    return Data(
+        PUBLISHED_QUESTIONS, rows, PUBLISHED_RECORDS, tokens + TOKENS_PER_ROW,
+        round(max(2 * tokens_per_ecg + text, tokens_per_ecg + joined * text) * 1.25 + TOKENS_PER_ROW),
+        f"there is no {settings.get('root')}, so ECG-QA on PTB-XL as published, before any is dropped; taken to be "
+        f"half about two ECGs, which are not joined, {PUBLISHED_CHARACTERS} characters each, {CHARACTERS_PER_TOKEN} "
+        "to a token",
+    )  # fmt: skip
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def plan(
+    arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments
+) -> list[str]:
+    """Lines that say what a run would need."""
+    settings = _mapping(arguments.dataset_args)
+    there = "root" not in settings or Path(settings["root"]).is_dir()
+    questions = questions_for(arguments) if there else None
+    empty = skeleton(arguments, model_args, questions)
+    dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else empty.dtype
+    model = count(empty, arguments, model_args, dtype)
+    config, encoder = model.config, model.config.encoder_config
+    per_ecg = config.max_tokens_per_ecg
+    data = (
+        measured(arguments, questions, per_ecg, training_args.seed)
+        if questions is not None
+        else as_published(arguments, per_ecg)
+    )
+    batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    batch *= training_args.world_size
+    steps = training_args.max_steps if training_args.max_steps > 0 else -(-data.rows // batch)
+    steps = steps if training_args.max_steps > 0 else round(steps * training_args.num_train_epochs)
+    needs = memory(model, training_args, model_args, data.longest)
+    tokens = steps * batch * data.tokens
+    flops = tokens * flops_per_token(model, data.tokens, training_args.gradient_checkpointing)
+    aligned = arguments.align_steps * batch * (per_ecg + TOKENS_PER_ROW + 50)
+    flops += aligned * flops_per_token(model, per_ecg + TOKENS_PER_ROW + 50, training_args.gradient_checkpointing)
+    runs = 1 + arguments.text_only
+    hours = runs * flops / (plan_args.plan_tflops * 1e12 * plan_args.plan_utilization * training_args.world_size) / 3600
+    projector = sum(p.numel() for p in empty.model.projector.parameters()) // 2  # PEFT trains a copy
+    align = 4.0 * model.total if not arguments.quantization else 0.0
+    align = align / 4 * dtype.itemsize + 12.0 * projector
+    kept = training_args.save_total_limit or -(-steps // max(1, int(training_args.save_steps)))
+    checkpoints = runs * kept * (12.0 * model.trained + (align if arguments.align_steps else 0.0))
+    known = model_args.model_name_or_path in LANGUAGE_MODELS
+    cache = 4.0 * data.recordings * encoder.max_tokens * encoder.output_dim
+    return [
+        f"What {model_args.model_name_or_path} with {arguments.encoder} would need. Nothing was loaded or trained"
+        + (", shapes are those of elm/training/published.py." if known else "."),
+        "",
+        f"Parameters: {model.total:,} in all, {model.trained:,} trained (LoRA and projector), "
+        f"{model.quantized:,} held in 4 bits.",
+        f"Tokens per ECG: {per_ecg}, so {per_ecg} per question about one ECG and {2 * per_ecg} about two.",
+        f"Data: {data.said}.",
+        f"Epoch: {data.questions:,} questions in {data.rows:,} rows of {data.tokens:.0f} tokens on average "
+        f"(longest {data.longest:,}), {data.rows * data.tokens / 1e6:,.1f} million tokens.",
+        f"Steps: {arguments.align_steps:,} align, {steps:,} sft, of {batch} rows over {training_args.world_size} "
+        "process(es).",
+        "",
+        "Memory of each device, without sharding:",
+        f"  weights {_size(needs.weights)}: encoder, projector and LoRA float32, language model {dtype}"
+        + (f", its linear layers {8 * BYTES_PER_WEIGHT:.2f} bits a weight" if model.quantized else ""),
+        f"  gradients {_size(needs.gradients)}: float32, of what is trained",
+        f"  optimizer {_size(needs.optimizer)}: AdamW, two float32 for each weight trained",
+        f"  activations {_size(needs.activations)}: {training_args.per_device_train_batch_size} rows of "
+        f"{data.longest:,} tokens, "
+        + ("inputs of all blocks, one block whole" if training_args.gradient_checkpointing else "all blocks"),
+        f"  head {_size(needs.head)}: a tile of logits",
+        f"  in all {_size(needs.total)}: with {NOT_COUNTED:.0%} for what is not counted and {_size(CONTEXT)} of CUDA",
+        "",
+        f"FLOPs: {runs * flops:.2e}"
+        + (" (twice: text_only trains the same without ECGs, which is less)" if arguments.text_only else "")
+        + ". A frozen encoder runs once per recording and is not counted; neither is the audit.",
+        f"Time: {hours:.2g} h at {plan_args.plan_utilization:.0%} of {plan_args.plan_tflops:g} TFLOP/s on "
+        f"{training_args.world_size} device(s).",
+        f"Disk: {_size(cache)} cache ({data.recordings:,} recordings of {encoder.max_tokens} x {encoder.output_dim} "
+        f"float32), {_size(checkpoints)} checkpoints ({kept} kept per stage), "
+        f"{_size(runs * model.total * dtype.itemsize)} saved model.",
+    ]  # fmt: skip
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def flops_per_token(model: Model, length: float, checkpointing: bool) -> float:
+    """Of forward and backward through frozen weights with LoRA, in rows of `length` tokens.
+
+    Two for each weight forward, two backward to the inputs, two more for LoRA's own gradients, two to compute a
+    checkpointed block again; attention reads the whole row. The head, which reads answers alone, is left out.
+    """
+    text, again = model.config.text_config, int(checkpointing)
+    head = _head_width(text)
+    attention = 4 * length * head * text.num_attention_heads * text.num_hidden_layers
+    return float((4 + 2 * again) * (model.linear + model.lora) + 2 * model.lora + (3 + again) * attention)

@@ -1,0 +1,254 @@
+"""What recipes that pretrain an encoder share: settings, one config for several stages, resuming, the folder's card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+import yaml
+from transformers import Trainer, TrainerState, TrainingArguments
+from trl import TrlParser
+
+from data.card import source_lines, sources_of
+from data.corpora.ptbxl import TRAIN_FOLDS
+from data.experiment.recordings import Recordings, evenly, load_recordings
+from data.support.files import written_whole
+from elm.saved.card import DISCLAIMER
+from elm.training import dev
+from elm.training.run import newest_whole_checkpoint
+from elm.training.settings import as_mapping, claim_folder
+from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
+from encoders.hub import save_encoder
+
+logger = logging.getLogger(__name__)
+
+DEV_PATIENTS, DEV_TRAIN, DEV_HELD_OUT = 24, 16, 6
+# What does not make a checkpoint one of another run.
+_NOT_OF_A_RUN = ("resume", "cache_dir", "jobs", "threads")
+# Settings of the trainer that do.
+_OF_A_RUN = (
+    *("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16", "fp16"),
+)
+
+
+@dataclass
+class PretrainingArguments:
+    """What is pretrained on which recordings."""
+
+    corpus: str = field(default="ptbxl", metadata={"help": "ptbxl, mimic_iv_ecg or synthetic."})
+    corpus_args: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Settings of the corpus, as JSON, e.g. {"root": "data-root/ptbxl"}.'}
+    )
+    train_folds: list[int] = field(
+        default_factory=lambda: list(TRAIN_FOLDS),
+        metadata={"help": "Folds to train on: PTB-XL's own; of other corpora ten, by patient."},
+    )
+    held_out_folds: list[int] = field(default_factory=lambda: [9], metadata={"help": "Folds to measure on."})
+    held_out_records: int = field(default=2000, metadata={"help": "Of these at most so many, evenly over all."})
+    encoder_args: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Fields of the model's configuration, as JSON; the others are as published."},
+    )
+    extractor_args: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Settings of its feature extractor alone, as JSON."}
+    )
+    cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes that prepare data."})
+    threads: int = field(
+        default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
+    )
+    dev: bool = field(
+        default=False, metadata={"help": "Does it run? A small model, few recordings and steps, a temporary folder."}
+    )
+    resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
+
+    def __post_init__(self) -> None:
+        for name in ("corpus_args", "encoder_args", "extractor_args"):
+            setattr(self, name, as_mapping(name, getattr(self, name)))
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """One of the settings that are mappings."""
+        return as_mapping(name, vars(self)[name])
+
+
+Arguments = TypeVar("Arguments", bound=PretrainingArguments)
+
+
+def parse_stages(
+    argv: Sequence[str], names: Sequence[str], kinds: Sequence[type], default_config: Path
+) -> tuple[Any, ...]:
+    """The settings on a command line, of a YAML whose `stages` holds what belongs to one stage alone.
+
+    Args:
+        argv: Flags; `--stage` says which stage's settings count.
+        names: Of the stages.
+        kinds: Dataclasses of settings.
+        default_config: The YAML without `--config`.
+
+    Raises:
+        ValueError: The YAML has a key, or a stage a setting, that is unknown.
+    """
+    argv = dev.with_flags(argv)
+    place = argv.index("--config") if "--config" in argv else None
+    path = default_config if place is None else Path(argv[place + 1])
+    argv = argv if place is None else argv[:place] + argv[place + 2 :]
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    stages = config.pop("stages", {})
+    known = {each.name for kind in kinds for each in dataclasses.fields(kind)}
+    for where, settings in ((str(path), config), *((f"{path}, stage {name}", told) for name, told in stages.items())):
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(f"{where}: unknown setting {', '.join(unknown)}")
+    if wrong := sorted(stages.keys() - set(names)):
+        raise ValueError(f"{path}: there is no stage {wrong[0]!r}: {', '.join(names)}")
+    chosen = argv[argv.index("--stage") + 1] if "--stage" in argv[:-1] else ""
+    parser = TrlParser(tuple(kinds))
+    parser.set_defaults_with_config(**config | stages.get(chosen, {}))
+    return tuple(parser.parse_args_into_dataclasses(args=argv))
+
+
+def refuse_sharding() -> None:
+    """Refuse launchers that take a model apart: these models fit on any device, and measuring needs them whole."""
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                "encoders are pretrained with whole models on every device: recipes/accelerate/multi_gpu.yaml"
+            )
+
+
+def recordings_of(arguments: PretrainingArguments) -> Recordings:
+    """The recordings of a run, `held_out_records` of those held out.
+
+    A `--dev` run has few, and simulated ones where the corpus is not there.
+    """
+    settings = arguments.mapping("corpus_args")
+    corpus = arguments.corpus
+    if corpus == "synthetic":
+        settings = {"cache": arguments.cache_dir} | settings
+    elif arguments.dev and not Path(settings.get("root", "")).is_dir():
+        logger.warning("--dev: there is no %s, so simulated ECGs stand in for it", settings.get("root"))
+        corpus = "synthetic"
+    if arguments.dev and corpus == "synthetic":
+        settings = {"patients": DEV_PATIENTS, "records_per_patient": 2}
+    found = load_recordings(corpus, arguments.train_folds, arguments.held_out_folds, **settings)
+    found = dataclasses.replace(found, held_out=evenly(found.held_out, arguments.held_out_records))
+    if not arguments.dev:
+        return found
+    return dataclasses.replace(found, train=found.train[:DEV_TRAIN], held_out=found.held_out[:DEV_HELD_OUT])
+
+
+def claim(arguments: PretrainingArguments, training_args: TrainingArguments) -> None:
+    """Note in `checkpoints/run.json` which run the output folder belongs to. Raises as `claim_folder` does."""
+    told = training_args.to_dict()
+    batch = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    settings = {
+        **{name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN},
+        "batch_size": batch,
+        **{name: told[name] for name in _OF_A_RUN},
+    }
+    folder = Path(training_args.output_dir) / "checkpoints"
+    settings = json.loads(json.dumps(settings))
+    claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
+
+
+def train_to_end(trainer: Trainer, resume: bool) -> None:
+    """Train, from the newest whole checkpoint if there is one; a finished run is loaded and trained no further."""
+    checkpoint = newest_whole_checkpoint(trainer.args.output_dir) if resume else None
+    done = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json") if checkpoint else None
+    if done is not None and done.global_step >= done.max_steps:
+        logger.warning("already trained: %s", checkpoint)
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = done
+        return
+    if checkpoint:
+        logger.warning("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def small(
+    arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, Any]
+) -> tuple[Arguments, TrainingArguments]:
+    """The settings of a `--dev` run: a small encoder, and a folder and a cache of its own."""
+    folder = dev.temporary_folder()
+    arguments = dataclasses.replace(
+        arguments, cache_dir=str(folder / "cache"), encoder_args=arguments.mapping("encoder_args") | dict(encoder_args)
+    )
+    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
+
+
+def save_run(
+    encoder: EcgEncoder,
+    extractor: EcgFeatureExtractor,
+    trainer: Trainer,
+    arguments: PretrainingArguments,
+    training_args: TrainingArguments,
+    metrics: Mapping[str, Any],
+    refused: Mapping[str, str],
+) -> Path:
+    """Write `output_dir`: the encoder for `load_encoder`, metrics.json and README.md.
+
+    Args:
+        encoder: What was pretrained.
+        extractor: Its feature extractor.
+        trainer: Which trained it.
+        arguments: Of the run.
+        training_args: Of the run.
+        metrics: What was measured on held-out patients, by name.
+        refused: Why some recordings were left out, by their ids.
+    """
+    folder, history = Path(training_args.output_dir), trainer.state.log_history
+    save_encoder(encoder, extractor, folder)
+    report = {
+        "steps": trainer.state.global_step,
+        "train_records": len(trainer.train_dataset),
+        "held_out_records": len(trainer.eval_dataset),
+        "refused": refused,
+        "metrics": metrics,
+        "losses": [entry["loss"] for entry in history if "loss" in entry],
+        "history": [entry for entry in history if any(name.startswith("eval_") for name in entry)],
+        "processes": training_args.world_size,
+        "notes": [dev.NOTE] if arguments.dev else [],
+        "arguments": dataclasses.asdict(arguments),
+        "trainer": {k: v for k, v in training_args.to_dict().items() if isinstance(v, (int, float, str, bool))},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                     "transformers": transformers.__version__},
+    }  # fmt: skip
+    with written_whole(folder / "metrics.json", "w") as file:
+        json.dump(report, file, indent=2)
+    with written_whole(folder / "README.md", "w") as file:
+        file.write(card(encoder.config, report))
+    return folder
+
+
+def card(config: EcgEncoderConfig, report: Mapping[str, Any]) -> str:
+    """What the encoder is, what it has seen, what was measured, under which terms the data is."""
+    rows = []
+    for name, number in report["metrics"].items():
+        if isinstance(number, Mapping):
+            limits = "" if number["low"] is None else f"{number['low']:.4f} to {number['high']:.4f}"
+            rows.append(f"| {name} | {number['value']:.4f} | {limits} |")
+        else:
+            rows.append(f"| {name} | {number:.6g} | |")
+    lines = [
+        f"# ECG encoder ({config.model_type})", "",
+        DISCLAIMER, "",
+        *(line for note in report["notes"] for line in (note, "")),
+        f"Pretrained on: {config.pretrained_on}. {report['steps']:,} steps, {report['train_records']:,} recordings; "
+        f"{len(report['refused']):,} recordings could not be read and were left out (metrics.json).", "",
+        *(source_lines(sources_of([config.pretrained_on])) or ["- Terms of the data: ask whoever trained it."]), "",
+        "## Measured", "",
+        f"On {report['held_out_records']:,} recordings of held-out patients; 95 % intervals resample patients.", "",
+        "| | | interval |", "|---|---:|---|", *rows, "",
+        "## Use", "",
+        "```python", "from encoders import load_encoder", "", 'encoder, extractor = load_encoder("FOLDER")', "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,199 @@
+"""One vector per recording from an encoder, computed once and kept on disk; and encoders with random weights.
+
+What becomes of an encoder's output: `paper` takes the vector that the encoder's own paper gives to a linear probe
+(`EcgEncoderOutput.probe`), or the mean of the tokens that carry signal where there is none; `mean` and `max` go over
+those tokens; any other name is that of a `[B, P]` tensor of the output, such as MELP's `rhythm`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save
+from safetensors.torch import load_file
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoModel, BatchFeature
+
+from data.ecg import EcgSource
+from data.support.files import written_whole
+from elm.inputs.features import NO_MATTER, weights_hash
+from encoders.base import EcgEncoder, EcgEncoderOutput, EcgFeatureExtractor
+
+logger = logging.getLogger(__name__)
+
+BATCH = 64
+FORMAT = 1  # of a file: another one takes other names
+SAVE_EVERY = 60.0  # seconds of computing that a killed process may lose
+SETTLED_ON = 512  # recordings
+
+Floats = NDArray[np.float32]
+
+
+def vector_of(output: EcgEncoderOutput, kind: str) -> torch.Tensor:
+    """`[B, P]` of an encoder's output.
+
+    Raises:
+        ValueError: The output has no such vector.
+    """
+    tokens: Any = output.last_hidden_state
+    mask: Any = output.mask
+    if kind == "paper" and output.probe is not None:
+        return output.probe
+    if kind in ("paper", "mean"):
+        kept = tokens.masked_fill(~mask[..., None], 0)  # what an encoder says of padding need not be finite
+        mean: torch.Tensor = kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return mean
+    if kind == "max":
+        highest: torch.Tensor = tokens.masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
+        return highest
+    found: torch.Tensor | None = output.get(kind)
+    if found is None or found.ndim != 2:
+        vectors = [name for name, value in output.items() if torch.is_tensor(value) and value.ndim == 2]
+        names = ", ".join(["paper", "mean", "max", *(n for n in vectors if n not in ("mask", "probe"))])
+        raise ValueError(f"the encoder has no vector {kind!r} per recording: expected one of {names}")
+    return found
+
+
+def encoded(
+    encoder: EcgEncoder, extractor: EcgFeatureExtractor, source: EcgSource, records: Sequence[str]
+) -> EcgEncoderOutput:
+    """An encoder's output for some recordings, in the mode and with the gradients that are set."""
+    features = extractor([source[record] for record in records], return_tensors="pt")
+    output: EcgEncoderOutput = encoder(**BatchFeature(dict(features)).to(encoder.device, encoder.dtype))
+    return output
+
+
+def vectors(
+    encoder: EcgEncoder,
+    extractor: EcgFeatureExtractor,
+    source: EcgSource,
+    source_key: str,
+    records: Sequence[str],
+    cache: Path | str,
+    kind: str = "paper",
+) -> Floats:
+    """One vector per recording, `[records, P]`, by an encoder in eval mode.
+
+    What is computed is kept in one file of `cache` per encoder, extractor, source and kind, written whole once a minute
+    and at the end. Two processes that compute the same at the same time do it twice, and nothing worse.
+
+    Raises:
+        ValueError: The output has no such vector, or one is not finite; names the record.
+    """
+    config = {name: value for name, value in encoder.config.to_dict().items() if name not in NO_MATTER}
+    key = [FORMAT, weights_hash(encoder), config, extractor.to_json_string(), source_key, kind]
+    path = Path(cache) / f"vectors-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.safetensors"
+    known = _read(path)
+    missing = [record for record in dict.fromkeys(records) if record not in known]
+    saved = time.monotonic()
+    training = encoder.training
+    encoder.eval()
+    try:
+        with tqdm(total=len(missing), desc="Encoding ECGs", unit="ECG", disable=not missing) as progress:
+            for start in range(0, len(missing), BATCH):
+                batch = missing[start : start + BATCH]
+                with torch.no_grad():
+                    rows = vector_of(encoded(encoder, extractor, source, batch), kind).float().cpu().numpy()
+                if not (finite := np.isfinite(rows).all(axis=1)).all():
+                    raise ValueError(f"record {batch[int(np.argmin(finite))]}: the encoder's vector is not finite")
+                known.update(zip(batch, rows))
+                progress.update(len(batch))
+                if time.monotonic() - saved > SAVE_EVERY:
+                    _write(path, known)
+                    saved = time.monotonic()
+    finally:
+        encoder.train(training)
+    if missing:
+        _write(path, known)
+    return np.stack([known[record] for record in records])
+
+
+def _read(path: Path) -> dict[str, Floats]:
+    """What the cache holds; nothing where a file is damaged, which is then computed anew."""
+    if not path.exists():
+        return {}
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        names = json.loads(header["__metadata__"]["records"])
+        rows = load_file(path)["vectors"].numpy()
+        if len(rows) != len(names):
+            raise ValueError(f"{len(rows)} vectors of {len(names)} records")
+    except (KeyError, OSError, ValueError, SafetensorError) as error:
+        logger.warning("%s is damaged, %s: it is computed anew", path, error)
+        return {}
+    return dict(zip(names, rows))
+
+
+def _write(path: Path, known: dict[str, Floats]) -> None:
+    with written_whole(path) as file:
+        file.write(save({"vectors": np.stack(list(known.values()))}, metadata={"records": json.dumps(list(known))}))
+
+
+# --- random weights ---------------------------------------------------------------------------------------------------
+
+
+def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
+    """An encoder of the same configuration with weights drawn anew, in eval mode, on the same device."""
+    config = copy.deepcopy(encoder.config)
+    config.pretrained_on = ""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32)
+    made.to(encoder.device)
+    made.eval()
+    return made
+
+
+def batch_norms(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Those layers whose output depends on averages over training recordings."""
+    return [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
+
+def settle_batch_norm(
+    encoder: EcgEncoder, extractor: EcgFeatureExtractor, source: EcgSource, records: Sequence[str]
+) -> None:
+    """Give an untrained encoder's batch norms the averages they would have after one look at the recordings.
+
+    Without it they would hold a mean of 0 and a variance of 1, which no random network's activations have, and the
+    random row would be weaker than it need be. No label is used. Up to `SETTLED_ON` recordings, evenly spaced; an
+    encoder without batch norms stays as it is.
+    """
+    layers = batch_norms(encoder)
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    encoder.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the plain mean over batches
+        layer.train()
+    chosen = records[:: -(-len(records) // SETTLED_ON)]
+    with torch.no_grad():
+        for start in range(0, len(chosen), BATCH):
+            encoded(encoder, extractor, source, chosen[start : start + BATCH])
+    for layer, momentum in zip(layers, momenta):
+        layer.momentum = momentum
+    encoder.eval()
+
+
+def describe(encoder: EcgEncoder) -> dict[str, Any]:
+    """What a report says of an encoder."""
+    return {
+        "model_type": encoder.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "weights": weights_hash(encoder),
+        "pretrained_on": encoder.config.pretrained_on,
+    }

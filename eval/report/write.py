@@ -1,0 +1,115 @@
+"""The audit as people read it: `report.html` (one page), `report.md`, figures, `report.json`, `predictions.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.support.files import written_whole
+from eval.report.figures import FIGURES, draw
+from eval.report.headline import DISCLAIMER, Report, asked, finding, headline, model_name, reasons
+from eval.report.parts import Command, Facts, Items, Part, Picture, Section, Table, Terms, markdown_table
+from eval.report.sections import main_table, sections, without_text_only
+
+__all__ = ["finding", "markdown", "table", "write"]
+
+
+def write(
+    out: Path, report: Report, predictions: Iterable[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]] = ()
+) -> list[Path]:
+    """Write a report into a folder; each file appears whole or not at all, `report.json` last.
+
+    Figures of an earlier report that this one has no data for are removed.
+
+    Args:
+        out: The folder.
+        report: As `eval.ablation.run` makes it.
+        predictions: The lines of `predictions.jsonl`.
+        examples: Flip pairs to be shown, with their ECGs (`eval.report.page.page`).
+
+    Returns:
+        The paths of what was written.
+
+    Raises:
+        ValueError: A number is not finite, which JSON cannot hold.
+    """
+    from eval.report.page import page
+
+    pictures = draw(report)
+    told = sections(report, pictures)
+    texts = {
+        "report.md": markdown(report, told),
+        "report.html": page(report, told, pictures, examples),
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    }
+    with written_whole(out / "predictions.jsonl", "w") as file:
+        for number, line in enumerate(predictions, start=1):
+            try:
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            except ValueError as error:
+                where = f"line {number} of the predictions, {line.get('id')!r} under {line.get('condition')!r}"
+                raise ValueError(f"{where}: {error}") from error
+    for name, picture in pictures.items():
+        with written_whole(out / name) as file:
+            file.write(picture)
+    for name in FIGURES:
+        if name not in pictures:
+            (out / name).unlink(missing_ok=True)
+    for name, text in texts.items():
+        with written_whole(out / name, "w") as file:
+            file.write(text)
+    return [out / name for name in ("predictions.jsonl", *pictures, *texts)]
+
+
+def table(block: Report) -> str:
+    """The main table of a report, or of one of its groups, in Markdown."""
+    return "\n\n".join(filter(None, [_table(main_table(block)), without_text_only(block)]))
+
+
+def markdown(report: Report, told: Sequence[Section]) -> str:
+    """`report.md`."""
+    parts = [
+        f"# Does {_safe(model_name(report))} read the ECG?",
+        _safe(" ".join([f"**{headline(report)}**", *reasons(report)])),
+        _safe(f"Asked: {asked(report)}."),
+        f"**{DISCLAIMER}**",
+    ]
+    for section in told:
+        parts += [f"## {section.title}", *map(_part, section.parts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _part(part: Part) -> str:
+    match part:
+        case str():
+            return _safe(part)
+        case Table():
+            return _table(part)
+        case Picture():
+            return f"![{part.alt}]({part.name})\n\n*{part.caption}*"
+        case Facts():
+            return "\n".join(
+                f"* **{fact.name}: {fact.value}** ({fact.detail}). Asked of a reader: {fact.needed}; "
+                f"{'holds' if fact.holds else 'does not hold'}. {fact.meaning}"
+                for fact in part.facts
+            )
+        case Terms():
+            return "\n".join(f"* **{word}**: {_safe(meaning)}" for word, meaning in part.terms.items())
+        case Items():
+            return "\n".join(f"* {_safe(item)}" for item in part.items)
+        case Command():
+            return f"```\n{part.text}\n```"
+
+
+def _table(table: Table) -> str:
+    return markdown_table(
+        [[_safe(cell).replace("|", "\\|") for cell in row] for row in (table.head, *table.rows)], table.words
+    )
+
+
+def _safe(text: str) -> str:
+    """Text on one line that opens no HTML tag."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", " ".join(text.split()))

@@ -1,0 +1,192 @@
+"""How close a text, such as a report, comes to a reference: BLEU, ROUGE, token F1, and on request METEOR and BERTScore.
+
+    pip install "ecg-elm[text]"        # BLEU, ROUGE
+    pip install "ecg-elm[text-all]"    # METEOR, BERTScore too
+
+They measure shared wording. "ST elevation" and "no ST elevation" share most of it, so none of these numbers says that a
+finding is right; that is what closed questions and `eval.scoring.answers` are for.
+
+All scores lie between 0 and 1 (BLEU is sacrebleu's divided by 100), but for BERTScore, which can fall below 0. An empty
+prediction scores 0 and is never left out: leaving it out would flatter a model that says nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.scoring.answers import is_empty, normalise
+
+METRICS = ("bleu", "rouge", "f1", "meteor", "bertscore")
+
+_EDGES = ".,;:!?()[]{}\"'*"  # not the sign of "-30 degrees"
+
+
+class TextScore(NamedTuple):
+    """One metric.
+
+    Attributes:
+        value: Of the whole set.
+        each: Of every prediction `[n]`, with `value` as their mean: patients can be resampled over it. None for corpus
+            BLEU, which is no mean.
+        settings: What to state beside the number, so that it can be repeated.
+    """
+
+    value: float
+    each: NDArray[np.float64] | None
+    settings: str
+
+
+def report_scores(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    which: Sequence[str] = ("bleu", "rouge", "f1"),
+    *,
+    bert_model: str = "roberta-large",
+    bert_layers: int | None = None,
+) -> dict[str, TextScore]:
+    """Score texts against one reference each.
+
+    - `bleu` gives `bleu` and `sentence_bleu`: Papineni et al., ACL 2002, by sacrebleu with its default settings; the
+      second is the mean of every text's own, with effective order (n-grams longer than the text do not count).
+    - `rouge` gives `rouge1`, `rouge2` and `rougeL`: Lin, ACL 2004, F-measure, by rouge-score, unstemmed. Its words
+      are runs of a-z and 0-9.
+    - `f1` gives `f1`: `token_f1`.
+    - `meteor` gives `meteor`: Lavie and Agarwal, WMT 2007, by nltk, over the words of `token_f1`, with WordNet and a
+      Porter stemmer. A text that equals its reference scores less than 1, the shorter the less.
+    - `bertscore` gives `bertscore`: Zhang et al., ICLR 2020, F, by bert-score, neither idf-weighted nor rescaled.
+
+    Args:
+        predictions: What was written `[n]`.
+        references: What should have been written `[n]`.
+        which: Names of `METRICS`.
+        bert_model: Hub name or folder of the model that BERTScore compares embeddings of.
+        bert_layers: The layer whose output is compared; needed for a model that bert-score does not know by name.
+
+    Returns:
+        Scores by name, in the order of `which`.
+
+    Raises:
+        ValueError: Nothing to score, different numbers of texts, an empty reference, an unknown metric, or no
+            `bert_layers` for a model that needs it.
+        ImportError: The package of a metric is not installed; says which extra to install.
+        LookupError: METEOR without WordNet; says what to run.
+    """
+    if unknown := [name for name in which if name not in METRICS]:
+        raise ValueError(f"unknown metric {unknown[0]!r}: expected some of {', '.join(METRICS)}")
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions but {len(references)} references")
+    if not len(predictions):
+        raise ValueError("there are no predictions to score")
+    for i, reference in enumerate(references):
+        if is_empty(reference):
+            raise ValueError(f"reference {i} is empty: there is nothing to compare its prediction with")
+    # A lone period would match the reference's for BLEU.
+    predictions = ["" if is_empty(said) else said for said in predictions]
+    scores: dict[str, TextScore] = {}
+    for name in which:
+        match name:
+            case "bleu":
+                scores |= _bleu(predictions, references)
+            case "rouge":
+                scores |= _rouge(predictions, references)
+            case "f1":
+                each = [token_f1(said, meant) for said, meant in zip(predictions, references)]
+                scores["f1"] = _mean(each, "token F1, lower case, punctuation at the edges of words removed")
+            case "meteor":
+                scores["meteor"] = _meteor(predictions, references)
+            case _:
+                scores["bertscore"] = _bertscore(predictions, references, bert_model, bert_layers)
+    return scores
+
+
+def installed() -> list[str]:
+    """Those of BLEU, ROUGE and token F1 that need no package that is not here."""
+    packages = {"bleu": "sacrebleu", "rouge": "rouge_score"}
+    return [name for name in METRICS[:3] if name not in packages or find_spec(packages[name]) is not None]
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """F-measure of the words two texts share, each as often as both have it (SQuAD; Rajpurkar et al., EMNLP 2016).
+
+    Words are those of the normalised text without punctuation at their edges. Unlike SQuAD's, articles count, and
+    punctuation within words does: "st/t", "0.2" and "-30" stay what they are. 0 where either text has no word.
+    """
+    said, meant = Counter(_tokens(prediction)), Counter(_tokens(reference))
+    shared = (said & meant).total()
+    return 2 * shared / (said.total() + meant.total()) if shared else 0.0
+
+
+def _tokens(text: str) -> list[str]:
+    words = (word.strip(_EDGES) for word in normalise(text).split())
+    return [word for word in words if any(character.isalnum() for character in word)]
+
+
+def _bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
+    metrics = _needed("sacrebleu.metrics", "BLEU", "text")
+    corpus, sentence = metrics.BLEU(), metrics.BLEU(effective_order=True)
+    value = corpus.corpus_score(list(predictions), [list(references)]).score
+    each = [sentence.sentence_score(said, [meant]).score for said, meant in zip(predictions, references)]
+    return {
+        "bleu": TextScore(min(value / 100, 1.0), None, str(corpus.get_signature())),
+        "sentence_bleu": _mean(np.minimum(np.divide(each, 100), 1.0), str(sentence.get_signature())),
+    }
+
+
+def _rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = _needed("rouge_score.rouge_scorer", "ROUGE", "text").RougeScorer(names, use_stemmer=False)
+    settings = f"rouge-score {version('rouge-score')}, F, no stemmer"
+    scored = [scorer.score(meant, said) for said, meant in zip(predictions, references)]
+    return {name: _mean([score[name].fmeasure for score in scored], settings) for name in names}
+
+
+def _meteor(predictions: Sequence[str], references: Sequence[str]) -> TextScore:
+    score = _needed("nltk.translate.meteor_score", "METEOR", "text-all").single_meteor_score
+    wordnet = import_module("nltk.corpus").wordnet
+    try:
+        wordnet.ensure_loaded()
+    except LookupError as error:
+        raise LookupError(
+            "METEOR needs WordNet, which is downloaded once (about 10 MB): python -m nltk.downloader wordnet"
+        ) from error
+    each = [score(_tokens(meant), _tokens(said), wordnet=wordnet) for said, meant in zip(predictions, references)]
+    return _mean(each, f"METEOR of nltk {version('nltk')}, alpha 0.9, beta 3, gamma 0.5")
+
+
+def _bertscore(predictions: Sequence[str], references: Sequence[str], model: str, layers: int | None) -> TextScore:
+    score = _needed("bert_score", "BERTScore", "text-all").score
+    if layers is None and model not in import_module("bert_score.utils").model2layers:
+        raise ValueError(f"bert-score knows no layer to compare for {model}: pass bert_layers")
+    each = np.zeros(len(predictions))
+    told = [i for i, said in enumerate(predictions) if said]  # bert-score fails at an empty text
+    settings = f"{model}: nothing to embed"
+    if told:
+        (_, _, f), settings = score(
+            [predictions[i] for i in told],
+            [references[i] for i in told],
+            model_type=model,
+            num_layers=layers,
+            return_hash=True,
+        )
+        each[told] = np.asarray(f)
+    return _mean(each, settings)
+
+
+def _mean(each: Sequence[float] | NDArray[np.float64], settings: str) -> TextScore:
+    values = np.asarray(each, dtype=np.float64)
+    return TextScore(float(values.mean()), values, settings)
+
+
+def _needed(module: str, metric: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(f'{metric} needs a package that is not installed: pip install "ecg-elm[{extra}]"') from error

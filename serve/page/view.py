@@ -1,0 +1,195 @@
+"""How the chat page looks: a `Session` as HTML.
+
+Words from elsewhere (questions, answers, error messages, names of models) are text, whatever they look like: all of
+them pass through `text`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+from pathlib import Path
+
+from data.paper import SECONDS, Paper
+from serve.page.desk import Answer, Recording, Session, Turn, meaning, remarks
+
+logger = logging.getLogger(__name__)
+
+DISCLAIMER = "Research use only. Not a medical device. Not for diagnosis."
+EMERGENCY = "Chest pain or feeling unwell? Call emergency services."
+_LABELS = {  # of one recording, of two
+    "real": ("With this ECG", "With these ECGs"),
+    "none": ("Without this ECG", "Without these ECGs"),
+    "swap": ("With another patient's ECG", "With other patients' ECGs"),
+}
+_TONES = {"reads": "good", "partly": "fair"}
+# Gradio makes a template of what it shows: braces and dollar signs of strangers must be none to it.
+_TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;", "\\": "&#92;", "@": "&#64;"})
+
+
+def text(words: str) -> str:
+    """Words as HTML that shows them and does nothing else."""
+    return html.escape(words).translate(_TEMPLATE)
+
+
+# --- the head of the page ---------------------------------------------------------------------------------------------
+
+
+def warning_html() -> str:
+    """What is always to be seen."""
+    return f'<p class="ecg-warning" role="note"><b>{DISCLAIMER}</b> {EMERGENCY}</p>'
+
+
+def head_html(name: str, digest: str, folder: Path | None) -> str:
+    """Title, and what is known of the model.
+
+    Args:
+        name: Of the model.
+        digest: Of its training; empty where it is not known.
+        folder: Of the model, where its audit may lie.
+    """
+    version = f' <code title="which training this is">{text(digest)}</code>' if digest else ""
+    return (
+        f'<header class="ecg-head"><div class="ecg-line"><h1>Ask an ECG</h1>'
+        f'<p class="ecg-model"><b>{text(name)}</b>{version}</p></div>'
+        f"{_audit(folder, digest)}</header>"
+    )
+
+
+def _audit(folder: Path | None, digest: str) -> str:
+    """Does it read the ECG? The verdict of the audit beside the model, if it is of this training."""
+    unknown = "Does it read the ECG? Not audited: nobody has tested whether its answers come from the ECG."
+    path = folder / "ablation" / "report.json" if folder is not None else None
+    if path is None or not path.is_file():
+        return f'<p class="ecg-audit">{unknown}</p>'
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["training"] != digest:
+            return f'<p class="ecg-audit">{unknown} (The report beside it is of another training.)</p>'
+        verdict = report["verdict"]
+        said = verdict["sentence"]
+        about = f"Audited on {report['dataset']}: {verdict['pairs']} pairs of ECGs"
+        if verdict["gap"] is not None:
+            low, high = verdict["gap_interval"]
+            about += f", swap-flip gap {verdict['gap']:.2f} ({low:.2f} to {high:.2f}; 1 reads, 0 guesses)"
+        tone = _TONES.get(verdict["verdict"], "poor")
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s: not a report of eval.ablation (%s)", path, type(error).__name__)
+        return f'<p class="ecg-audit">{unknown}</p>'
+    said = f'<b class="ecg-{tone}">{text(said)}</b> <span>{text(about)}</span>'
+    return f'<p class="ecg-audit">Does it read the ECG? {said}</p>'
+
+
+# --- a recording ------------------------------------------------------------------------------------------------------
+
+
+def facts_html(recording: Recording | None, note: str = "") -> str:
+    """Name, measurements and quality of a recording, or why there is none."""
+    problem = f'<p class="ecg-problem" role="alert">{text(note)}</p>' if note else ""
+    if recording is None:
+        return problem or '<p class="ecg-hint">Choose an example, or upload an ECG.</p>'
+    ecg = recording.ecg
+    about = f"{ecg.duration:.3g} s, {ecg.fs:g} Hz, {len(ecg.leads)} leads"
+    notes = "".join(f'<p class="ecg-note">{text(note)}</p>' for note in remarks(ecg))
+    title = (
+        f'<p class="ecg-title"><b>{text(recording.name[:1].upper() + recording.name[1:])}</b> <span>{about}</span></p>'
+    )
+    return f"{problem}{title}{_measured(recording)}{notes}"
+
+
+def _measured(recording: Recording) -> str:
+    m = recording.measured
+    if m is None:
+        said = text(f"Not measured: {recording.unmeasured}") if recording.unmeasured else "Measuring …"
+        return f'<p class="ecg-note ecg-quiet">{said}</p>'
+    if m.quality == "failed":
+        return f'<p class="ecg-note">Rate, intervals and axis are not measurable: {text(m.reason)}.</p>'
+    values = (
+        ("Rate", m.rate, "/min"), ("PR", m.pr, " ms"), ("QRS", m.qrs, " ms"), ("QT", m.qt, " ms"),
+        ("QTc", m.qtc, " ms"), ("Axis", m.axis, "\N{DEGREE SIGN}"),
+    )  # fmt: skip
+    items = "".join(
+        f"<div><dt>{name}</dt><dd>{'<i>not measurable</i>' if value is None else f'{value:.0f}{unit}'}</dd></div>"
+        for name, value, unit in values
+    )
+    poor = f'<p class="ecg-note">Measured with doubt: {text(m.reason)}.</p>' if m.quality == "poor" else ""
+    by = '<p class="ecg-quiet">Measured in the signal by an algorithm, not by the model.</p>'
+    return f'<dl class="ecg-facts">{items}</dl>{by}{poor}'
+
+
+def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) -> str:
+    """A recording on paper, with buttons to zoom."""
+    if recording is None:
+        return '<div class="ecg-empty" aria-hidden="true"></div>'
+    start = min(start, max(0.0, recording.ecg.duration - SECONDS))
+    try:
+        drawing = paper.draw(recording.ecg, start)
+    except ValueError as error:
+        return f'<p class="ecg-problem">{text(str(error))}</p>'
+    buttons = "".join(
+        f'<button type="button" data-zoom="{step}" aria-label="{label}" title="{label}">{sign}</button>'
+        for step, label, sign in (("-1", "zoom out", "−"), ("0", "fit", "fit"), ("1", "zoom in", "+"))
+    )
+    return (
+        f'<div class="ecg-frame"><div class="ecg-zoom"><span>Drag with the mouse to measure</span>{buttons}</div>'
+        f'<div class="ecg-scroll" tabindex="0" role="region" aria-label="ECG, scrolls sideways" '
+        f'style="--mm:{drawing.width}">{drawing.svg(interactive=True)}</div></div>'
+    )
+
+
+# --- the conversation -------------------------------------------------------------------------------------------------
+
+
+def chat_html(session: Session, note: str = "") -> str:
+    """The conversation, with the last question's answers side by side."""
+    turns = "".join(_turn(turn, session.compare) for turn in session.turns)
+    problem = f'<p class="ecg-problem" role="alert">{text(note)}</p>' if note else ""
+    if not turns:
+        what = "both ECGs" if session.compare else "the ECG"
+        turns = f'<p class="ecg-hint">Ask anything about {what}, or choose a question below.</p>'
+    said = [answer for turn in session.turns for answer in (turn.answer, *turn.columns.values())]
+    # Busy until all is said: screen readers would begin anew with every word.
+    busy = "true" if any(answer.state == "asking" for answer in said) else "false"
+    return f'<div class="ecg-talk" role="log" aria-live="polite" aria-busy="{busy}">{turns}{problem}</div>'
+
+
+def _turn(turn: Turn, two: bool) -> str:
+    question = f'<p class="ecg-question">{text(turn.question)}</p>'
+    if not turn.columns:
+        return f'<section class="ecg-turn">{question}<div class="ecg-answer">{_words(turn.answer)}</div></section>'
+    first = turn.columns.get("real", turn.answer)
+    columns, lines = [_column(_LABELS["real"][two], "real", first)], []
+    for condition in ("none", "swap"):
+        if condition in turn.columns:
+            columns.append(_column(_LABELS[condition][two], condition, turn.columns[condition]))
+        if said := meaning(turn, condition):
+            lines.append(f'<li class="ecg-{condition}">{text(said)}</li>')
+    alone = (
+        f'<div class="ecg-answer">{_words(turn.answer)}</div><p class="ecg-quiet">Asked again without what was said '
+        "before, which would tell what the ECG shows:</p>"
+        if "real" in turn.columns
+        else ""
+    )
+    means = f'<ul class="ecg-means">{"".join(lines)}</ul>' if lines else ""
+    other = turn.columns["swap"].about if "swap" in turn.columns else ""
+    whose = f'<p class="ecg-quiet">The other ECG{"s" if two else ""}: {text(other)}.</p>' if other else ""
+    columns_html = f'<div class="ecg-columns">{"".join(columns)}</div>'
+    return f'<section class="ecg-turn">{question}{alone}{columns_html}{whose}{means}</section>'
+
+
+def _column(label: str, condition: str, answer: Answer) -> str:
+    return (
+        f'<div class="ecg-column ecg-{condition}"><h3>{label}</h3><div class="ecg-answer">{_words(answer)}</div></div>'
+    )
+
+
+def _words(answer: Answer) -> str:
+    if answer.state == "failed":
+        return f'<span class="ecg-problem" role="alert">{text(answer.words)}</span>'
+    words = text(answer.words)
+    if answer.state == "asking":
+        return f'{words}<span class="ecg-cursor" aria-label="answering"></span>'
+    if answer.state == "stopped":
+        return f'{words} <span class="ecg-quiet">(stopped)</span>'
+    return words or '<span class="ecg-quiet">(the model said nothing)</span>'
