@@ -7,13 +7,18 @@ answers. A question alone therefore tells nothing about its answer, and a model 
 Question types are those of ECG-QA (Oh et al., NeurIPS 2023): `single-verify`, `single-choose`, `single-query`, and
 `comparison_consecutive-*` (two recordings of a patient) and `comparison_irrelevant-*` (of two patients).
 
+With `pairs`, two-ECG questions of training are many about each of so many pairs: packed into a row, they share the
+ECGs' tokens, and what is learned is to compare rather than to know pairs by heart.
+
 Questions about voltage are a negative control (`control="voltage"`): voltage is a gain on the whole recording, which an
 encoder blind to gain cannot read.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +67,8 @@ _GROUPS = {
     **dict.fromkeys(("voltage", *VOLTAGES), "voltage"), "normal ECG": "normal ECG",
 }  # fmt: skip
 _HELD_OUT_REPORTS = 200
+_PER_PAIR = 8  # questions about one pair of ECGs
+_AHEAD = 4  # rows by which one state of two ECGs may be ahead of the rarest
 _ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does this ECG show?")
 
 
@@ -189,6 +196,73 @@ class _Asker:
         return self.rows
 
 
+_SHOWN = tuple(product((False, True), repeat=2))  # in the first ECG, in the second
+_RELATIONS = ("consecutive", "irrelevant")
+
+
+def pair_rows(cohort: SyntheticCohort, records: Array, pairs: int, rng: np.random.Generator) -> list[Row]:
+    """Up to `_PER_PAIR` questions about each of so many pairs of ECGs; every second pair is of one patient.
+
+    What a question asks for is in neither ECG, in one or in both equally often, "new" (in the second alone) as often as
+    all else together: while rows are drawn, what is ahead of the rarest waits. Half the pairs of two patients share a
+    finding, else "in both" would be too rare.
+
+    Args:
+        cohort: The simulated patients.
+        records: Which of its recordings, those of a patient together.
+        pairs: How many pairs.
+        rng: Draws pairs and questions.
+    """
+    visits = rng.permutation(records.reshape(-1, cohort.records_per_patient))
+    present, askable = (np.stack([of(name) for name in _FINDINGS]) for of in (cohort.present, cohort.askable))
+    counts: dict[tuple[str, str, int], dict[tuple[bool, bool], float]] = defaultdict(lambda: dict.fromkeys(_SHOWN, 0))
+    rows: list[Row] = []
+    drawn: set[tuple[int, ...]] = set()
+    for number in range(pairs):
+        if number % 2 and cohort.records_per_patient > 1:
+            pair = rng.permutation(visits[number // 2 % len(visits)])[:2]
+        else:
+            alike = records[present[rng.integers(len(_FINDINGS)), records]] if number % 4 else records
+            pair = rng.choice(alike if len(alike) > 1 else records, 2, replace=False)
+        if tuple(pair.tolist()) in drawn:
+            continue
+        drawn.add(tuple(pair.tolist()))
+        relation = _RELATIONS[len({cohort.patient_of[cohort.records[i]] for i in pair}) - 1]
+        candidates = []
+        for finding, kind in product(np.flatnonzero(askable[:, pair].all(axis=1)).tolist(), ("verify", "query")):
+            shown, so_far = tuple(present[finding, pair].tolist()), counts[relation, kind, finding]
+            candidates.append((so_far[shown] - min(so_far.values()), rng.random(), finding, kind, shown))
+        for ahead, _, finding, kind, shown in sorted(candidates)[:_PER_PAIR]:
+            if ahead <= _AHEAD:
+                counts[relation, kind, finding][shown] += 1 / 3 if (kind, shown) == ("verify", (False, True)) else 1
+                rows.append(_pair_row(cohort, pair, relation, finding, kind, shown, rng))
+    return rows
+
+
+def _pair_row(
+    cohort: SyntheticCohort,
+    pair: Array,
+    relation: str,
+    finding: int,
+    kind: str,
+    shown: tuple[bool, ...],
+    rng: np.random.Generator,
+) -> Row:
+    """Asks whether a finding is new in the second of two ECGs (`verify`), or which of them shows it (`query`)."""
+    name, ecgs = _FINDINGS[finding], [cohort.records[i] for i in pair]
+    which = [f"{place} ECG" for place, is_shown in zip(("first", "second"), shown, strict=True) if is_shown]
+    new = "yes" if shown == (False, True) else "no"
+    template = 11 + _RELATIONS.index(relation) + (2 if kind == "query" else 0)
+    phrasing = int(rng.integers(2))
+    return question_row(
+        id=f"{template}/{name}/{'+'.join(ecgs)}/{phrasing}", ecgs=ecgs,
+        patient_ids=[cohort.patient_of[record] for record in ecgs], question_type=f"comparison_{relation}-{kind}",
+        question=(_NEW if kind == "verify" else _WHICH)[phrasing].format(name),
+        answer=(which or ["none"]) if kind == "query" else [new], template_id=template, attribute=name,
+        group=_GROUPS[name],
+    )  # fmt: skip
+
+
 def _report_row(cohort: SyntheticCohort, i: int, rng: np.random.Generator) -> Row:
     """Asks for the report of recording number `i`."""
     record = cohort.records[i]
@@ -206,6 +280,7 @@ def load(
     questions: int = 1000,
     held_out_questions: int = 80,
     seed: int = 0,
+    pairs: int = 0,
     cache: Path | str | None = None,
 ) -> QuestionSet:
     """The cohort's questions, split by patient.
@@ -218,6 +293,7 @@ def load(
             finding is rarer. The other kinds of question get a fixed share of it.
         held_out_questions: The same for the held-out split.
         seed: Of the cohort and of the questions.
+        pairs: Of so many pairs of training recordings many questions each, in place of single ones about two ECGs.
         cache: Folder for the simulated recordings.
     """
     if held_out not in ("test", "validation"):
@@ -231,11 +307,15 @@ def load(
     first_visits = test[:: cohort.records_per_patient][:_HELD_OUT_REPORTS]
     rng = np.random.default_rng([seed, 6, start])
     test_reports = [_report_row(cohort, i, rng) for i in first_visits.tolist()]
+    train_rows = _Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all()
+    if pairs:
+        train_rows = [row for row in train_rows if len(row["ecgs"]) == 1]
+        train_rows += pair_rows(cohort, train, pairs, np.random.default_rng([seed, 7]))
     return QuestionSet(
         name="simulated cohort",
         source=cohort,
         source_key=cohort.key,
-        train=_Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all(),
+        train=train_rows,
         test=_Asker(cohort, test, held_out_questions, np.random.default_rng([seed, 5, start])).all(),
         reports=reports,
         test_reports=test_reports,
