@@ -14,7 +14,7 @@ from data.conversations import load_questions
 from data.ecg import Ecg
 from data.experiment import conditions
 from data.experiment import leaks as splits
-from elm.training import tiny
+from elm.training import tiny, tiny_llama
 from encoders.heartlang import QrsTokenizer, feature_extraction
 
 
@@ -59,7 +59,7 @@ def words(cohort):
 
 def tiny_texts(_):
     questions = load_questions("synthetic", patients=8, held_out_patients=4)
-    texts = tiny._texts(questions, np.random.default_rng(0))
+    texts = tiny_llama._texts(questions, np.random.default_rng(0))
     return [crc32(next(texts).encode()) % 1000 for _ in range(20)]
 
 

@@ -55,7 +55,7 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.prefix import refuse_unmasked
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized, nf4
 from elm.saved.folder import resolve, save, save_adapter
-from elm.training import dev, tiny
+from elm.training import dev, tiny, tiny_encoder
 from elm.training.settings import ElmArguments, as_mapping
 from encoders import load_encoder, new_encoder
 from encoders.registry import find_config
@@ -191,11 +191,11 @@ def build(
     if arguments.dev:
         text_path = dev.language_model(text_path, model_args.model_revision, questions, cache, seed)
         encoder_path = dev.encoder(encoder_path, cache, seed)
-    elif text_path == "tiny" and encoder_path in tiny.ENCODERS:
+    elif text_path == "tiny" and encoder_path in tiny_encoder.ENCODERS:
         text_path, encoder_path = map(str, tiny.both(questions, cache, tiny_seed, encoder_path))
     elif text_path == "tiny":
         text_path = str(tiny.language_model(questions, cache, tiny_seed))
-    elif encoder_path in tiny.ENCODERS:
+    elif encoder_path in tiny_encoder.ENCODERS:
         encoder_path = str(tiny.encoder(questions, cache, tiny_seed, encoder_path))
     encoder_args = as_mapping("encoder_args", arguments.encoder_args)
     torch.manual_seed(seed)  # a new encoder's weights

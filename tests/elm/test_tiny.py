@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.conversations import load_questions
-from elm.training import tiny
+from elm.training import tiny, tiny_encoder
 from encoders import load_encoder
 
 
@@ -68,7 +68,7 @@ def test_heartlang_learns_from_short_and_flat_recordings_too(questions, tmp_path
     record = questions.source[questions.reports[0]["ecgs"][0]]
     flat = dataclasses.replace(record, signal=np.zeros_like(record.signal))
     pause = dataclasses.replace(record, signal=np.tile(np.linspace(0, 0.1, record.signal.shape[1]), (12, 1)))
-    reader = tiny.ENCODERS["tiny-heartlang"](40)
+    reader = tiny_encoder.ENCODERS["tiny-heartlang"](40)
     batch = reader.extractor([record, record.crop(2.0, 1.0), pause, flat])
     inputs = {name: batch[name] for name in reader.encoder.ecg_inputs}
     loss = reader.loss(inputs, torch.ones(4, 40))
@@ -86,7 +86,7 @@ def test_heartlang_learns_from_short_and_flat_recordings_too(questions, tmp_path
 def test_each_lead_answers_for_its_share_and_cls_for_all_words():
     """Else all leads would become copies of one vector."""
     torch.manual_seed(0)
-    reader = tiny.ENCODERS["tiny-heartlang"](24)
+    reader = tiny_encoder.ENCODERS["tiny-heartlang"](24)
     assert reader.owner.tolist() == [lead for lead in range(12) for _ in range(2)]
     words = torch.randn(2, 120, 96)
     inputs = {

@@ -17,7 +17,7 @@ from data.experiment.conditions import Altered
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.features import FeatureStore
 from elm.training.settings import ElmArguments
-from elm.training.tiny import train_tokenizer
+from elm.training.tiny_llama import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
 from eval.answerers.model import ModelResponder, ScriptedResponder, SplitStore, load_responder, question_messages
 

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from data.experiment.recordings import load_recordings
-from elm.training import dev, tiny
+from elm.training import dev, tiny_encoder
 from elm.training.run import newest_whole_checkpoint
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpModel
@@ -321,7 +321,7 @@ def test_the_tiny_config_has_the_encoder_of_the_default_job():
     file = str(next(path for path in CONFIGS if path.stem == "melp_tiny_cpu"))
     arguments, _ = pretrain_melp.parse(["--config", file])
     made, _ = new_encoder("ecg_melp", **arguments.mapping("encoder_args"))
-    ours, theirs = (json.loads(json.dumps(each.to_dict())) for each in (made.config, tiny.melp_config()))
+    ours, theirs = (json.loads(json.dumps(each.to_dict())) for each in (made.config, tiny_encoder.melp_config()))
     assert {name for name in theirs if ours.get(name) != theirs[name]} <= {"dtype"}
 
 
