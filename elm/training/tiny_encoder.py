@@ -142,6 +142,7 @@ def train(
     steps: int,
     folder: Path,
 ) -> None:
+    """Train an encoder of this kind on the reports of the training split, and write it into a folder."""
     records = [row["ecgs"][0] for row in questions.reports]
     targets, words = word_targets([report_of(row) for row in questions.reports])
     if not words:

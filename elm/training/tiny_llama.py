@@ -1,18 +1,27 @@
-"""The tiny language model: a Llama that is trained on text alone."""
+"""The tiny language model: a Llama that learns from text alone to answer from reports, and to compare two of them.
+
+A row holds one report in words where a recording would stand, or two, and several questions about them that share it
+(`elm.model.prefix`): more questions per token than one to a row. One-report rows come first; two-report rows, begun
+too early, teach nothing. Some rows ask for the report itself: from that a projector learns what an ECG stands for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data.conversations.rows import QuestionSet, Row, dialogues
+from data.conversations.rows import QuestionSet, Row, answer_text
+from elm.model.prefix import mask_of_questions
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<ecg>", "<user>", "<assistant>"]
 CHAT_TEMPLATE = (
@@ -22,8 +31,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
-# Raising these raises the quality and the time of the default job.
-LANGUAGE_STEPS, LANGUAGE_BATCH, TURNS = 480, 48, 2
+# Raising the first two raises the quality and the time of the default job.
+STEPS, BATCH = 420, 20
+QUESTIONS = 7  # about the same reports in a row
+REPORTS, REPORT_TOO = 0.1, 0.3  # of the rows ask for a report alone; of the other rows about one report, for it, too
+TWO_FROM, TWO_BEFORE, TWO = 0.45, 0.05, 0.7  # share of the steps after which most rows are about two reports
+RATE = 4e-3
+
+Drawn = tuple[list[str], list[tuple[str, str]]]  # records, then questions and answers about them
 
 
 def report_of(row: Row) -> str:
@@ -31,29 +46,50 @@ def report_of(row: Row) -> str:
     return str(row["messages"][-1]["content"][0]["text"])
 
 
-def _texts(questions: QuestionSet, rng: np.random.Generator) -> Iterator[str]:
-    """Conversations about reports, without end: in each, the report stands where a recording would."""
-    reports = {row["ecgs"][0]: report_of(row) for row in questions.reports}
-    rows = [row for row in questions.train if all(record in reports for record in row["ecgs"])]
-    kinds: list[Sequence[Row]] = [questions.reports]
-    for single in (True, False):
-        some = [row for row in rows if (len(row["ecgs"]) == 1) == single]
-        kinds += [dialogues(some, turns) for turns in (1, TURNS) if some]
-    # Mostly short conversations about one recording: what a question refers to is learned fastest where little stands
-    # between the two.
-    shares = np.array([0.15, 0.45, 0.25, 0.1, 0.05])[: len(kinds)]
-    while True:
-        kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
-        row = kind[int(rng.integers(len(kind)))]
-        text = "<bos>"
-        for message in row["messages"]:
-            said = "".join(part["text"] for part in message["content"])
-            if message["role"] == "assistant":
-                text += f"<assistant>{said}<eos>"
-            else:
-                shown = row["ecgs"] if text == "<bos>" else ()
-                text += "<user>" + "".join(f"{reports[record]}\n" for record in shown) + said
-        yield text
+class Curriculum:
+    """Draws rows about the training reports of a question set."""
+
+    def __init__(self, questions: QuestionSet, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.reports = {row["ecgs"][0]: report_of(row) for row in questions.reports}
+        self.requests = [row["question"] for row in questions.reports]
+        self.one, self.two = (self._by_ecgs(questions.train, count) for count in (1, 2))
+
+    def _by_ecgs(self, rows: Sequence[Row], count: int) -> list[Drawn]:
+        """Questions by the recordings they are about, where all of these have reports."""
+        by_ecgs: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
+        for row in rows:
+            if len(row["ecgs"]) == count and all(record in self.reports for record in row["ecgs"]):
+                by_ecgs[tuple(row["ecgs"])].append((row["question"], answer_text(row["answer"])))
+        return [(list(ecgs), some) for ecgs, some in by_ecgs.items()]
+
+    def draw(self, two: float) -> Drawn:
+        """A row, with this probability about two reports."""
+        chance, rng = self.rng.random(), self.rng
+        pools = [pool for pool in (self.one, self.two) if pool]
+        if chance < REPORTS or not pools:
+            record = list(self.reports)[rng.integers(len(self.reports))]
+            return [record], [self._request(record)]
+        pool = pools[-1 if chance < REPORTS + two else 0]
+        ecgs, some = pool[rng.integers(len(pool))]
+        some = [some[i] for i in rng.permutation(len(some))[:QUESTIONS]]
+        if len(ecgs) == 1 and rng.random() < REPORT_TOO:
+            some.append(self._request(ecgs[0]))
+        return ecgs, some
+
+    def _request(self, record: str) -> tuple[str, str]:
+        return self.requests[self.rng.integers(len(self.requests))], self.reports[record]
+
+    def pieces(self, two: float) -> tuple[str, list[tuple[str, str]]]:
+        """What stands at the start of a row, then questions and answers, all as the chat template renders them."""
+        ecgs, some = self.draw(two)
+        shown = "<bos><user>" + "".join(f"{self.reports[record]}\n" for record in ecgs)
+        return shown, [(f"{question}<assistant>", f"{answer}<eos>") for question, answer in some]
+
+    def text(self, two: float) -> str:
+        """A row as one text, for the tokenizer to learn from."""
+        shown, some = self.pieces(two)
+        return shown + "".join(question + answer for question, answer in some)
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 768) -> PreTrainedTokenizerFast:
@@ -84,41 +120,85 @@ def llama_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def train(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
-    rng = np.random.default_rng([seed, 1])
-    texts = _texts(questions, rng)
-    tokenizer = train_tokenizer([next(texts) for _ in range(3000)])
+    """Train a tokenizer and a Llama on the text of the training split, and write both into a folder."""
+    curriculum = Curriculum(questions, np.random.default_rng([seed, 1]))
+    tokenizer = train_tokenizer([curriculum.text(0.3) for _ in range(1500)])
     torch.manual_seed(seed)
     model = LlamaForCausalLM(llama_config(tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps + 1, pct_start=0.1)
-    answer = tokenizer.convert_tokens_to_ids("<assistant>")
-    pool: list[list[int]] = []
+    optimizers = _optimizers(model)
+    schedules = [OneCycleLR(each, RATE, steps + 1, pct_start=0.1, cycle_momentum=False) for each in optimizers]
+    batches: list[list[Encoded]] = []
+
+    @cache
+    def ids(text: str) -> list[int]:
+        encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return encoded
+
     with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step", position=1) as progress:
         for step in progress:
-            if not pool:  # batches of like length waste no time on padding
-                ids = tokenizer([next(texts) for _ in range(LANGUAGE_BATCH * 16)], add_special_tokens=False)[
-                    "input_ids"
-                ]
-                ids.sort(key=len)
-                batches = [ids[i : i + LANGUAGE_BATCH] for i in range(0, len(ids), LANGUAGE_BATCH)]
-                pool = [batches[i] for i in rng.permutation(len(batches))]
-            batch = tokenizer.pad({"input_ids": pool.pop()}, return_tensors="pt")
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            # What is said matters; what is read is learned a little, too.
-            logits = model(**batch).logits[:, :-1]
-            losses = nn.functional.cross_entropy(
-                logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
-            )
-            kept = labels[:, 1:] != -100
-            begun, ended = ((batch["input_ids"] == token).cumsum(dim=1) for token in (answer, tokenizer.eos_token_id))
-            said = (begun > ended)[:, :-1] & kept
-            loss = losses[said].mean() + 0.1 * losses[kept].mean()
-            optimizer.zero_grad()
-            loss.backward()
+            if not batches:  # of rows of like length: no time is wasted on padding
+                two = TWO if step > TWO_FROM * steps else TWO_BEFORE
+                rows = [encode(*curriculum.pieces(two), ids) for _ in range(BATCH * 16)]
+                rows.sort(key=lambda row: len(row["input_ids"]))
+                batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+                batches = [batches[i] for i in curriculum.rng.permutation(len(batches))]
+            answers, words = losses(model, batches.pop())
+            model.zero_grad()
+            (answers + 0.1 * words).backward()  # what is answered matters; what is read is learned a little, too
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
             if step % 20 == 0:
-                progress.set_postfix(answers=f"{losses[said].mean():.3f}")
+                progress.set_postfix(answers=f"{answers.item():.3f}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of the layers: comparing is learned in half the steps."""
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    is_matrix = set(map(id, matrices))
+    others = [parameter for parameter in model.parameters() if id(parameter) not in is_matrix]
+    return [
+        torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+
+
+Encoded = dict[str, list[int]]
+PADDING = {"input_ids": 0, "labels": -100, "position_ids": 0, "question_ids": 0}  # no token is padding's: it is masked
+
+
+def encode(shown: str, some: Sequence[tuple[str, str]], ids: Callable[[str], list[int]]) -> Encoded:
+    """A row of questions that share what is shown, as `elm.model.prefix` has them."""
+    prefix = ids(shown)
+    row = {"input_ids": [*prefix], "labels": [-100] * len(prefix)}
+    row |= {"position_ids": [*range(len(prefix))], "question_ids": [0] * len(prefix)}
+    for number, (question, answer) in enumerate(some, start=1):
+        asks, says = ids(question), ids(answer)
+        row["input_ids"] += asks + says
+        row["labels"] += [-100] * len(asks) + says
+        row["position_ids"] += range(len(prefix), len(prefix) + len(asks) + len(says))
+        row["question_ids"] += [number] * (len(asks) + len(says))
+    return row
+
+
+def losses(model: LlamaForCausalLM, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of the answers' tokens, and of the reports'."""
+    width = max(len(row["input_ids"]) for row in rows)
+    batch = {
+        name: torch.tensor([row[name] + [filler] * (width - len(row[name])) for row in rows])
+        for name, filler in PADDING.items()
+    }
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    present = torch.arange(width) < lengths[:, None]
+    mask = mask_of_questions(batch["question_ids"], present, model.config._attn_implementation, torch.float32)
+    hidden = model.model(
+        input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"]
+    ).last_hidden_state[:, :-1]
+
+    def of(places: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model.lm_head(hidden[places]), batch["input_ids"][:, 1:][places])
+
+    return of(batch["labels"][:, 1:] != -100), of((batch["question_ids"] == 0)[:, 1:] & present[:, 1:])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
+from eval.answerers.memory import Answered, Remembering
 from eval.answerers.model import Responder, question_messages
 
 if TYPE_CHECKING:
@@ -166,6 +167,10 @@ def ask_all(
             f"{journal.path} holds answers to other questions under {condition!r} than are asked now (other ECGs, "
             "words or options): delete the file to ask everything again"
         )
+    if isinstance(responder, Remembering):
+        for batch, answers in zip(plan, done):
+            told = [_answered(answer, options[i], gold[i]) for i, answer in zip(batch, answers)]
+            responder.learn([rows[i] for i in batch], condition, told)
     if len(done) < len(plan):
         responder.prepare(rows, condition)
     first = sum(map(len, done))
@@ -179,6 +184,14 @@ def ask_all(
             progress.update(len(batch))
     answers = {i: a for batch, kept in zip(plan, journal.batches(condition)) for i, a in zip(batch, kept)}
     return [Answer(*(answers[i][name] for name in Answer._fields)) for i in range(len(rows))]
+
+
+def _answered(answer: Mapping[str, Any], options: Sequence[str] | None, gold: str) -> Answered:
+    """What a journal says of a row, as a memory takes it over."""
+    scores = dict(zip(options or (), answer["logp"] or ()))
+    if answer["gold_logp"] is not None:
+        scores[gold] = answer["gold_logp"]
+    return answer["text"], scores
 
 
 def batches_of(rows: Sequence[Row], batch_size: int) -> list[list[int]]:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from data.experiment.conditions import CONDITIONS, FAST, condition_named
 from data.support.commands import command_line
 from data.support.files import written_whole
+from eval.answerers.memory import remembering
 from eval.answerers.model import Responder, load_questions, load_responder
 from eval.audit.plan import Plan, check, choose_conditions, sample, with_simulated
 from eval.report import write as reporting
@@ -114,18 +115,19 @@ def run(
         responder = load_responder(folder, questions, batch_size)
     names, notes = choose_conditions(conditions, full, responder, plan)
 
+    memory = remembering(responder)
     settings = {"questions": plan.digest, "limit": limit, "seed": seed, "batch_size": batch_size}
     with Journal(out, {"model": responder.name, **settings}) as journal:
-        lines = [line for name in names for line in plan.ask(responder, name, journal, batch_size)]
+        lines = [line for name in names for line in plan.ask(memory, name, journal, batch_size)]
     if full and questions.test_reports:
         about = Plan(questions, questions.test_reports, key, seed, reports=True)
         with Journal(out, {"model": responder.name, **settings, "questions": about.digest}) as journal:
             for name in REPORT_CONDITIONS:
-                lines += about.ask(responder, name, journal, batch_size)
+                lines += about.ask(memory, name, journal, batch_size)
     if text_only is not None:
         other = load_responder(Path(text_only), questions, batch_size)
         with Journal(out, {"model": other.name, **settings}) as journal:
-            lines += plan.ask(other, "none", journal, batch_size, called=TEXT_ONLY)
+            lines += plan.ask(remembering(other), "none", journal, batch_size, called=TEXT_ONLY)
     report = {
         "model": str(model_dir),
         "training": _training(folder),
