@@ -20,18 +20,16 @@ inputs.md and inputs.png.
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import re
 import sys
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from data.support.parallel import beside, end_with_parent
 from elm.training import dev
 from elm.training import run as training
 from elm.training.settings import (
@@ -48,7 +46,7 @@ from eval.audit import run as ablation
 from eval.grids import conditions as grid
 from eval.grids import inputs
 from eval.scoring.lines import read
-from recipes.sft_llava import train
+from recipes.sft_llava import companion, train
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grid_tiny.yaml"
 DEV = "--seeds 0 --jobs 1"  # beside what --dev means for one training
@@ -68,7 +66,6 @@ class GridArguments:
         default_factory=lambda: list(TRAIN_CONDITIONS), metadata={"help": "ECGs given in training, a model for each."}
     )
     limit: int | None = field(default=None, metadata={"help": "Ask only so many questions, evenly over templates."})
-    jobs: int = field(default=1, metadata={"help": "Models at a time, each in a process of its own, on CPUs."})
     published: str = field(
         default="", metadata={"help": f"Show the published grid of this protocol: {', '.join(grid.PUBLISHED)}."}
     )
@@ -137,8 +134,6 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         arguments, training_args = for_dev(arguments, training_args)
     if arguments.train_condition != "real":
         raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
-    if grid_args.jobs > 1 and training_args.world_size > 1:
-        raise ValueError(f"{training_args.world_size} processes train one model together: give --jobs 1")
     out, main_process = Path(training_args.output_dir), training_args.process_index == 0
     if arguments.tiny_seed is None:  # one language model and one encoder for all seeds
         arguments = dataclasses.replace(arguments, tiny_seed=training_args.seed)
@@ -164,18 +159,22 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
     with training_args.main_process_first(desc="data and shared parts"):
         questions = training.questions_for(arguments)
         for shared in rows.values() if by_input else [arguments]:
-            training.share(shared, training_args, model_args, questions)
+            alone = dataclasses.replace(shared, text_only=False, ablation=False)
+            with (
+                beside(companion, alone, training_args, model_args) if arguments.jobs > 1 else contextlib.nullcontext()
+            ):
+                training.share(shared, training_args, model_args, questions)
 
     # Training and asking
-    if grid_args.jobs == 1:
+    if arguments.jobs == 1:
         for number, cell in enumerate(cells.values(), start=1):
             name = cell.run()
             if main_process:
                 print(f"{name} is trained and asked ({number} of {len(cells)})")
     else:
-        print(f"{len(cells)} models, {grid_args.jobs} at a time; what they are doing: {out}/cells/*.log")
+        print(f"{len(cells)} models, {arguments.jobs} at a time; what they are doing: {out}/cells/*.log")
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(grid_args.jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(arguments.jobs, mp_context=spawn, initializer=end_with_parent) as pool:
             for number, name in enumerate(pool.map(Cell.run_aside, cells.values()), start=1):
                 print(f"{name} is trained and asked ({number} of {len(cells)})", flush=True)
 
@@ -197,7 +196,7 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         for name in rows
     }
     numbers = inputs.summarise(answers, costs, questions) | told
-    numbers |= {"records": len(records), "jobs": grid_args.jobs}
+    numbers |= {"records": len(records), "jobs": arguments.jobs}
     inputs.write(out, numbers)
     print(f"\n{inputs.summary(numbers)}\n\nTable, picture and all numbers: {out}/inputs.*")
 
@@ -207,12 +206,6 @@ def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, Mode
     argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
     parser = TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig))
     return parser.parse_args_and_config(dev.with_flags(argv, DEV))
-
-
-def _end_with_parent() -> None:
-    """Else a process whose parent was killed trains on, and a grid that is started again trains beside it."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 if __name__ == "__main__":

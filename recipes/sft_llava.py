@@ -16,6 +16,7 @@ Ends with the audit: the held-out questions, asked with and without the ECG. Res
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,16 +25,19 @@ from transformers import enable_full_determinism
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet, balanced, dialogues, packed
+from data.support.parallel import beside
 from elm.inputs.features import weights_hash
 from elm.saved import publish as hub
 from elm.training import dev
 from elm.training import plan as planning
 from elm.training import run as training
 from elm.training.plan import PlanArguments
+from elm.training.progress import quiet
 from elm.training.run import lengths_of, stage_args, train_stage, under_condition
 from elm.training.settings import ElmArguments, check_launch, check_settings, claim, for_dev
 from eval.audit import run as ablation
 from eval.report.write import finding, table
+from eval.scoring.numbers import TEXT_ONLY
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 
@@ -48,6 +52,7 @@ def main(
     if plan_args is not None and plan_args.plan:
         print("\n".join(planning.plan(arguments, training_args, model_args, plan_args)))
         return
+    quiet()
     check_launch()
     check_settings(arguments, training_args, model_args)
     if arguments.dev:
@@ -56,12 +61,10 @@ def main(
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
         questions = training.questions_for(arguments)
-    folder = train(arguments, training_args, model_args, questions)
-    if arguments.text_only:
-        print("The same without ECGs: what it answers right, an ECG is not needed for")
-        none = dataclasses.replace(arguments, train_condition="none")
-        aside = dataclasses.replace(training_args, output_dir=str(folder / "text-only"))
-        train(none, aside, model_args, questions)
+    with beside(companion, arguments, training_args, model_args) if arguments.jobs > 1 else nullcontext():
+        folder = train(arguments, training_args, model_args, questions)
+    if arguments.text_only and arguments.jobs == 1:
+        train_without_ecgs(arguments, training_args, model_args, questions)
     if not arguments.ablation or training_args.process_index > 0:
         return
     report = ablation.run(folder, questions=questions, batch_size=256)
@@ -71,10 +74,33 @@ def main(
         print(f"Published: {hub.push(folder, name, private=bool(training_args.hub_private_repo), token=token)}")
 
 
+def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """What a second process does beside `train`: the language model first, then what else needs no trained model."""
+    quiet()
+    questions = training.questions_for(arguments)
+    if arguments.text_only:
+        train_without_ecgs(arguments, training_args, model_args, questions)
+    else:
+        training.parts(arguments, model_args, questions, training_args.seed, text_first=True)
+    if arguments.ablation:
+        training.share(arguments, training_args, model_args, questions, questions.test)
+
+
+def train_without_ecgs(
+    arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet
+) -> None:
+    """The same without ECGs, into `text-only`: what this model answers right, an ECG is not needed for."""
+    none = dataclasses.replace(arguments, train_condition="none")
+    folder = str(Path(training_args.output_dir) / TEXT_ONLY)
+    train(none, dataclasses.replace(training_args, output_dir=folder), model_args, questions)
+
+
 def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> Path:
     """Runs the stages and saves one folder, `output_dir`."""
     claim(arguments, training_args, model_args)
     seed, condition = training_args.seed, arguments.train_condition
+    if arguments.threads:  # `accelerate launch` leaves a process one thread unless told otherwise
+        torch.set_num_threads(arguments.threads)
     if arguments.deterministic:
         enable_full_determinism(seed)
 
@@ -90,8 +116,6 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
         collator.features.fill(records, device=training_args.device)
 
     # Training
-    if arguments.threads:  # `accelerate launch` leaves a process one thread unless told otherwise
-        torch.set_num_threads(arguments.threads)
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
     grouped = training_args.train_sampling_strategy == "group_by_length"

@@ -180,7 +180,7 @@ class FeatureStore:
         return self
 
     def _fill(self, pending: deque[str], batch_size: int) -> None:
-        with tqdm(total=len(pending), desc="Encoding ECGs", unit="ECG", disable=not pending) as progress:
+        with tqdm(total=len(pending), desc="Encoding ECGs", unit="ECG", disable=not pending or None) as progress:
             while pending and not self._full:
                 if (rows := min(self._shard_rows, self._room(evict=True) // self._row_bytes)) < 1:
                     return self._no_room(len(pending))

@@ -55,7 +55,7 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.prefix import refuse_unmasked
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized, nf4
 from elm.saved.folder import resolve, save, save_adapter
-from elm.training import dev, tiny, tiny_encoder
+from elm.training import dev, progress, tiny
 from elm.training.settings import ElmArguments, as_mapping
 from encoders import load_encoder, new_encoder
 from encoders.registry import find_config
@@ -155,7 +155,7 @@ def lengths_of(rows: Sequence[Row], processor: ElmProcessor, source: EcgSource, 
     records = list(dict.fromkeys(record for row in rows for record in row["ecgs"]))
     counts = {
         record: tokens_per_ecg(extractor([source[record]])["token_mask"], processor.pool)[0]
-        for record in tqdm(records, desc="Counting tokens", unit="ECG")
+        for record in tqdm(records, desc="Counting tokens", unit="ECG", disable=None)
     }
     return [n + 4 * sum(counts[record] for record in row["ecgs"]) for n, row in zip(lengths, rows)]
 
@@ -186,17 +186,8 @@ def build(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
     """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
-    cache, tiny_seed = Path(arguments.cache_dir), seed if arguments.tiny_seed is None else arguments.tiny_seed
-    text_path, encoder_path = model_args.model_name_or_path, arguments.encoder
-    if arguments.dev:
-        text_path = dev.language_model(text_path, model_args.model_revision, questions, cache, seed)
-        encoder_path = dev.encoder(encoder_path, cache, seed)
-    elif text_path == "tiny" and encoder_path in tiny_encoder.ENCODERS:
-        text_path, encoder_path = map(str, tiny.both(questions, cache, tiny_seed, encoder_path))
-    elif text_path == "tiny":
-        text_path = str(tiny.language_model(questions, cache, tiny_seed))
-    elif encoder_path in tiny_encoder.ENCODERS:
-        encoder_path = str(tiny.encoder(questions, cache, tiny_seed, encoder_path))
+    cache = Path(arguments.cache_dir)
+    text_path, encoder_path = parts(arguments, model_args, questions, seed, arguments.train_condition == "none")
     encoder_args = as_mapping("encoder_args", arguments.encoder_args)
     torch.manual_seed(seed)  # a new encoder's weights
     if encoder_path == "ecg_byte":
@@ -250,6 +241,18 @@ def build(
     )
     families.end_answers(model, processor)
     return model, processor
+
+
+def parts(
+    arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int, text_first: bool = False
+) -> tuple[str, str]:
+    """Where the language model and the encoder are; what is tiny is made, `text_first` or the encoder first."""
+    cache, tiny_seed = Path(arguments.cache_dir), seed if arguments.tiny_seed is None else arguments.tiny_seed
+    text, encoder = model_args.model_name_or_path, arguments.encoder
+    if arguments.dev:
+        revision = model_args.model_revision
+        return dev.language_model(text, revision, questions, cache, seed), dev.encoder(encoder, cache, seed)
+    return tiny.parts(text, encoder, questions, cache, tiny_seed, text_first)
 
 
 def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_encoder: bool) -> LoraConfig:
@@ -313,10 +316,20 @@ def feature_store(
     )
 
 
-def share(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> None:
-    """Make what several runs on these questions then find in the cache: tiny models, and a frozen encoder's output."""
+def share(
+    arguments: ElmArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    questions: QuestionSet,
+    rows: Sequence[Row] | None = None,
+) -> None:
+    """Make what several runs on these questions then find in the cache: tiny models, and a frozen encoder's output.
+
+    `rows` are those whose recordings are encoded, by default all.
+    """
     model, processor = build(arguments, model_args, questions, training_args.seed)
-    records = [record for row in (*questions.reports, *questions.train, *questions.test) for record in row["ecgs"]]
+    rows = (*questions.reports, *questions.train, *questions.test) if rows is None else rows
+    records = [record for row in rows for record in row["ecgs"]]
     if (measured := measured_store(arguments, questions)) is not None:
         measured.fill(records)
     if not arguments.train_encoder:
@@ -339,6 +352,7 @@ def stage_args(training_args: SFTConfig, name: str, **changes: Any) -> SFTConfig
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "length_column_name": "length",
+        "dataloader_pin_memory": training_args.dataloader_pin_memory and torch.cuda.is_available(),
         "push_to_hub": False,  # the trainer would publish checkpoints; the finished model is published with its audit
     }
     return dataclasses.replace(training_args, output_dir=out, **fixed, **changes)
@@ -468,6 +482,7 @@ def train_stage(
         peft_config=peft_config,
         callbacks=[StepTimes()],
     )
+    progress.show(trainer, Path(args.output_dir).name)
     if peft_config is None and is_quantized(model):
         # Checkpoints of what is trained: 4-bit layers could not read theirs back.
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

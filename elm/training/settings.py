@@ -31,7 +31,7 @@ _OF_A_RUN = (
     "warmup_steps",
     "weight_decay",
 )
-_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
+_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "jobs", "allow_leaks")
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
@@ -111,6 +111,13 @@ class ElmArguments:
     threads: int = field(
         default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
     )
+    jobs: int = field(
+        default=1,
+        metadata={
+            "help": "Models at a time, each in a process of its own, on CPUs; with text_only, the one without ECGs is "
+            "trained beside the other."
+        },
+    )
     deterministic: bool = field(
         default=False,
         metadata={
@@ -187,6 +194,8 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
     sharded = _is_set("ACCELERATE_USE_FSDP") or _is_set("ACCELERATE_USE_DEEPSPEED")
     if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("FSDP needs fsdp_version: 2, as in recipes/accelerate/fsdp.yaml")
+    if arguments.jobs > 1 and training_args.world_size > 1:
+        raise ValueError(f"{training_args.world_size} processes train one model together: give --jobs 1")
     if arguments.quantization:
         if sharded:
             raise ValueError(

@@ -13,37 +13,36 @@ Both are written to a cache folder under the hash of what made them, and are the
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
+from filelock import FileLock
+
 from data.conversations.rows import QuestionSet
-from data.ecg import Ecg
 from data.support.files import built_whole
 from elm.training import tiny_encoder, tiny_llama
 
 VERSION = 2  # in cache keys: tests/test_versions.py says when to raise it
 
 
-def both(questions: QuestionSet, cache: Path, seed: int = 0, kind: str = "tiny") -> tuple[Path, Path]:
-    """Folders of a tiny language model and a tiny encoder, each made on a core of its own."""
-    text = dataclasses.replace(questions, source=_NoRecordings())  # another process gets the rows alone
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-        llama = other.submit(language_model, text, cache, seed)
-        ecg = encoder(questions, cache, seed, kind)
-        return llama.result(), ecg
+def parts(
+    text: str, ecg: str, questions: QuestionSet, cache: Path, seed: int = 0, text_first: bool = False
+) -> tuple[str, str]:
+    """Language model and encoder of a run, with folders of tiny ones for the names of such.
 
-
-class _NoRecordings:
-    """The source of a question set whose recordings nobody may ask for."""
-
-    def __getitem__(self, record_id: str) -> Ecg:
-        raise KeyError(f"a language model asked for the recording {record_id!r}")
+    Two processes that make the same two, one of them with the text first, work at the same time: each finds the one
+    that the other is making locked, and waits for it.
+    """
+    made = {False: text, True: ecg}
+    for is_ecg in (False, True) if text_first else (True, False):
+        if is_ecg and ecg in tiny_encoder.ENCODERS:
+            made[is_ecg] = str(encoder(questions, cache, seed, ecg))
+        elif not is_ecg and text == "tiny":
+            made[is_ecg] = str(language_model(questions, cache, seed))
+    return made[False], made[True]
 
 
 def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = tiny_llama.STEPS) -> Path:
@@ -74,4 +73,6 @@ def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: 
     reports = [[row["ecgs"], tiny_llama.report_of(row)] for row in questions.reports]
     made_from = [VERSION, questions.source_key, key, reports, len(questions.train)]
     folder = cache / f"{name}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]}"
-    return folder if folder.exists() else built_whole(folder, build)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{folder.name}.lock"):
+        return folder if folder.exists() else built_whole(folder, build)

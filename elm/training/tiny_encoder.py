@@ -155,13 +155,13 @@ def train(
     chunks = [records[i : i + 256] for i in range(0, len(records), 256)]
     parts = [
         reader.extractor([questions.source[r] for r in chunk], return_tensors="pt")
-        for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch")
+        for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch", disable=None, leave=False)
     ]
     inputs = {name: torch.cat([part[name] for part in parts]) for name in reader.encoder.ecg_inputs}
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
     batches: list[torch.Tensor] = []
-    with tqdm(range(steps), desc="Tiny encoder learns from reports", unit="step") as progress:
+    with tqdm(range(steps), desc="Tiny encoder learns from reports", unit="step", disable=None) as progress:
         for step in progress:
             batches = batches or list(torch.randperm(len(records)).split(kind.batch))
             batch = batches.pop(0)

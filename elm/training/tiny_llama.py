@@ -134,7 +134,7 @@ def train(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
         encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return encoded
 
-    with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step", position=1) as progress:
+    with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step", disable=None, position=1) as progress:
         for step in progress:
             if not batches:  # of rows of like length: no time is wasted on padding
                 two = TWO if step > TWO_FROM * steps else TWO_BEFORE

@@ -174,7 +174,7 @@ def ask_all(
     if len(done) < len(plan):
         responder.prepare(rows, condition)
     first = sum(map(len, done))
-    with tqdm(total=len(rows), initial=first, desc=f"asking, {condition}", unit="question") as progress:
+    with tqdm(total=len(rows), initial=first, desc=f"asking, {condition}", unit="question", disable=None) as progress:
         for batch in plan[len(done) :]:
             given = _ask(
                 responder, condition, [rows[i] for i in batch], [options[i] for i in batch], [gold[i] for i in batch]
