@@ -16,14 +16,14 @@ encoder blind to gain cannot read.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from data.conversations.rows import QuestionSet, Row, question_row
+from data.conversations.rows import QuestionSet, Row, answer_text, question_row
 from data.synthetic import AXES, CONDUCTIONS, NOISES, RATES, ST_SITES, VOLTAGES, Array, SyntheticCohort
 
 RHYTHMS = ("sinus rhythm", "atrial fibrillation")
@@ -68,7 +68,7 @@ _GROUPS = {
 }  # fmt: skip
 _HELD_OUT_REPORTS = 200
 _PER_PAIR = 8  # questions about one pair of ECGs
-_AHEAD = 4  # rows by which one state of two ECGs may be ahead of the rarest
+_AHEAD = 16  # rows of a question by which one kind of pairs may be ahead of another
 _ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does this ECG show?")
 
 
@@ -196,16 +196,20 @@ class _Asker:
         return self.rows
 
 
-_SHOWN = tuple(product((False, True), repeat=2))  # in the first ECG, in the second
 _RELATIONS = ("consecutive", "irrelevant")
+# How often rows of a question are about pairs that show a finding so (in the first ECG, in the second), about as such
+# pairs fall once answers are balanced.
+_SHARES = {
+    "verify": {(False, True): 1 / 2, (False, False): 1 / 4, (True, False): 1 / 6, (True, True): 1 / 12},
+    "query": {(False, True): 1 / 4, (False, False): 1 / 4, (True, False): 1 / 4, (True, True): 1 / 4},
+}
 
 
 def pair_rows(cohort: SyntheticCohort, records: Array, pairs: int, rng: np.random.Generator) -> list[Row]:
     """Up to `_PER_PAIR` questions about each of so many pairs of ECGs; every second pair is of one patient.
 
-    What a question asks for is in neither ECG, in one or in both equally often, "new" (in the second alone) as often as
-    all else together: while rows are drawn, what is ahead of the rarest waits. Half the pairs of two patients share a
-    finding, else "in both" would be too rare.
+    While rows are drawn, what is ahead of its share (`_SHARES`) waits. Half the pairs of two patients share a finding,
+    else "both" would be too rare.
 
     Args:
         cohort: The simulated patients.
@@ -215,7 +219,7 @@ def pair_rows(cohort: SyntheticCohort, records: Array, pairs: int, rng: np.rando
     """
     visits = rng.permutation(records.reshape(-1, cohort.records_per_patient))
     present, askable = (np.stack([of(name) for name in _FINDINGS]) for of in (cohort.present, cohort.askable))
-    counts: dict[tuple[str, str, int], dict[tuple[bool, bool], float]] = defaultdict(lambda: dict.fromkeys(_SHOWN, 0))
+    counts: dict[tuple[str, str, int], Counter[tuple[bool, ...]]] = defaultdict(Counter)
     rows: list[Row] = []
     drawn: set[tuple[int, ...]] = set()
     for number in range(pairs):
@@ -229,31 +233,28 @@ def pair_rows(cohort: SyntheticCohort, records: Array, pairs: int, rng: np.rando
         drawn.add(tuple(pair.tolist()))
         relation = _RELATIONS[len({cohort.patient_of[cohort.records[i]] for i in pair}) - 1]
         candidates = []
-        for finding, kind in product(np.flatnonzero(askable[:, pair].all(axis=1)).tolist(), ("verify", "query")):
+        for finding, kind in product(np.flatnonzero(askable[:, pair].all(axis=1)).tolist(), _SHARES):
             shown, so_far = tuple(present[finding, pair].tolist()), counts[relation, kind, finding]
-            candidates.append((so_far[shown] - min(so_far.values()), rng.random(), finding, kind, shown))
-        for ahead, _, finding, kind, shown in sorted(candidates)[:_PER_PAIR]:
+            progress = {state: so_far[state] / share for state, share in _SHARES[kind].items()}
+            candidates.append((progress[shown] - min(progress.values()), rng.random(), kind, finding, shown))
+        for ahead, _, kind, finding, shown in sorted(candidates)[:_PER_PAIR]:
             if ahead <= _AHEAD:
-                counts[relation, kind, finding][shown] += 1 / 3 if (kind, shown) == ("verify", (False, True)) else 1
-                rows.append(_pair_row(cohort, pair, relation, finding, kind, shown, rng))
-    return rows
+                rows.append(_pair_row(cohort, pair, relation, kind, finding, counts[relation, kind, finding][shown]))
+                counts[relation, kind, finding][shown] += 1
+    return _as_many_of_each_answer(rows)
 
 
-def _pair_row(
-    cohort: SyntheticCohort,
-    pair: Array,
-    relation: str,
-    finding: int,
-    kind: str,
-    shown: tuple[bool, ...],
-    rng: np.random.Generator,
-) -> Row:
-    """Asks whether a finding is new in the second of two ECGs (`verify`), or which of them shows it (`query`)."""
+def _pair_row(cohort: SyntheticCohort, pair: Array, relation: str, kind: str, finding: int, number: int) -> Row:
+    """Asks whether a finding is new in the second of two ECGs (`verify`), or which of them shows it (`query`).
+
+    `number` counts rows with the same answer for the same reason: phrasings rotate within it.
+    """
     name, ecgs = _FINDINGS[finding], [cohort.records[i] for i in pair]
-    which = [f"{place} ECG" for place, is_shown in zip(("first", "second"), shown, strict=True) if is_shown]
-    new = "yes" if shown == (False, True) else "no"
+    first, second = cohort.present(name)[pair].tolist()
+    which = [f"{place} ECG" for place, is_shown in (("first", first), ("second", second)) if is_shown]
+    new = "yes" if second and not first else "no"
     template = 11 + _RELATIONS.index(relation) + (2 if kind == "query" else 0)
-    phrasing = int(rng.integers(2))
+    phrasing = number % 2
     return question_row(
         id=f"{template}/{name}/{'+'.join(ecgs)}/{phrasing}", ecgs=ecgs,
         patient_ids=[cohort.patient_of[record] for record in ecgs], question_type=f"comparison_{relation}-{kind}",
@@ -261,6 +262,19 @@ def _pair_row(
         answer=(which or ["none"]) if kind == "query" else [new], template_id=template, attribute=name,
         group=_GROUPS[name],
     )  # fmt: skip
+
+
+def _as_many_of_each_answer(rows: Sequence[Row]) -> list[Row]:
+    """Rows without those by which one answer to a question is more frequent than another."""
+    by_question: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        by_question[row["question_type"], row["question"]][answer_text(row["answer"])].append(row)
+    left_out: set[str] = set()
+    for (question_type, _), by_answer in by_question.items():
+        possible = 4 if question_type.endswith("query") else 2
+        each = min(map(len, by_answer.values())) if len(by_answer) == possible else 0
+        left_out.update(row["id"] for some in by_answer.values() for row in some[each:])
+    return [row for row in rows if row["id"] not in left_out]
 
 
 def _report_row(cohort: SyntheticCohort, i: int, rng: np.random.Generator) -> Row:
