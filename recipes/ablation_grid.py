@@ -134,6 +134,8 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         arguments, training_args = for_dev(arguments, training_args)
     if arguments.train_condition != "real":
         raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
+    if arguments.jobs > 1 and training_args.world_size > 1:
+        raise ValueError(f"{training_args.world_size} processes train one model together: give --jobs 1")
     out, main_process = Path(training_args.output_dir), training_args.process_index == 0
     if arguments.tiny_seed is None:  # one language model and one encoder for all seeds
         arguments = dataclasses.replace(arguments, tiny_seed=training_args.seed)

@@ -61,9 +61,10 @@ def main(
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
         questions = training.questions_for(arguments)
-    with beside(companion, arguments, training_args, model_args) if arguments.jobs > 1 else nullcontext():
+    second = arguments.jobs > 1 and training_args.world_size == 1
+    with beside(companion, arguments, training_args, model_args) if second else nullcontext():
         folder = train(arguments, training_args, model_args, questions)
-    if arguments.text_only and arguments.jobs == 1:
+    if arguments.text_only and not second:
         train_without_ecgs(arguments, training_args, model_args, questions)
     if not arguments.ablation or training_args.process_index > 0:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from multiprocessing import parent_process
@@ -24,7 +25,8 @@ SECONDS = 60.0  # between two lines of a stage, where no terminal shows a bar
 
 
 def quiet() -> None:
-    """Leave out what is nobody's business: bars of loading and saving, and of a 4-bit kernel that is not used."""
+    """Leave out bars of loading and saving, and warnings of a 4-bit kernel and of tokenizers' threads, unused both."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hide_bars_of_datasets()
     hide_bars_of_transformers()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

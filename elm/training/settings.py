@@ -114,8 +114,8 @@ class ElmArguments:
     jobs: int = field(
         default=1,
         metadata={
-            "help": "Models at a time, each in a process of its own, on CPUs; with text_only, the one without ECGs is "
-            "trained beside the other."
+            "help": "Models at a time, each in a process of its own, on CPUs: a grid's, or with text_only the one with "
+            "and the one without ECGs. Where several processes train one model, that is one after the other."
         },
     )
     deterministic: bool = field(
@@ -194,8 +194,6 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
     sharded = _is_set("ACCELERATE_USE_FSDP") or _is_set("ACCELERATE_USE_DEEPSPEED")
     if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("FSDP needs fsdp_version: 2, as in recipes/accelerate/fsdp.yaml")
-    if arguments.jobs > 1 and training_args.world_size > 1:
-        raise ValueError(f"{training_args.world_size} processes train one model together: give --jobs 1")
     if arguments.quantization:
         if sharded:
             raise ValueError(
@@ -218,7 +216,7 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
     if missing or arguments.dataset == "synthetic":
         arguments = dataclasses.replace(arguments, dataset="synthetic", dataset_args=dev.COHORT)
     arguments = dataclasses.replace(
-        arguments, cache_dir=str(folder / "cache"), align_steps=min(arguments.align_steps, dev.STEPS)
+        arguments, cache_dir=str(folder / "cache"), jobs=1, align_steps=min(arguments.align_steps, dev.STEPS)
     )
     return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
 

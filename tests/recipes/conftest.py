@@ -37,7 +37,7 @@ def parts(tmp_path_factory):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def flags(parts):
     """Command-line flags of a run of six steps with checkpoints every two, without the ablation."""
 
@@ -46,6 +46,7 @@ def flags(parts):
             **parts, "output_dir": str(output_dir), "turns": 3, "align_steps": 2, "max_steps": 6, "save_steps": 2,
             "per_device_train_batch_size": 4, "logging_steps": 1, "report_to": "none", "bf16": False, "use_cpu": True,
             "gradient_checkpointing": False, "ablation": False, "text_only": False, "disable_tqdm": True, "threads": 1,
+            "jobs": 1, "dataloader_num_workers": 0, "questions_per_row": 1, "reports_in_sft": False,
             "learning_rate": 1e-3, **changes,
         }  # fmt: skip
         words = ["--config", REPO / "recipes" / "configs" / "tiny_cpu.yaml", "--dataset_args", json.dumps(DATASET)]
