@@ -68,7 +68,7 @@ def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
     from data.conversations.rows import question_row
     from data.conversations.synthetic import load
     from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
-    from elm.training.tiny import llama_config, train_tokenizer
+    from elm.training.tiny_llama import llama_config, train_tokenizer
     from encoders.melp import MelpFeatureExtractor
 
     cohort = load(patients=max(records, 20), held_out_patients=1, questions=10, held_out_questions=1)
