@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from data.corpus import Traits
 from data.ecg import LEADS, EcgSource, canonical_lead
 
 Part = dict[str, str]
@@ -72,7 +73,7 @@ class QuestionSet:
     reports: list[Row]
     patient_of: dict[str, str]
     notes: list[str] = field(default_factory=list)
-    traits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    traits: dict[str, Traits] = field(default_factory=dict)
     test_reports: list[Row] = field(default_factory=list)
     fold_of: dict[str, str] = field(default_factory=dict)
 

@@ -24,7 +24,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
 from data.conversations.rows import QuestionSet
-from data.corpora.ptbxl import TRAIN_FOLDS
+from data.corpora import registered
 from data.ecg import LEADS, Ecg, EcgSource
+from data.experiment.folds import fold_order, folds_in_words
 from data.support.files import written_whole
 from data.synthetic import SyntheticCohort
 
@@ -52,9 +53,6 @@ _COVERED = 0.8  # share of the shorter recording that must lie within the longer
 _SHORTEST = 3 * _RATE
 _EDGE = _RATE // 2  # samples in which a filter may ring where a recording begins or ends
 _NAMED = 5  # in a refusal
-
-# Of each corpus, the folds its makers give for training.
-PRETRAINING_FOLDS = {"ptb-xl": frozenset(map(str, TRAIN_FOLDS))}
 
 Floats = NDArray[np.float32]
 _log = logging.getLogger(__name__)
@@ -113,11 +111,11 @@ class Leaks:
             seen = sum(count for fold, count in self.folds.items() if fold in self.pretraining_folds)
             total = sum(self.folds.values())
             said.append(
-                f"Of {total:,} test ECGs {seen:,} lie in {_ranges(self.pretraining_folds)} of their corpus' "
+                f"Of {total:,} test ECGs {seen:,} lie in {folds_in_words(self.pretraining_folds)} of their corpus' "
                 "published split, which encoders are commonly pretrained on."
                 if seen
-                else f"All {total:,} test ECGs lie in {_ranges(self.folds)} of their corpus' published split; "
-                f"encoders are commonly pretrained on {_ranges(self.pretraining_folds)}."
+                else f"All {total:,} test ECGs lie in {folds_in_words(self.folds)} of their corpus' published split; "
+                f"encoders are commonly pretrained on {folds_in_words(self.pretraining_folds)}."
             )
         said.append(f"The encoder was pretrained on: {self.pretrained_on or 'nothing stated'}.")
         said += [
@@ -159,14 +157,16 @@ def check_leaks(questions: QuestionSet, pretrained_on: str = "", cache: Path | s
     corpora = {str(told["corpus"]) for ecg in test if "corpus" in (told := questions.traits.get(ecg, {}))}
     folds = Counter(questions.fold_of[ecg] for ecg in test if ecg in questions.fold_of)
     drawn = isinstance(questions.source, SyntheticCohort)
-    pretraining = {fold for corpus in corpora for fold in PRETRAINING_FOLDS.get(corpus, ())}
+    pretraining = {
+        str(fold) for corpus in registered().values() if corpus.title.lower() in corpora for fold in corpus.train_folds
+    }
     return Leaks(
         train=(len(train), len(patients[0])),
         test=(len(test), len(patients[1])),
         patients=tuple(sorted(patients[0] & patients[1])),
         duplicates=None if drawn else _kept(questions, sorted(train), sorted(test - train), cache),
-        folds=dict(sorted(folds.items(), key=lambda item: _order(item[0]))) if pretraining else {},
-        pretraining_folds=tuple(sorted(pretraining, key=_order)),
+        folds=dict(sorted(folds.items(), key=lambda item: fold_order(item[0]))) if pretraining else {},
+        pretraining_folds=tuple(sorted(pretraining, key=fold_order)),
         corpora=tuple(sorted(corpora)),
         pretrained_on=pretrained_on,
     )
@@ -193,22 +193,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _letters(text: str) -> str:
     return "".join(letter for letter in text.casefold() if letter.isalnum())
-
-
-def _order(fold: str) -> tuple[int, str]:
-    return (int(fold), "") if fold.isdecimal() else (1 << 30, fold)
-
-
-def _ranges(folds: Iterable[str]) -> str:
-    """`folds 1-8, 10` of 1, 2, ..., 8 and 10."""
-    runs: list[list[str]] = []
-    for fold in sorted(folds, key=_order):
-        if runs and fold.isdecimal() and runs[-1][-1].isdecimal() and int(fold) == int(runs[-1][-1]) + 1:
-            runs[-1].append(fold)
-        else:
-            runs.append([fold])
-    named = ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"fold {named}" if [len(run) for run in runs] == [1] else f"folds {named}"
 
 
 # --- recordings by content --------------------------------------------------------------------------------------------

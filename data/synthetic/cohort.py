@@ -7,31 +7,41 @@ and ST level can be measured back from the waveform. What is planted, and which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from data.corpus import Corpus
 from data.ecg import LEADS, Ecg
 from data.support.files import written_whole
 from data.synthetic import waves
-from data.synthetic.parameters import NUMBERS, Array, Parameters, categories, draw_parameters, findings
+from data.synthetic.parameters import (
+    NUMBERS,
+    VALUES,
+    Array,
+    Parameters,
+    categories,
+    draw_parameters,
+    findings,
+)
+from data.synthetic.text import report_sentences
 
 VERSION = 1  # of parameters and waves too, in cache keys: tests/test_versions.py says when to raise it
 _CHUNK = 128  # recordings simulated at once
 
 
-class SyntheticCohort:
-    """Simulated patients with `records_per_patient` recordings each; an `EcgSource`.
+class SyntheticCohort(Corpus):
+    """Simulated patients with `records_per_patient` recordings each.
 
-    A patient keeps anatomy (lead positions, shape and size of the waves) over his recordings; findings are drawn for
+    A patient keeps anatomy (lead positions, shape and size of the waves) over all recordings; findings are drawn for
     each recording. Everything follows from `seed`.
 
     Args:
         patients: Number of patients.
         records_per_patient: Recordings of each.
-        seed: Of all draws.
+        seed: Seed of all draws.
         fs: Sampling rate of `cohort[record_id]`, Hz.
         seconds: Length of a recording.
         cache: Folder in which all recordings are kept as one memory-mapped array, written at first use. Without it
@@ -43,6 +53,10 @@ class SyntheticCohort:
         parameters: What is planted.
         categories: Each attribute of each recording as an index into its tuple of values.
     """
+
+    name = "synthetic"
+    title = "simulated ECGs"
+    languages = ("en",)
 
     def __init__(
         self,
@@ -70,9 +84,6 @@ class SyntheticCohort:
         self._signals: Array | None = None
         self._cache = Path(cache) if cache is not None else None
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording at the cohort's sampling rate; `KeyError` when there is none of that id."""
         i = self.index(record_id)
@@ -93,6 +104,27 @@ class SyntheticCohort:
     def askable(self, finding: str) -> Array:
         """Bool `[records]`: where the finding is not excluded by another one."""
         return self._present[finding][1]
+
+    def labels(self, kind: str) -> dict[str, tuple[str, ...]]:
+        """The value of an attribute, such as `"rate"`, of every record."""
+        if kind not in self.categories:
+            raise ValueError(f"simulated ECGs have no labels {kind!r}: expected one of {', '.join(self.categories)}")
+        return {record: (VALUES[kind][i],) for record, i in zip(self.records, self.categories[kind].tolist())}
+
+    def report(self, record_id: str, rng: np.random.Generator, *, voltage: bool = True) -> str:
+        """A report in a cardiologist's words, with or without its sentence about voltage; `rng` draws the phrasings."""
+        i = self.index(record_id)
+        values = {name: int(index[i]) for name, index in self.categories.items()}
+        sentences = report_sentences(values, lambda finding: bool(self.present(finding)[i]), rng)
+        return ". ".join(sentence for sentence in sentences if voltage or sentence not in VALUES["voltage"]) + "."
+
+    def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
+        """English reports, whose wording follows from the cohort's seed and the record."""
+        return {
+            record: self.report(record, np.random.default_rng([self.seed, 7, self.index(record)]), voltage=voltage)
+            for record in records
+            if language == "en"
+        }
 
     def render(self, record_id: str, fs: float | None = None, **moved: float) -> Ecg:
         """The recording, at another sampling rate or with parameters moved; all else stays as it is.

@@ -185,7 +185,7 @@ def _fibrillation(p: Parameters, t: Array, draws: Sequence[np.random.Generator])
     return wave * p.atrial_fibrillation[:, None], amplitude * [0.3, 0.6, -0.9]
 
 
-def _columns(rows: Iterable[tuple[float, ...]]) -> Iterator[Array]:
+def _columns(rows: Iterable[tuple[np.floating | np.integer | float, ...]]) -> Iterator[Array]:
     """Each number of the rows as a column `[n, 1]`."""
     return (np.array(column)[:, None] for column in zip(*rows, strict=True))
 
