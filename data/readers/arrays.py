@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg
-from data.readers.common import Nan, agree, known_leads, millivolts, sampling_rate, to_ecg
+from data.readers.common import Nan, agree, known_leads, to_ecg
+from data.units import millivolts, sampling_rate
 
 
 def is_npy(path: Path, head: bytes) -> bool:

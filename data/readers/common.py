@@ -1,12 +1,11 @@
-"""What all readers share: units, lead names, sampling rate and missing samples mean the same in every format."""
+"""What all readers share: lead names and missing samples mean the same in every format."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,6 @@ from data.ecg import Ecg, canonical_lead
 
 Nan = Literal["raise", "interpolate"]
 
-_MILLIVOLTS = {"v": 1e3, "mv": 1.0, "μv": 1e-3, "uv": 1e-3, "nv": 1e-6}  # `casefold` makes the micro sign a mu
-_MAX_FS = 100_000.0
 _log = logging.getLogger(__name__)
 
 
@@ -26,29 +23,6 @@ def first_bytes(path: Path, count: int = 4096) -> bytes:
         return b""
     with path.open("rb") as file:
         return file.read(count)
-
-
-def millivolts(unit: str, where: str) -> float:
-    """How many millivolts one `unit` is: V, mV, uV, µV or nV, in any case.
-
-    Raises:
-        ValueError: The unit is none of these. Begins with `where`.
-    """
-    scale = _MILLIVOLTS.get(unit.strip().casefold())
-    if scale is None:
-        raise ValueError(f"{where}: unknown units {unit!r}: expected V, mV, uV or nV, in any case")
-    return scale
-
-
-def sampling_rate(fs: float, where: str) -> float:
-    """`fs` in Hz, if it can be one.
-
-    Raises:
-        ValueError: It is not above 0 and at most 100 kHz. Begins with `where`.
-    """
-    if not (math.isfinite(fs) and 0 < fs <= _MAX_FS):
-        raise ValueError(f"{where}: sampling rate {fs:g} Hz is not above 0 and at most {_MAX_FS:g}: correct it")
-    return float(fs)
 
 
 def known_leads(names: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
@@ -80,25 +54,25 @@ def known_leads(names: Sequence[str], where: str) -> tuple[list[int], tuple[str,
     return rows, tuple(leads), tuple(others)
 
 
-def agree(field: str, given: object, found: object, where: str) -> None:
-    """Refuse a caller's word that contradicts the file; `None` is no word.
+def agree(field: str, wanted: object, stated: object, where: str) -> None:
+    """Refuse what a caller says against the file; None says nothing.
 
     Raises:
         ValueError: Both are known and differ. Begins with `where`.
     """
-    if given is not None and given != found:
-        raise ValueError(f"{where}: {field}: the file says {found}, the caller says {given}: one is wrong, so decide")
+    if wanted is not None and wanted != stated:
+        raise ValueError(f"{where}: {field}: the file says {stated}, the caller says {wanted}: one is wrong, so decide")
 
 
 def to_ecg(
-    signal: NDArray[np.floating[Any]],
+    signal: NDArray[np.floating],
     fs: float,
     leads: tuple[str, ...],
     path: Path,
     *,
     record_id: str,
     nan: Nan,
-    meta: Mapping[str, Any],
+    meta: Mapping[str, object],
     others: tuple[str, ...] = (),
 ) -> Ecg:
     """The recording, with its missing samples refused or repaired.
@@ -130,13 +104,13 @@ def to_ecg(
             f"{path}: missing samples (NaN) in leads {listed}, of {signal.shape[1]} each: pass nan='interpolate'"
         )
     for lead in counts:
-        row, gone = signal[leads.index(lead)], missing[leads.index(lead)]
-        if gone.all():
+        row, absent = signal[leads.index(lead)], missing[leads.index(lead)]
+        if absent.all():
             raise ValueError(
-                f"{path}: lead {lead}: all {gone.size} samples are missing (NaN): there is nothing to repair"
+                f"{path}: lead {lead}: all {absent.size} samples are missing (NaN): there is nothing to repair"
             )
-        row[gone] = np.interp(np.flatnonzero(gone), np.flatnonzero(~gone), row[~gone])
-    notes: dict[str, Any] = {"file": str(path), **meta}
+        row[absent] = np.interp(np.flatnonzero(absent), np.flatnonzero(~absent), row[~absent])
+    notes: dict[str, object] = {"file": str(path), **meta}
     if counts:
         notes["repaired_samples"] = counts
     if others:
