@@ -8,14 +8,11 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+from data.conversations.rows import QuestionSet, Row
 from data.support.hub import check_repo_id, commit
-
-if TYPE_CHECKING:
-    from data.conversations.rows import QuestionSet, Row
 
 
 @dataclass(frozen=True)
@@ -75,13 +72,13 @@ _FIELDS = {
 
 def sources_of(words: Iterable[str]) -> list[Source]:
     """The known sources that names of question sets and corpora speak of."""
-    said = " ".join(words).lower()
-    return [source for source in SOURCES if re.search(source.words, said)]
+    text = " ".join(words).lower()
+    return [source for source in SOURCES if re.search(source.words, text)]
 
 
 def corpora_of(questions: QuestionSet) -> list[str]:
     """Names of the corpora that a set's recordings come from, as far as it says."""
-    return sorted({str(known["corpus"]) for known in questions.traits.values() if "corpus" in known})
+    return sorted({str(traits["corpus"]) for traits in questions.traits.values() if "corpus" in traits})
 
 
 def source_lines(sources: Iterable[Source]) -> list[str]:
@@ -91,8 +88,8 @@ def source_lines(sources: Iterable[Source]) -> list[str]:
 
 def licence_of(sources: Sequence[Source]) -> str:
     """The hub's identifier of the licence all sources share, or `"other"`."""
-    found = {source.hub_licence for source in sources}
-    return found.pop() if len(found) == 1 else "other"
+    licences = {source.hub_licence for source in sources}
+    return licences.pop() if len(licences) == 1 else "other"
 
 
 def dataset_card(
@@ -104,7 +101,7 @@ def dataset_card(
         questions: The set.
         repo_id: OWNER/NAME it gets on the hub.
         licence: The hub's identifier; that of its sources if not given, `"other"` where these are unknown or differ.
-        leaks: What a check of the split found, in sentences.
+        leaks: Findings of a check of the split, in sentences.
     """
     from huggingface_hub import DatasetCardData
 
@@ -173,8 +170,8 @@ def push_questions(
         questions: The set.
         repo_id: OWNER/NAME.
         private: Only the owner, or the members of an organization, may see it.
-        licence: As in `dataset_card`.
-        leaks: As in `dataset_card`.
+        licence: The hub's identifier, see `dataset_card`.
+        leaks: Findings of a check of the split, in sentences.
         token: Of an account that may write there; the one that is logged in if not given.
 
     Returns:
@@ -194,7 +191,7 @@ def push_questions(
     files = {"README.md": card.encode()}
     for (config, split), rows in _parts(questions).items():
         buffer = io.BytesIO()
-        Dataset.from_list([{name: _values(row)[name] for name in _FIELDS} for row in rows]).to_parquet(buffer)
+        Dataset.from_list([_published(row) for row in rows]).to_parquet(buffer)
         files[f"data/{config}-{split}.parquet"] = buffer.getvalue()
     message = f"Questions about ECGs: {questions.name}"
     ours = ["README.md", "data/*.parquet"]
@@ -240,14 +237,13 @@ def _parts(questions: QuestionSet) -> dict[tuple[str, str], list[Row]]:
     return {where: rows for where, rows in parts.items() if rows}
 
 
-def _values(row: Row) -> Mapping[str, Any]:
-    return row
+def _published(row: Row) -> dict[str, object]:
+    values: dict[str, object] = {**row}
+    return {name: values[name] for name in _FIELDS}
 
 
 def _counts(rows: Sequence[Row]) -> str:
-    patients = {patient for row in rows for patient in row["patient_ids"]}
-    records = {record for row in rows for record in row["ecgs"]}
-    return f"{len(rows):,} | {len(patients):,} | {len(records):,}"
+    return f"{len(rows):,} | {len(_patients(rows)):,} | {len(_records(rows)):,}"
 
 
 def _by_type(questions: QuestionSet) -> list[str]:
@@ -258,11 +254,15 @@ def _by_type(questions: QuestionSet) -> list[str]:
 
 def _shared(questions: QuestionSet) -> str:
     """How many patients and recordings training and test have in common: counted, not promised."""
-    ours, theirs = (questions.train + questions.reports), (questions.test + questions.test_reports)
-    patients = len(_all(ours, "patient_ids") & _all(theirs, "patient_ids"))
-    records = len(_all(ours, "ecgs") & _all(theirs, "ecgs"))
-    return f"Patients in both splits: {patients:,}; recordings in both: {records:,}."
+    train, test = (questions.train + questions.reports), (questions.test + questions.test_reports)
+    patients = _patients(train) & _patients(test)
+    records = _records(train) & _records(test)
+    return f"Patients in both splits: {len(patients):,}; recordings in both: {len(records):,}."
 
 
-def _all(rows: Sequence[Row], field: str) -> set[str]:
-    return {value for row in rows for value in _values(row)[field]}
+def _patients(rows: Sequence[Row]) -> set[str]:
+    return {patient for row in rows for patient in row["patient_ids"]}
+
+
+def _records(rows: Sequence[Row]) -> set[str]:
+    return {record for row in rows for record in row["ecgs"]}
