@@ -10,6 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
 
 from data.conversations.rows import QuestionSet, Row
 from data.support.hub import check_repo_id, commit
@@ -55,19 +58,10 @@ SOURCES = (
     MIMIC,
 )
 
-_FIELDS = {
-    "id": "name of the row",
-    "messages": "the conversation; each part of type `ecg` stands for one recording",
-    "ecgs": "record ids of the recordings, in the order of these parts",
-    "patient_ids": "patient of each recording",
-    "question_type": "kind of question",
-    "template_id": "number of the template it was made from, 0 for none",
-    "attribute": "what the question names, e.g. a finding; empty where unknown",
-    "group": "family of the attribute",
-    "question": "the question's text",
-    "answer": "the right answer: a set, in canonical order",
-    "control": "empty, or the group that is kept out of headline numbers",
-}
+_FIELDS = (
+    "id", "messages", "ecgs", "patient_ids", "question_type", "template_id", "attribute", "group", "question", "answer",
+    "control",
+)  # fmt: skip
 
 
 def sources_of(words: Iterable[str]) -> list[Source]:
@@ -120,39 +114,25 @@ def dataset_card(
             for name, files in configs.items()
         ],
     )
-    lines = [
-        "---", str(data.to_yaml()), "---", "",
-        f"# Questions about ECGs: {questions.name}", "",
-        "**Research use only. Not a medical device. Not for diagnosis or treatment.**", "",
-        "Questions about 12-lead ECGs with their right answers, split by patient. **Rows only: there are no recordings "
-        "here.** A row names its recordings by the ids under which their corpus is published.", "",
-    ]  # fmt: skip
-    if any("derived" in source.title for source in sources):
-        lines += [
-            "**Questions derived from labels are not ECG-QA.** They share its schema, not its questions: a result on "
-            "them is not a result on ECG-QA.", "",
-        ]  # fmt: skip
-    lines += [
-        "## Intended use", "",
-        "To train models that answer questions about ECGs, and to find out whether they read the ECG. Not for "
-        "decisions about patients, nor to find out who a patient is.", "",
-        "## Sources and licences", "",
-        *(source_lines(sources) or ["- Not stated: ask whoever made these questions."]), "",
-        "## Splits", "",
-        "| | questions | patients | recordings |", "|---|---|---|---|",
-        *(f"| {config}, {split} | {_counts(rows)} |" for (config, split), rows in parts.items()), "",
-        *_by_type(questions), "",
-        *(f"- {sentence}" for sentence in (_shared(questions), *leaks)), "",
-    ]  # fmt: skip
-    if questions.notes:
-        lines += ["## How the rows were chosen", "", *(f"- {note}" for note in questions.notes), ""]
-    lines += ["## Fields", "", "| field | what it holds |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in _FIELDS.items()]
-    lines += [
-        "", "## Use", "", "```python", "from datasets import load_dataset", "",
-        f'rows = load_dataset("{repo_id or "OWNER/NAME"}", "questions", split="test")', "```", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    sides = {
+        "train": [*questions.train, *questions.reports],
+        "test": [*questions.test, *questions.test_reports],
+    }
+    shared = [set.intersection(*(of(rows) for rows in sides.values())) for of in (_patients, _records)]
+    counts = [Counter(row["question_type"] for row in rows) for rows in (questions.train, questions.test)]
+    template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(template).render(
+        data=str(data.to_yaml()),
+        questions=questions,
+        repo_id=repo_id or "OWNER/NAME",
+        derived=any("derived" in source.title for source in sources),
+        sources=source_lines(sources),
+        parts={name: (len(rows), len(_patients(rows)), len(_records(rows))) for name, rows in parts.items()},
+        kinds={kind: [count[kind] for count in counts] for kind in sorted(set().union(*counts))},
+        shared=[len(ids) for ids in shared],
+        leaks=leaks,
+    )
 
 
 def push_questions(
@@ -240,24 +220,6 @@ def _parts(questions: QuestionSet) -> dict[tuple[str, str], list[Row]]:
 def _published(row: Row) -> dict[str, object]:
     values: dict[str, object] = {**row}
     return {name: values[name] for name in _FIELDS}
-
-
-def _counts(rows: Sequence[Row]) -> str:
-    return f"{len(rows):,} | {len(_patients(rows)):,} | {len(_records(rows)):,}"
-
-
-def _by_type(questions: QuestionSet) -> list[str]:
-    train, test = (Counter(row["question_type"] for row in rows) for rows in (questions.train, questions.test))
-    head = ["| kind of question | train | test |", "|---|---|---|"]
-    return [*head, *(f"| {kind} | {train[kind]:,} | {test[kind]:,} |" for kind in sorted({*train, *test}))]
-
-
-def _shared(questions: QuestionSet) -> str:
-    """How many patients and recordings training and test have in common: counted, not promised."""
-    train, test = (questions.train + questions.reports), (questions.test + questions.test_reports)
-    patients = _patients(train) & _patients(test)
-    records = _records(train) & _records(test)
-    return f"Patients in both splits: {len(patients):,}; recordings in both: {len(records):,}."
 
 
 def _patients(rows: Sequence[Row]) -> set[str]:
