@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from data.conversations.contract import ROW_FIELDS
 from data.conversations.rows import QuestionSet, Row
 from data.support.hub import check_repo_id, commit
 
@@ -57,11 +58,6 @@ SOURCES = (
     ),
     MIMIC,
 )
-
-_FIELDS = (
-    "id", "messages", "ecgs", "patient_ids", "question_type", "template_id", "attribute", "group", "question", "answer",
-    "control",
-)  # fmt: skip
 
 
 def sources_of(words: Iterable[str]) -> list[Source]:
@@ -219,7 +215,7 @@ def _parts(questions: QuestionSet) -> dict[tuple[str, str], list[Row]]:
 
 def _published(row: Row) -> dict[str, object]:
     values: dict[str, object] = {**row}
-    return {name: values[name] for name in _FIELDS}
+    return {name: values[name] for name in ROW_FIELDS}
 
 
 def _patients(rows: Sequence[Row]) -> set[str]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from data.corpus import Corpus
 from data.support import plugins
+from data.synthetic import SyntheticCohort
 
 GROUP = "ecg_elm.corpora"
 _CORPORA: dict[str, type[Corpus]] = {}
@@ -23,6 +24,9 @@ def register(corpus: Class) -> Class:
     """Make a class known by its `name`."""
     _CORPORA[corpus.name.replace("-", "_")] = corpus
     return corpus
+
+
+register(SyntheticCohort)
 
 
 def registered() -> dict[str, type[Corpus]]:

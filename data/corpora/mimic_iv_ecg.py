@@ -95,11 +95,6 @@ class MimicIvEcg(CorpusFolder):
         around warnings; reports of fewer than four words are left out (as MELP does, Wang et al. 2025). Reads the table
         once from top to bottom.
 
-        Args:
-            records: Record ids.
-            language: Which language; there are reports in `"en"` alone.
-            voltage: Whether to keep lines about voltage, which only true millivolts can show.
-
         Raises:
             ValueError: machine_measurements.csv is missing, lacks a column, or breaks a row.
         """

@@ -138,11 +138,6 @@ class PtbXl(CorpusFolder):
         A report's language is `"en"`, `"de"`, `"sv"` or `"unknown"`: that of the most marker words, `"unknown"` without
         a winner. Column `report_en`, where it is filled in, is preferred to an English `report`. What an editor noted
         after `Edit:` is cut (it lists label codes), and so is the ECG cart's note that a report is unconfirmed.
-
-        Args:
-            records: Record ids.
-            language: Which language.
-            voltage: Whether to keep what is said of voltage, which only true millivolts can show.
         """
         return {record: text for record in records if (text := self._report(record, language, voltage))}
 
@@ -165,12 +160,7 @@ class PtbXl(CorpusFolder):
         Rhythm first, then diagnoses, then form. Made from `scp_codes` where they are known, with `possible` before a
         diagnosis of at most 50 % likelihood; otherwise from the labels.
 
-        Args:
-            record_id: The record.
-            voltage: Whether to say what only true millivolts can show (low or high voltage, hypertrophy by voltage).
-
-        Returns:
-            The sentences; None when nothing is known.
+        Without `voltage` it leaves out what only true millivolts can show: low or high voltage, hypertrophy by voltage.
         """
         codes = self._codes(self._known(record_id))
         if codes:

@@ -29,29 +29,7 @@ inputs a model may never have seen: a blind model can break on them and then loo
 `question-swap`, `both-swap`, `swap` and `real` are the four coalitions of two players, question and ECG, of which the
 Shapley values are made; answers are held against the row's own in all four.
 
-What the alterations become in each family of inputs:
-
-| condition   | signal encoder                 | HeartLang words                   | ECG-Byte tokens                 |
-|-------------|--------------------------------|-----------------------------------|---------------------------------|
-| `zero`      | the normalised signal is 0     | words of 0 (float `[B, 256, 96]`) | the lowest symbol throughout    |
-| `flat`      | a constant, normalised         | no beats: windows of 0 mV         | one symbol throughout           |
-| `mean`      | training mean at each position | training mean at each position    | mean row of the training tokens |
-| `noise`     | noise, normalised              | accidental beats                  | more tokens, not an ECG's       |
-| `phase`     | surrogate, normalised          | accidental beats                  | other tokens                    |
-| `lead-drop` | constants in these leads       | words of 0 mV in these leads      | runs of one symbol              |
-| `reverse`   | backwards                      | backwards, last word first        | other tokens                    |
-
-and what stays readable under them, so that a right answer proves less than it seems to:
-
-* Under `zero`, the places of HeartLang's words (`in_chan`, `in_time`) stay, and with them rate and rhythm. ECG-Byte's
-  tokens keep their number and all become one (`zero_token` of `zero_features`): a sample at 0 mV, or at the low end of
-  the range where that is the recording's own. Under `flat`, merges make few tokens of a recording. Under `mean`, every
-  family keeps its number of tokens.
-* HeartLang takes beats from the leads that are left under `lead-drop`. (Its mode "parity" takes them from the first
-  lead alone: without that one, and under `flat`, no words are left at all.)
-* `phase` keeps the amplitude at each frequency and how the leads relate: voltage, axis and the rate of a regular rhythm
-  (Theiler et al., Physica D 1992; Prichard, Theiler, Phys Rev Lett 1994). `reverse` keeps rate, voltage and axis.
-* `lead-drop` of limb leads hides little unless at least five of the six go: any two of them give the others.
+docs/audit.md says what the alterations become in each family of inputs, and what stays readable under them.
 """
 
 from __future__ import annotations

@@ -16,17 +16,8 @@ import numpy as np
 from data.corpus import Corpus
 from data.ecg import LEADS, Ecg
 from data.support.files import written_whole
-from data.synthetic import waves
-from data.synthetic.parameters import (
-    NUMBERS,
-    VALUES,
-    Array,
-    Parameters,
-    categories,
-    draw_parameters,
-    findings,
-)
-from data.synthetic.text import report_sentences
+from data.synthetic import parameters, waves
+from data.synthetic.parameters import VALUES, Array, Parameters
 
 VERSION = 1  # of parameters and waves too, in cache keys: tests/test_versions.py says when to raise it
 _CHUNK = 128  # recordings simulated at once
@@ -75,12 +66,12 @@ class SyntheticCohort(Corpus):
         self.patient_of = {record: record.partition("-")[0] for record in self.records}
         self._index = {record: i for i, record in enumerate(self.records)}
         # One stream per patient: a cohort of fewer patients is a part of the larger one.
-        shape = (NUMBERS, records_per_patient)
-        self.parameters = draw_parameters(
+        shape = (parameters.NUMBERS, records_per_patient)
+        self.parameters = parameters.draw_parameters(
             np.concatenate([np.random.default_rng([seed, 0, i]).random(shape) for i in range(patients)], axis=1)
         )
-        self.categories = categories(self.parameters)
-        self._present = findings(self.parameters)
+        self.categories = parameters.categories(self.parameters)
+        self._present = parameters.findings(self.parameters)
         self._signals: Array | None = None
         self._cache = Path(cache) if cache is not None else None
 
@@ -115,7 +106,7 @@ class SyntheticCohort(Corpus):
         """A report in a cardiologist's words, with or without its sentence about voltage; `rng` draws the phrasings."""
         i = self.index(record_id)
         values = {name: int(index[i]) for name, index in self.categories.items()}
-        sentences = report_sentences(values, lambda finding: bool(self.present(finding)[i]), rng)
+        sentences = parameters.report_sentences(values, lambda finding: bool(self.present(finding)[i]), rng)
         return ". ".join(sentence for sentence in sentences if voltage or sentence not in VALUES["voltage"]) + "."
 
     def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
