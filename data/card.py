@@ -25,7 +25,7 @@ class Source:
 
     Attributes:
         title: What a card calls it.
-        licence: Its licence in words.
+        licence: Licence in words.
         hub_licence: The same as the hub's identifier.
         link: Where it is published.
         words: Pattern that finds it in the name of a question set or corpus.
@@ -90,7 +90,7 @@ def dataset_card(
     Args:
         questions: The set.
         repo_id: OWNER/NAME it gets on the hub.
-        licence: The hub's identifier; that of its sources if not given, `"other"` where these are unknown or differ.
+        licence: The hub's identifier; by default that of its sources, `"other"` where these are unknown or differ.
         leaks: Findings of a check of the split, in sentences.
     """
     from huggingface_hub import DatasetCardData
@@ -148,7 +148,7 @@ def push_questions(
         private: Only the owner, or the members of an organization, may see it.
         licence: The hub's identifier, see `dataset_card`.
         leaks: Findings of a check of the split, in sentences.
-        token: Of an account that may write there; the one that is logged in if not given.
+        token: Access token of an account that may write there; that of the account logged in by default.
 
     Returns:
         The address of the commit.

@@ -24,7 +24,7 @@ def sampling_rate(fs: float, where: str) -> float:
     """`fs` in Hz, if it can be one.
 
     Raises:
-        ValueError: It is not above 0 and at most 100 kHz. Begins with `where`.
+        ValueError: The rate is not above 0 and at most 100 kHz. Begins with `where`.
     """
     if not (math.isfinite(fs) and 0 < fs <= _MAX_FS):
         raise ValueError(f"{where}: sampling rate {fs:g} Hz is not above 0 and at most {_MAX_FS:g}: correct it")

@@ -20,6 +20,7 @@ import inspect
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class EcgQa:
     cache: Path | str | None = None
     rate: int | None = None
 
-    @property
+    @cached_property
     def corpus(self) -> type[CorpusFolder]:
         """The class of the recordings."""
         corpus = corpus_named(self.source.replace("-", "_"))
@@ -141,6 +142,23 @@ class EcgQa:
             )
         return recordings
 
+    def place(self, row: Row, published: str, fold_of: Mapping[str, int]) -> tuple[bool, str]:
+        """Whether a row of a split of ECG-QA is for training, and why it is for nothing, in words after a count."""
+        if self.split_kind == "own":
+            if published in ("train", self.held_out):
+                return published == "train", ""
+            return False, f"questions of ECG-QA's own {published} split left out"
+        folds = {fold_of[ecg] for ecg in row["ecgs"]}
+        into = published == "train" if self.split_kind == "folds+own" else not folds & set(self.test_folds)
+        split = {"folds": "", "folds+own": "training " if into else "test "}[self.split_kind]
+        if folds <= set(self.train_folds if into else self.test_folds):
+            return into, ""
+        if folds & set(self.train_folds) and folds & set(self.test_folds):
+            return into, f"{split}questions dropped: they compare an ECG of a training fold with one of a test fold"
+        if folds & set(self.test_folds if into else self.train_folds):
+            return into, f"{split}questions dropped: their ECGs are in a {'test' if into else 'training'} fold"
+        return into, f"{split}questions dropped: their ECGs are in a fold that is used for neither split"
+
 
 def load(*args: Any, **keywords: Any) -> QuestionSet:
     """Load the questions whose ECGs are there, split so that no test patient was trained on.
@@ -148,12 +166,7 @@ def load(*args: Any, **keywords: Any) -> QuestionSet:
     Rows about noise have `control="noise"` (noise can be filtered out of the records) and rows about voltage
     `control="voltage"`. The rows for the align stage ask for the report of each training record.
 
-    Args:
-        *args: `root` and `recordings`, see `EcgQa`.
-        **keywords: The other fields of `EcgQa`.
-
-    Returns:
-        Rows, recordings, and notes on what was dropped and why.
+    The arguments are the fields of `EcgQa`; the notes say what was dropped and why.
 
     Raises:
         ValueError: A folder is missing, a question breaks the schema (names file and index), settings contradict each
@@ -192,47 +205,8 @@ def load(*args: Any, **keywords: Any) -> QuestionSet:
 setattr(load, "__signature__", inspect.signature(EcgQa))  # noqa: B010  the settings it has, for `load_questions`
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Which questions are trained on and which are asked.
-
-    Attributes:
-        kind: One of `SPLITS`.
-        fold_of: Published fold of each ECG.
-        train_folds: Folds of training rows.
-        test_folds: Folds of test rows.
-        held_out: ECG-QA's split that is asked, where `kind` is `"own"`.
-    """
-
-    kind: str
-    fold_of: Mapping[str, int]
-    train_folds: Collection[int]
-    test_folds: Collection[int]
-    held_out: str
-
-    def place(self, row: Row, published: str) -> tuple[bool, str]:
-        """Whether a row of a split of ECG-QA is for training, and why it is for nothing, in words after a count."""
-        if self.kind == "own":
-            if published in ("train", self.held_out):
-                return published == "train", ""
-            return False, f"questions of ECG-QA's own {published} split left out"
-        folds = {self.fold_of[ecg] for ecg in row["ecgs"]}
-        into = published == "train" if self.kind == "folds+own" else not folds & set(self.test_folds)
-        split = {"folds": "", "folds+own": "training " if into else "test "}[self.kind]
-        if folds <= set(self.train_folds if into else self.test_folds):
-            return into, ""
-        if folds & set(self.train_folds) and folds & set(self.test_folds):
-            return into, f"{split}questions dropped: they compare an ECG of a training fold with one of a test fold"
-        if folds & set(self.test_folds if into else self.train_folds):
-            return into, f"{split}questions dropped: their ECGs are in a {'test' if into else 'training'} fold"
-        return into, f"{split}questions dropped: their ECGs are in a fold that is used for neither split"
-
-
 def _split_questions(settings: EcgQa, recordings: CorpusFolder) -> tuple[list[Row], list[Row], list[str]]:
     """Rows of training and test, and notes on what was dropped."""
-    split = _Split(
-        settings.split_kind, recordings.fold_of, settings.train_folds, settings.test_folds, settings.held_out
-    )
     rows: dict[bool, list[Row]] = {True: [], False: []}  # by whether they are for training
     notes: list[str] = []
     for name in settings.set_names:
@@ -242,7 +216,7 @@ def _split_questions(settings: EcgQa, recordings: CorpusFolder) -> tuple[list[Ro
             for published, question in read_questions(Path(settings.root) / name / settings.source / wording):
                 row = row_of(f"{name}/{wording}/{published}", question, recordings.patient_of)
                 if all(row["patient_ids"]):
-                    training, reason = split.place(row, published)
+                    training, reason = settings.place(row, published, recordings.fold_of)
                 else:
                     training = published == "train"
                     reason = f"{'training' if training else 'test'} questions dropped: their ECGs are not on disk"

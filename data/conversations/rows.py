@@ -61,8 +61,7 @@ class QuestionSet:
         test_reports: Rows that ask for the report of one held-out recording.
         patient_of: Patient of every record id, of both splits.
         notes: What was dropped and why, in sentences for the model card.
-        traits: Of each record id, what donors are matched on where it is known: `"corpus"` (str), `"sex"` (str),
-            `"age"` (float, years).
+        traits: What donors are matched on, of each record id: `"corpus"`, `"sex"` and `"age"`, where they are known.
         fold_of: Fold of each record id in its corpus' published split, where there is one.
     """
 

@@ -93,14 +93,14 @@ class _Asker:
     ) -> None:
         """Rows that ask about equally many items of `about` `[items, ecgs]` for each (answer, bool `[items]`).
 
-        None where fewer than two answers are given: the question would tell its answer.
+        None where fewer than two answers are given: the question would give its answer away.
         """
-        found = [(answer, np.flatnonzero(where)) for answer, where in answers]
-        each = min(round(self.per_question * share), *(len(items) for _, items in found)) if len(found) > 1 else 0
+        items_of = [(answer, np.flatnonzero(where)) for answer, where in answers]
+        each = min(round(self.per_question * share), *(len(items) for _, items in items_of)) if len(items_of) > 1 else 0
         records, patient_of = self.cohort.records, self.cohort.patient_of
         groups = {_GROUPS[name] for name in attribute.split(" / ")}
         group = groups.pop() if len(groups) == 1 else "several"
-        for answer, items in found:
+        for answer, items in items_of:
             alike = [
                 question_row(
                     id="", ecgs=[""] * about.shape[1], patient_ids=[], question_type=kind, question=text, answer=answer,
@@ -189,7 +189,7 @@ def load(
         questions: How many recordings each verify question is asked about per answer, in training; fewer where a
             finding is rarer. The other kinds of question get a fixed share of it.
         held_out_questions: The same for the held-out split.
-        seed: Of the cohort and of the questions.
+        seed: Seed of the cohort and of the questions.
         cache: Folder for the simulated recordings.
     """
     if held_out not in ("test", "validation"):

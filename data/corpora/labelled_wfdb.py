@@ -26,8 +26,8 @@ class LabelledWfdb(CorpusFolder):
         tables: File of the labels of each split, without `.csv`.
         column: Column of those tables that names the recording.
         records: Ids of the recordings there, sorted.
-        patient_of: Patient of each record. The tables do not say who that is, so every record stands for a patient of
-            its own.
+        patient_of: Patient of each record. The tables do not say who that is, so every record stands for a patient
+            of its own.
 
     Raises:
         ValueError: No record is below the folder, or one is there twice.
@@ -57,7 +57,7 @@ class LabelledWfdb(CorpusFolder):
 
         Raises:
             KeyError: There is none of that name.
-            ValueError: It cannot be read; names the record and the file.
+            ValueError: The record cannot be read; names the record and the file.
         """
         if record_id not in self._files:
             raise KeyError(f"no record {record_id!r} below {self.root}")

@@ -11,8 +11,7 @@ is taken to be there, and a record that is not says so when it is read. Beside a
 record_list.csv of that part. Two numbers per record are held in memory, 13 MB for the whole corpus; reports are read
 when asked for.
 
-Age and sex are in the clinical database (MIMIC-IV, credentialed access) and unknown here. The corpus has no published
-split.
+Age and sex are in the clinical database alone (MIMIC-IV, credentialed access). The corpus has no published split.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class MimicIvEcg(CorpusFolder):
 
         Raises:
             KeyError: record_list.csv does not list it.
-            ValueError: It cannot be read; names the record and the file.
+            ValueError: The record cannot be read; names the record and the file.
         """
         if record_id not in self.patient_of:
             raise KeyError(f"no record {record_id!r} in {self.root / 'record_list.csv'}")

@@ -93,7 +93,7 @@ class PtbXl(CorpusFolder):
 
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording, with `patient_id`, and age and sex in `meta`; `KeyError` when its files are not there."""
-        ecg = self._read(record_id, self._files[self._known(record_id)], "raise")
+        ecg = self._read(record_id, self._files[self._checked(record_id)], "raise")
         return replace(ecg, meta={**ecg.meta, "age": self.age[record_id], "sex": self.sex[record_id]})
 
     def traits(self, record_id: str) -> Traits:
@@ -142,7 +142,7 @@ class PtbXl(CorpusFolder):
         return {record: text for record in records if (text := self._report(record, language, voltage))}
 
     def _report(self, record_id: str, language: str, voltage: bool) -> str:
-        row = self._rows[self._known(record_id)]
+        row = self._rows[self._checked(record_id)]
         for column in ("report_en", "report"):
             text = " ".join(re.split(r"\bEdit:", row.get(column) or "", flags=re.IGNORECASE)[0].split())
             if not text or text.lower().startswith(_NO_REPORT):
@@ -162,7 +162,7 @@ class PtbXl(CorpusFolder):
 
         Without `voltage` it leaves out what only true millivolts can show: low or high voltage, hypertrophy by voltage.
         """
-        codes = self._codes(self._known(record_id))
+        codes = self._codes(self._checked(record_id))
         if codes:
             ranked = sorted(codes, key=lambda code: (self._rank(code), -codes[code]))
             # Likelihoods are given for diagnoses only: 0 means "not stated".
@@ -191,7 +191,7 @@ class PtbXl(CorpusFolder):
             )
         return number
 
-    def _known(self, record_id: str) -> str:
+    def _checked(self, record_id: str) -> str:
         if record_id not in self._rows:
             raise KeyError(f"no record {record_id!r} of {self.rate} Hz in {self.root}")
         return record_id

@@ -227,8 +227,8 @@ def asked_leads(question: str) -> tuple[str, ...]:
     if named := named_leads(question):
         return named
     text = re.sub(_NO_TERRITORY, "", question, flags=re.IGNORECASE)
-    asked = {lead for name, leads in _TERRITORIES if re.search(name, text, re.IGNORECASE) for lead in leads}
-    return tuple(lead for lead in LEADS if lead in asked)
+    territory = {lead for name, leads in _TERRITORIES if re.search(name, text, re.IGNORECASE) for lead in leads}
+    return tuple(lead for lead in LEADS if lead in territory)
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which recordings, or which question, stand in for a row's own.
+"""Which recordings, or which question, stand in for those of a row.
 
 A donor is another **row that asks the same** (`same_question`): it gives all of its ECGs, so that a question about two
 ECGs gets two that are related as its own are, and the right answer to the question about the ECGs that are shown is
@@ -109,7 +109,7 @@ def choose_donors(
 
 
 def choose_questions(rows: Sequence[Row], seed: int) -> list[Question | None]:
-    """For every row, another question in its place: of the same type, about as many ECGs, and of the same control.
+    """Another question for every row, asked in its place: of the same type and control, about as many ECGs.
 
     Returns:
         One per row; None where all rows of its type ask the same.
@@ -160,7 +160,7 @@ def derangement(patient_of: Mapping[str, str], seed: int) -> dict[str, str]:
     patients = sorted(set(patient_of.values()))
     place = dict(zip(patients, rng.permutation(len(patients)).tolist()))
     shuffled = sorted((records[i] for i in rng.permutation(len(records))), key=lambda record: place[patient_of[record]])
-    # No patient's recordings are more than `most` in a row, so moving all of them on by that many leaves his own.
+    # No patient's recordings are more than `most` in a row, so moving all of them on by that many leaves that patient.
     return dict(zip(shuffled, shuffled[most:] + shuffled[:most]))
 
 
@@ -251,7 +251,7 @@ def _equal(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bo
 def _elsewhere(
     rows: Sequence[Row], alone: Sequence[int], patients: Sequence[frozenset[str]], seed: int
 ) -> dict[int, int]:
-    """For rows whose question offers nobody, rows that ask something else, dealt in shuffled rounds."""
+    """Donors that ask something else, for rows whose question offers nobody; dealt in shuffled rounds."""
     if not alone:
         return {}
     order = sorted(range(len(rows)), key=lambda i: rows[i]["id"])

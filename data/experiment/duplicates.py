@@ -50,8 +50,8 @@ class Duplicate:
     """One recording under two names.
 
     Attributes:
-        train: Its id among the training records.
-        test: Its id among the test records.
+        train: Id among the training records.
+        test: Id among the test records.
         correlation: Median over the leads, at the best lag.
     """
 

@@ -29,7 +29,7 @@ _NAMED = 5  # in a refusal
 
 @dataclass(frozen=True)
 class Leaks:
-    """What the leak check found.
+    """Findings of the leak check.
 
     Attributes:
         train: Records and patients of training.

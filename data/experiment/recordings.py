@@ -55,7 +55,7 @@ def load_recordings(
     Corpora without published folds get ten by `fold_by_patient`.
 
     Args:
-        corpus: Its name, such as `"ptbxl"`, `"mimic_iv_ecg"` or `"synthetic"` (`data.corpora`).
+        corpus: Name of the corpus, such as `"ptbxl"`, `"mimic_iv_ecg"` or `"synthetic"` (`data.corpora`).
         train_folds: From 1 to 10.
         held_out_folds: From 1 to 10.
         **settings: Settings of the corpus: `root` and `rate`; for simulated recordings those of `SyntheticCohort`.

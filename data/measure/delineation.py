@@ -46,7 +46,7 @@ def delineate(ecg: Ecg) -> Measurements:
     peaks = _peaks(signal)
     if len(peaks) < 3:
         return Measurements("failed", f"{len(peaks)} beats were found")
-    quiet = _filter(signal, 40)  # times are taken here, amplitudes not
+    quiet = _filter(signal, 40)  # times are taken from this one, amplitudes not
     place, likeness, rr_after = _beats(quiet, peaks)
     alike = likeness > 0.85
     if alike.sum() < max(2, 0.3 * len(place)):
@@ -63,8 +63,8 @@ def delineate(ecg: Ecg) -> Measurements:
     qt, t_end = _t_wave(smooth, onset, offset, rr)
     # Where beats come irregularly, as in atrial fibrillation, a likeness by chance is likelier than P waves are.
     regular = np.std(rr_after[alike]) < 0.1 * rr
-    slow = [_filter(beats, 20) for beats in (beat, each)]  # all of a P wave, and little of the muscles' noise
-    pr = _p_wave(*slow, onset, t_end - _samples(rr), 0.5 if regular else 0.9)
+    slow, slow_each = _filter(beat, 20), _filter(each, 20)  # all of a P wave, and little of the muscles' noise
+    pr = _p_wave(slow, slow_each, onset, t_end - _samples(rr), 0.5 if regular else 0.9)
     complex_ = beat[:, onset : offset + 1]
     poor = [f"{len(LEADS) - int(live.sum())} leads are missing or flat"] if live.sum() < len(LEADS) else []
     poor += ["few beats"] if alike.sum() < 4 else []
@@ -127,7 +127,7 @@ def _beats(signal: Array, peaks: NDArray[np.int64]) -> tuple[NDArray[np.int64], 
         likeness = _likeness(cores)
         model = np.median(cores[likeness >= np.median(likeness)], axis=0)
         model = model - model.mean(axis=1, keepdims=True)
-        # Each beat moves to where it fits the model best, never farther than `reach` from where it was found.
+        # Each beat moves to where it fits the model best, never farther than `reach` from where it was detected.
         shifts = []
         for p in whole:
             around = signal[:, p - reach - half : p + reach + half]

@@ -28,7 +28,7 @@ class Measurements:
         qtc: QT for a rate of 60/min after Bazett, QT / sqrt(RR / 1 s), ms.
         axis: Direction of the net area of the QRS complex in the frontal plane, degrees in (-180, 180]: 0 towards lead
             I, 90 towards aVF.
-        r: Of each lead that was recorded, the highest point of the QRS complex over its onset, mV (0 or more).
+        r: Highest point of the QRS complex over its onset, mV (0 or more), of each lead that was recorded.
         s: The same for the lowest point (0 or less).
     """
 

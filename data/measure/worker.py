@@ -119,7 +119,7 @@ def require_neurokit() -> None:
     """Refuse to go on without NeuroKit2.
 
     Raises:
-        ModuleNotFoundError: It is not installed; says how to.
+        ModuleNotFoundError: NeuroKit2 is not installed; says how to.
     """
     if find_spec("neurokit2") is None:
         raise ModuleNotFoundError('measuring ECGs needs NeuroKit2: pip install "ecg-elm[measure]"')

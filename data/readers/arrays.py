@@ -96,9 +96,9 @@ def _ecg(
         raise ValueError(f"{path}: a bare array does not say what its numbers mean: pass {', '.join(unsaid)}")
     assert fs is not None and units is not None
     names = tuple(words["leads"])
-    rows, known, others = known_leads(names, str(path))
+    rows, recorded, others = known_leads(names, str(path))
     if header is not None and leads is not None:
-        agree("leads", known_leads(tuple(leads), str(path))[1], known, str(path))
+        agree("leads", known_leads(tuple(leads), str(path))[1], recorded, str(path))
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2 or len(names) not in array.shape:
@@ -111,4 +111,4 @@ def _ecg(
     by_lead = array.T if header is not None or array.shape[0] != len(names) else array
     signal = by_lead[rows] * millivolts(units, f"{path}: units=")
     rate = sampling_rate(fs, str(path))
-    return to_ecg(signal, rate, known, path, record_id=path.stem, nan=nan, meta={}, others=others)
+    return to_ecg(signal, rate, recorded, path, record_id=path.stem, nan=nan, meta={}, others=others)

@@ -60,10 +60,10 @@ def read_wfdb(path: Path, *, fs: float | None, units: str | None, leads: Sequenc
     names = tuple(signal.name for signal in header.signals)
     if not any(names) and leads is not None and len(leads) == len(names):
         names = tuple(leads)
-    rows, known, others = known_leads(names, where)
+    rows, recorded, others = known_leads(names, where)
     if leads is not None:
-        agree("leads", known_leads(tuple(leads), where)[1], known, where)
-    scales = np.array([_scale(header.signals[row], name, units, where) for row, name in zip(rows, known)])
+        agree("leads", known_leads(tuple(leads), where)[1], recorded, where)
+    scales = np.array([_scale(header.signals[row], name, units, where) for row, name in zip(rows, recorded)])
 
     stored = _samples(header)[rows]
     lines = [header.signals[row] for row in rows]
@@ -75,7 +75,7 @@ def read_wfdb(path: Path, *, fs: float | None, units: str | None, leads: Sequenc
             signal_mv[row, stored[row] == missing] = np.nan
     rate = sampling_rate(header.fs or fs or 0.0, where)
     meta = _meta(header.comments)
-    return to_ecg(signal_mv, rate, known, header.path, record_id=header.path.stem, nan=nan, meta=meta, others=others)
+    return to_ecg(signal_mv, rate, recorded, header.path, record_id=header.path.stem, nan=nan, meta=meta, others=others)
 
 
 def _scale(signal: Signal, lead: str, units: str | None, where: str) -> float:

@@ -87,7 +87,7 @@ def read_header(path: Path) -> Header:
     """Read and check a header, but none of its sample files.
 
     Raises:
-        ValueError: It is missing, too large, or breaks the grammar. Names the file, the line and the field.
+        ValueError: The file is missing, too large, or breaks the grammar. Names the file, the line and the field.
     """
     if not path.is_file():
         raise ValueError(
@@ -119,7 +119,7 @@ def read_header(path: Path) -> Header:
         )
     fs = None
     if record["fs"]:
-        # What follows a slash is the rate of a counter, of no use here.
+        # What follows a slash is the rate of a counter, of no use to us.
         fs = sampling_rate(_number(record["fs"].partition("/")[0], f"{path}: sampling rate"), str(path))
     length = _integer(record["length"] or "", f"{path}: number of samples")
     if length < 1:

@@ -96,12 +96,6 @@ class SyntheticCohort(Corpus):
         """Bool `[records]`: where the finding is not excluded by another one."""
         return self._present[finding][1]
 
-    def labels(self, kind: str) -> dict[str, tuple[str, ...]]:
-        """The value of an attribute, such as `"rate"`, of every record."""
-        if kind not in self.categories:
-            raise ValueError(f"simulated ECGs have no labels {kind!r}: expected one of {', '.join(self.categories)}")
-        return {record: (VALUES[kind][i],) for record, i in zip(self.records, self.categories[kind].tolist())}
-
     def report(self, record_id: str, rng: np.random.Generator, *, voltage: bool = True) -> str:
         """A report in a cardiologist's words, with or without its sentence about voltage; `rng` draws the phrasings."""
         i = self.index(record_id)

@@ -43,7 +43,7 @@ def from_wire(data: bytes) -> Ecg:
     """The recording that `to_wire` or another client wrote; its units may be V, mV, uV or nV.
 
     Raises:
-        ValueError: It is anything else; says which field is wrong, and what it must be.
+        ValueError: The data is anything else; says which field is wrong, and what it must be.
     """
     try:
         fields = json.loads(data)
