@@ -58,7 +58,7 @@ class Beats:
     is_pvc: Array
 
     def around(self, t: Array) -> tuple[list[Array], list[Array]]:
-        """Seconds since the last beat begun at each time, the one before, the one after; and whether each is ectopic."""
+        """Seconds since the last beat begun at each time, the one before, the one after; whether each is ectopic."""
         begun = np.stack([np.searchsorted(onset, t, side="right") - 1 for onset in self.onset])  # [n, T]
         row = np.arange(len(begun))[:, None]
         since = [(t - self.onset[row, begun + step]).astype(np.float32) for step in (0, -1, 1)]
