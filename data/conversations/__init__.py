@@ -32,9 +32,7 @@ def load_questions(name: str, **settings: Any) -> QuestionSet:
     load = _load_function(name)
     names = inspect.signature(load).parameters
     if unknown := settings.keys() - names.keys():
-        raise ValueError(
-            f"dataset {name!r} has no setting {', '.join(sorted(unknown))}: it has {', '.join(names)}"
-        )
+        raise ValueError(f"dataset {name!r} has no setting {', '.join(sorted(unknown))}: it has {', '.join(names)}")
     questions = load(**settings)
     if not isinstance(questions, QuestionSet):
         raise ValueError(

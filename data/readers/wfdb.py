@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data.ecg import Ecg
 from data.readers.arrays import is_csv
-from data.readers.common import Nan, agree, first_bytes, known_leads, to_ecg
+from data.readers.common import Stated, agree, first_bytes, known_leads, to_ecg
 from data.readers.wfdb_header import FORMATS, RECORD_LINE, Header, Signal, read_header, sample_bytes
 from data.support.files import written_whole
 from data.units import millivolts, sampling_rate
@@ -44,7 +44,7 @@ def _header_of(path: Path, head: bytes) -> Path:
     return path.with_suffix(".hea") if cut and not whole.is_file() else whole
 
 
-def read_wfdb(path: Path, *, fs: float | None, units: str | None, leads: Sequence[str] | None, nan: Nan) -> Ecg:
+def read_wfdb(path: Path, stated: Stated) -> Ecg:
     """Read the record of a header, of one of its sample files, or of a name without suffix.
 
     Raises:
@@ -54,28 +54,25 @@ def read_wfdb(path: Path, *, fs: float | None, units: str | None, leads: Sequenc
     if path.is_file() and path != header.path and path.name not in (line.file for line in header.signals):
         raise ValueError(f"{path}: the header {header.path.name} beside it does not name this file")
     where = str(header.path)
-    if header.fs is None and fs is None:
+    if header.fs is None and stated.fs is None:
         raise ValueError(f"{where}: sampling rate: the header does not say: pass fs=...")
-    agree("sampling rate", fs if header.fs else None, header.fs, where)
+    agree("sampling rate", stated.fs if header.fs else None, header.fs, where)
     names = tuple(signal.name for signal in header.signals)
-    if not any(names) and leads is not None and len(leads) == len(names):
-        names = tuple(leads)
-    rows, recorded, others = known_leads(names, where)
-    if leads is not None:
-        agree("leads", known_leads(tuple(leads), where)[1], recorded, where)
-    scales = np.array([_scale(header.signals[row], name, units, where) for row, name in zip(rows, recorded)])
+    if not any(names) and stated.leads is not None and len(stated.leads) == len(names):
+        names = tuple(stated.leads)
+    leads = known_leads(names, where, stated.leads)
+    lines = [header.signals[row] for row in leads.rows]
+    scales = np.array([_scale(line, name, stated.units, where) for line, name in zip(lines, leads.names)])
 
-    stored = _samples(header)[rows]
-    lines = [header.signals[row] for row in rows]
+    stored = _samples(header)[leads.rows]
     baseline = np.array([[signal.baseline] for signal in lines])
     signal_mv = (stored - baseline) / scales[:, None]
     for row, line in enumerate(lines):
         missing = FORMATS[line.code][1]
         if missing is not None:
             signal_mv[row, stored[row] == missing] = np.nan
-    rate = sampling_rate(header.fs or fs or 0.0, where)
-    meta = _meta(header.comments)
-    return to_ecg(signal_mv, rate, recorded, header.path, record_id=header.path.stem, nan=nan, meta=meta, others=others)
+    rate = sampling_rate(header.fs or stated.fs or 0.0, where)
+    return to_ecg(signal_mv, rate, leads, header.path, stated.nan, _meta(header.comments))
 
 
 def _scale(signal: Signal, lead: str, units: str | None, where: str) -> float:
@@ -205,4 +202,4 @@ class WfdbFolder:
         header = self.root / name
         if ".." in name.parts or name.is_absolute() or not header.is_file():
             raise KeyError(f"no record {record_id!r} in {self.root}")
-        return replace(read_wfdb(header, fs=None, units=None, leads=None, nan="raise"), record_id=record_id)
+        return replace(read_wfdb(header, Stated()), record_id=record_id)
