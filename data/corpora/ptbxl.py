@@ -105,11 +105,11 @@ class PtbXl(CorpusFolder):
             traits["age"] = age
         return traits
 
-    def labels(self, column: str) -> dict[str, tuple[str, ...] | None]:
+    def labels(self, kind: str) -> dict[str, tuple[str, ...] | None]:
         """Labels of every record, by name.
 
         Args:
-            column: `super_class` (5 classes), `sub_class` (23), `form` (19) or `rhythm` (12).
+            kind: `super_class` (5 classes), `sub_class` (23), `form` (19) or `rhythm` (12).
 
         Returns:
             Sorted labels of each record: `()` when it is known to have none of this kind, None when nothing is known.
@@ -119,9 +119,9 @@ class PtbXl(CorpusFolder):
         Raises:
             ValueError: There is no such kind of label.
         """
-        if column not in LABEL_COLUMNS:
-            raise ValueError(f"no labels {column!r}: expected one of {', '.join(LABEL_COLUMNS)}")
-        return {record: self._labels(record, column) for record in self.records}
+        if kind not in LABEL_COLUMNS:
+            raise ValueError(f"no labels {kind!r}: expected one of {', '.join(LABEL_COLUMNS)}")
+        return {record: self._labels(record, kind) for record in self.records}
 
     def codes(self) -> dict[str, tuple[str, ...] | None]:
         """SCP-ECG statements of every record, of any likelihood, without outer underscores; None when unknown."""
