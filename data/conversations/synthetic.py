@@ -7,8 +7,7 @@ answers. A question alone therefore tells nothing about its answer, and a model 
 Question types are those of ECG-QA (Oh et al., NeurIPS 2023): `single-verify`, `single-choose`, `single-query`, and
 `comparison_consecutive-*` (two recordings of a patient) and `comparison_irrelevant-*` (of two patients).
 
-With `pairs`, two-ECG questions of training are many about each of so many pairs: packed into a row, they share the
-ECGs' tokens, and what is learned is to compare rather than to know pairs by heart.
+With `pairs`, two-ECG questions of training are many about each of so many pairs (`synthetic_pairs`).
 
 Questions about voltage are a negative control (`control="voltage"`): voltage is a gain on the whole recording, which an
 encoder blind to gain cannot read.
@@ -16,59 +15,17 @@ encoder blind to gain cannot read.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from data.conversations.rows import QuestionSet, Row, answer_text, question_row
-from data.synthetic import AXES, CONDUCTIONS, NOISES, RATES, ST_SITES, VOLTAGES, Array, SyntheticCohort
+from data.conversations.rows import QuestionSet, Row, question_row
+from data.conversations.synthetic_pairs import pair_rows
+from data.conversations.synthetic_words import CHOOSE, FINDINGS, GROUPS, NEW, PAIRS, QUERIES, VERIFY, WHICH
+from data.synthetic import ST_SITES, VOLTAGES, Array, SyntheticCohort
 
-RHYTHMS = ("sinus rhythm", "atrial fibrillation")
-
-_VERIFY = ("Does this ECG show {0}?", "Is there {0} in this ECG?", "Is {0} present in this ECG?")
-_CHOOSE = ("Which does this ECG show, {0} or {1}?",)
-_NEW = (
-    "Does the second ECG show {0} that the first ECG does not show?",
-    "Is there new {0} in the second ECG compared to the first?",
-)
-_WHICH = ("Which of the two ECGs shows {0}?", "In which of these ECGs is there {0}?")
-
-_FINDINGS = (
-    "atrial fibrillation", "first degree AV block", "premature ventricular complexes",
-    *RATES[1:], *CONDUCTIONS[1:], *ST_SITES[1:], *AXES[1:], *NOISES[1:],
-)  # fmt: skip
-_PAIRS = (
-    ("atrial fibrillation", "left bundle branch block"), ("atrial fibrillation", "premature ventricular complexes"),
-    ("bradycardia", "tachycardia"), ("bradycardia", "right bundle branch block"),
-    ("tachycardia", "left axis deviation"),
-    ("left bundle branch block", "right bundle branch block"), ("left axis deviation", "right axis deviation"),
-    ("anterior ST elevation", "inferior ST elevation"), ("anterior ST elevation", "atrial fibrillation"),
-    ("inferior ST elevation", "right axis deviation"), ("baseline drift", "muscle noise"),
-    ("premature ventricular complexes", "first degree AV block"), ("right bundle branch block", "muscle noise"),
-)  # fmt: skip
-_QUERIES = {
-    "rhythm": ("What is the rhythm of this ECG?", RHYTHMS),
-    "rate": ("Is the heart rate normal, slow or fast in this ECG?", RATES),
-    "conduction": ("How is the intraventricular conduction of this ECG?", CONDUCTIONS),
-    "st": ("Where does this ECG show ST elevation?", ST_SITES),
-    "axis": ("What is the direction of the electrical axis of this ECG?", AXES),
-    "noise": ("What kind of noise does this ECG show?", NOISES),
-    "voltage": ("How high is the QRS voltage of this ECG?", VOLTAGES),
-}
-# The family of each finding and of each attribute that is queried.
-_GROUPS = {
-    **dict.fromkeys(("rhythm", "atrial fibrillation"), "rhythm"), **dict.fromkeys(("rate", *RATES), "rate"),
-    "first degree AV block": "AV conduction", **dict.fromkeys(("conduction", *CONDUCTIONS), "conduction"),
-    "premature ventricular complexes": "ectopy", **dict.fromkeys(("st", *ST_SITES), "ST"),
-    **dict.fromkeys(("axis", *AXES), "axis"), **dict.fromkeys(("noise", *NOISES), "noise"),
-    **dict.fromkeys(("voltage", *VOLTAGES), "voltage"), "normal ECG": "normal ECG",
-}  # fmt: skip
 _HELD_OUT_REPORTS = 200
-_PER_PAIR = 8  # questions about one pair of ECGs
-_AHEAD = 16  # rows of a question by which one kind of pairs may be ahead of another
 _ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does this ECG show?")
 
 
@@ -105,7 +62,7 @@ class _Asker:
         items_of = [(answer, np.flatnonzero(where)) for answer, where in answers]
         each = min(round(self.per_question * share), *(len(items) for _, items in items_of)) if len(items_of) > 1 else 0
         records, patient_of = self.cohort.records, self.cohort.patient_of
-        groups = {_GROUPS[name] for name in attribute.split(" / ")}
+        groups = {GROUPS[name] for name in attribute.split(" / ")}
         group = groups.pop() if len(groups) == 1 else "several"
         for answer, items in items_of:
             alike = [
@@ -129,22 +86,22 @@ class _Asker:
     def all(self) -> list[Row]:
         """Every template about every finding."""
         cohort, one = self.cohort, self.records[:, None]
-        for control, names, share in (("", _FINDINGS, 1.0), ("voltage", VOLTAGES[1:], 0.4)):
+        for control, names, share in (("", FINDINGS, 1.0), ("voltage", VOLTAGES[1:], 0.4)):
             for name in names:
                 has, may = cohort.present(name)[self.records], cohort.askable(name)[self.records]
-                texts = [text.format(name) for text in _VERIFY]
+                texts = [text.format(name) for text in VERIFY]
                 self.ask("single-verify", 1, name, texts, one, [(["yes"], has), (["no"], ~has & may)], control, share)
         normal = cohort.present("normal ECG")[self.records]
         texts = ["Is this a normal ECG?"]
         self.ask("single-verify", 2, "normal ECG", texts, one, [(["yes"], normal), (["no"], ~normal)])
-        for a, b in _PAIRS:
+        for a, b in PAIRS:
             may = (cohort.askable(a) & cohort.askable(b))[self.records]
             in_a, in_b = cohort.present(a)[self.records], cohort.present(b)[self.records]
             choices = (([a], in_a & ~in_b), ([b], in_b & ~in_a), (["none"], ~in_a & ~in_b), ([a, b], in_a & in_b))
             possible = [(answer, where & may) for answer, where in choices if (where & may).any()]
-            texts = [text.format(a, b) for text in _CHOOSE]
+            texts = [text.format(a, b) for text in CHOOSE]
             self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.15)
-        for template, (name, (text, labels)) in enumerate(_QUERIES.items(), start=4):
+        for template, (name, (text, labels)) in enumerate(QUERIES.items(), start=4):
             value = cohort.categories[name]
             if name == "st":
                 value = np.where(cohort.askable(ST_SITES[1]), value, -1)
@@ -153,100 +110,19 @@ class _Asker:
             self.ask("single-query", template, name, [text], one, queries, control, share=0.35)
         answers: list[tuple[Sequence[str], Array]]
         for template, (relation, pairs) in zip((11, 12), self.pairs.items(), strict=True):
-            for name in _FINDINGS if len(pairs) else ():
+            for name in FINDINGS if len(pairs) else ():
                 first, second = cohort.present(name)[pairs].T
                 may = cohort.askable(name)[pairs].all(axis=1)
-                texts = [text.format(name) for text in _NEW]
+                texts = [text.format(name) for text in NEW]
                 answers = [(["yes"], second & ~first & may), (["no"], ~(second & ~first) & may)]
                 self.ask(f"comparison_{relation}-verify", template, name, texts, pairs, answers, share=0.06)
-                texts = [text.format(name) for text in _WHICH]
+                texts = [text.format(name) for text in WHICH]
                 answers = [
                     (["first ECG"], first & ~second & may), (["second ECG"], second & ~first & may),
                     (["none"], ~first & ~second & may), (["first ECG", "second ECG"], first & second & may),
                 ]  # fmt: skip
                 self.ask(f"comparison_{relation}-query", template + 2, name, texts, pairs, answers, share=0.03)
         return self.rows
-
-
-_RELATIONS = ("consecutive", "irrelevant")
-# How often rows of a question are about pairs that show a finding so (in the first ECG, in the second), about as such
-# pairs fall once answers are balanced.
-_SHARES = {
-    "verify": {(False, True): 1 / 2, (False, False): 1 / 4, (True, False): 1 / 6, (True, True): 1 / 12},
-    "query": {(False, True): 1 / 4, (False, False): 1 / 4, (True, False): 1 / 4, (True, True): 1 / 4},
-}
-
-
-def pair_rows(cohort: SyntheticCohort, records: Array, pairs: int, rng: np.random.Generator) -> list[Row]:
-    """Up to `_PER_PAIR` questions about each of so many pairs of ECGs; every second pair is of one patient.
-
-    While rows are drawn, what is ahead of its share (`_SHARES`) waits. Half the pairs of two patients share a finding,
-    else "both" would be too rare.
-
-    Args:
-        cohort: The simulated patients.
-        records: Which of its recordings, those of a patient together.
-        pairs: How many pairs.
-        rng: Draws pairs and questions.
-    """
-    visits = rng.permutation(records.reshape(-1, cohort.records_per_patient))
-    present, askable = (np.stack([of(name) for name in _FINDINGS]) for of in (cohort.present, cohort.askable))
-    counts: dict[tuple[str, str, int], Counter[tuple[bool, ...]]] = defaultdict(Counter)
-    rows: list[Row] = []
-    drawn: set[tuple[int, ...]] = set()
-    for number in range(pairs):
-        if number % 2 and cohort.records_per_patient > 1:
-            pair = rng.permutation(visits[number // 2 % len(visits)])[:2]
-        else:
-            alike = records[present[rng.integers(len(_FINDINGS)), records]] if number % 4 else records
-            pair = rng.choice(alike if len(alike) > 1 else records, 2, replace=False)
-        if tuple(pair.tolist()) in drawn:
-            continue
-        drawn.add(tuple(pair.tolist()))
-        relation = _RELATIONS[len({cohort.patient_of[cohort.records[i]] for i in pair}) - 1]
-        candidates = []
-        for finding, kind in product(np.flatnonzero(askable[:, pair].all(axis=1)).tolist(), _SHARES):
-            shown, so_far = tuple(present[finding, pair].tolist()), counts[relation, kind, finding]
-            progress = {state: so_far[state] / share for state, share in _SHARES[kind].items()}
-            candidates.append((progress[shown] - min(progress.values()), rng.random(), kind, finding, shown))
-        for ahead, _, kind, finding, shown in sorted(candidates)[:_PER_PAIR]:
-            if ahead <= _AHEAD:
-                rows.append(_pair_row(cohort, pair, relation, kind, finding, counts[relation, kind, finding][shown]))
-                counts[relation, kind, finding][shown] += 1
-    return _as_many_of_each_answer(rows)
-
-
-def _pair_row(cohort: SyntheticCohort, pair: Array, relation: str, kind: str, finding: int, number: int) -> Row:
-    """Asks whether a finding is new in the second of two ECGs (`verify`), or which of them shows it (`query`).
-
-    `number` counts rows with the same answer for the same reason: phrasings rotate within it.
-    """
-    name, ecgs = _FINDINGS[finding], [cohort.records[i] for i in pair]
-    first, second = cohort.present(name)[pair].tolist()
-    which = [f"{place} ECG" for place, is_shown in (("first", first), ("second", second)) if is_shown]
-    new = "yes" if second and not first else "no"
-    template = 11 + _RELATIONS.index(relation) + (2 if kind == "query" else 0)
-    phrasing = number % 2
-    return question_row(
-        id=f"{template}/{name}/{'+'.join(ecgs)}/{phrasing}", ecgs=ecgs,
-        patient_ids=[cohort.patient_of[record] for record in ecgs], question_type=f"comparison_{relation}-{kind}",
-        question=(_NEW if kind == "verify" else _WHICH)[phrasing].format(name),
-        answer=(which or ["none"]) if kind == "query" else [new], template_id=template, attribute=name,
-        group=_GROUPS[name],
-    )  # fmt: skip
-
-
-def _as_many_of_each_answer(rows: Sequence[Row]) -> list[Row]:
-    """Rows without those by which one answer to a question is more frequent than another."""
-    by_question: dict[tuple[str, str], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        by_question[row["question_type"], row["question"]][answer_text(row["answer"])].append(row)
-    left_out: set[str] = set()
-    for (question_type, _), by_answer in by_question.items():
-        possible = 4 if question_type.endswith("query") else 2
-        each = min(map(len, by_answer.values())) if len(by_answer) == possible else 0
-        left_out.update(row["id"] for some in by_answer.values() for row in some[each:])
-    return [row for row in rows if row["id"] not in left_out]
 
 
 def _report_row(cohort: SyntheticCohort, i: int, rng: np.random.Generator) -> Row:

@@ -8,6 +8,7 @@ import pytest
 
 from data.conversations import load_questions, synthetic
 from data.conversations.rows import answer_text, same_question
+from data.conversations.synthetic_pairs import SHARES
 from data.synthetic import SyntheticCohort
 
 SMALL = {"patients": 120, "held_out_patients": 40, "questions": 20, "held_out_questions": 5}
@@ -349,5 +350,5 @@ def test_pairs_show_what_they_show_in_fixed_shares():
             present = questions.source.present(row["attribute"])
             state = tuple(bool(present[questions.source.index(record)]) for record in row["ecgs"])
             shown[row["question_type"].split("-")[1]][state] += 1
-    for kind, shares in synthetic._SHARES.items():
+    for kind, shares in SHARES.items():
         assert {state: n / shown[kind].total() for state, n in shown[kind].items()} == pytest.approx(shares, abs=0.03)
