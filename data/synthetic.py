@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg
-from data.support.files import written_whole
+from data.support.cache import written_once
 
 Array = NDArray[Any]
 
@@ -284,9 +284,7 @@ class SyntheticCohort:
                 self._signals = self._simulate_all()
             else:
                 path = self._cache / f"{self.key}.npy"
-                if not path.exists():
-                    with written_whole(path) as file:
-                        np.save(file, self._simulate_all())
+                written_once(path, lambda file: np.save(file, self._simulate_all()))
                 self._signals = np.load(path, mmap_mode="r")
         return self._signals
 

@@ -20,8 +20,6 @@ parameters and not compared: two patients with the same ones are as alike as cop
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +35,7 @@ from scipy.signal import find_peaks
 from data.conversations.rows import QuestionSet
 from data.corpora.ptbxl import TRAIN_FOLDS
 from data.ecg import LEADS, Ecg, EcgSource
-from data.support.files import written_whole
+from data.support.cache import cache_key, computed_once
 from data.synthetic import SyntheticCohort
 
 VERSION = 1  # in cache keys: tests/test_versions.py says when to raise it
@@ -220,14 +218,9 @@ def _kept(
     """The duplicates, from the cache if these recordings were compared before."""
     if cache is None:
         return find_duplicates(questions.source, train, test)
-    told = json.dumps([VERSION, questions.source_key, train, test]).encode()
-    file = Path(cache) / f"duplicates-{hashlib.sha256(told).hexdigest()[:16]}.json"
-    if file.exists():
-        return tuple(Duplicate(**pair) for pair in json.loads(file.read_text(encoding="utf-8")))
-    found = find_duplicates(questions.source, train, test)
-    with written_whole(file, "w") as out:
-        json.dump([asdict(pair) for pair in found], out, indent=1)
-    return found
+    file = Path(cache) / f"duplicates-{cache_key(VERSION, questions.source_key, train, test)}.json"
+    pairs = computed_once(file, lambda: [asdict(pair) for pair in find_duplicates(questions.source, train, test)])
+    return tuple(Duplicate(**pair) for pair in pairs)
 
 
 def find_duplicates(source: EcgSource, train: Sequence[str], test: Sequence[str]) -> tuple[Duplicate, ...]:

@@ -13,8 +13,6 @@ is trained.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from data.conversations.rows import QuestionSet
 from data.ecg import LEADS
-from data.support.files import built_whole
+from data.support.cache import built_once, cache_key
 from elm.inputs.processing import token_name
 from elm.model.configuration import ECG_VOCABULARY, ElmConfig
 from elm.model.families import fit_vocabulary
@@ -83,25 +81,25 @@ def encoder(
         )
     records = list(dict.fromkeys(record for row in questions.train for record in row["ecgs"]))[:LEARNED_FROM]
     content = None if tokenizer is None else Path(tokenizer).read_text(encoding="utf-8")
-    made_from = [questions.source_key, records, content, max_tokens, merges, lead_tokens, settings]
-    key = json.dumps(made_from, sort_keys=True)
-    folder = cache / f"ecg-byte-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if folder.exists():
-        return folder
-    if tokenizer is not None:
-        byte = EcgByteTokenizer.load(tokenizer)
-    else:
-        span = {name: settings.pop(name) for name in ("low", "high") if name in settings}
-        try:
-            plan = EcgByteSettings(quantizer=Quantizer(**span), **settings)
-        except TypeError as error:
-            raise ValueError(f"encoder_args of ecg_byte: {error}") from error
-        assert max_tokens is not None
-        byte = EcgByteTokenizer.fit([questions.source[record] for record in records], max_tokens, merges, plan)
-    made, extractor = EcgByteEncoder.for_tokenizer(byte, lead_tokens)
-    if tokenizer is None:
-        made.config.pretrained_on = f"{questions.name}: ECGs of the training split (ECG-Byte merges)"
-    return built_whole(folder, lambda begun: save_encoder(made, extractor, begun))
+    key = cache_key(questions.source_key, records, content, max_tokens, merges, lead_tokens, settings)
+
+    def build(folder: Path) -> None:
+        if tokenizer is not None:
+            byte = EcgByteTokenizer.load(tokenizer)
+        else:
+            span = {name: settings.pop(name) for name in ("low", "high") if name in settings}
+            try:
+                plan = EcgByteSettings(quantizer=Quantizer(**span), **settings)
+            except TypeError as error:
+                raise ValueError(f"encoder_args of ecg_byte: {error}") from error
+            assert max_tokens is not None
+            byte = EcgByteTokenizer.fit([questions.source[record] for record in records], max_tokens, merges, plan)
+        encoder, extractor = EcgByteEncoder.for_tokenizer(byte, lead_tokens)
+        if tokenizer is None:
+            encoder.config.pretrained_on = f"{questions.name}: ECGs of the training split (ECG-Byte merges)"
+        save_encoder(encoder, extractor, folder)
+
+    return built_once(cache / f"ecg-byte-{key}", build)
 
 
 def planned(

@@ -7,12 +7,11 @@ logged as the model trains, and the trainer warns where it stays near zero.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data.ecg import EcgSource
-from data.support.files import written_whole
+from data.support.cache import cache_key, computed_once
 from encoders.melp import losses
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.pretraining import MelpForPretraining, mask_leads
@@ -129,31 +128,32 @@ def unreadable(
     Raises:
         ValueError: None of them can be read.
     """
-    key = json.dumps([source_key, extractor.to_json_string(), list(records)]).encode()
-    path = Path(root) / f"unreadable-{hashlib.sha256(key).hexdigest()[:16]}.json"
-    if path.exists():
-        refused = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        chunks = [list(records[i : i + CHUNK]) for i in range(0, len(records), CHUNK)]
-        jobs, refused = min(jobs, len(chunks) // 8), {}
-        with tqdm(total=len(records), desc="Trying to read ECGs", unit="ECG") as progress:
-            if jobs <= 1:
-                for chunk in chunks:
-                    refused |= _refused(chunk, source, extractor)
-                    progress.update(len(chunk))
-            else:
-                # Spawned: torch's threads would not survive a fork.
-                with ProcessPoolExecutor(jobs, get_context("spawn"), _Work.begin, (source, extractor)) as pool:
-                    for chunk, found in zip(chunks, pool.map(_Work.do, chunks)):
-                        refused |= found
-                        progress.update(len(chunk))
-        with written_whole(path, "w") as file:
-            json.dump(refused, file)
+    path = Path(root) / f"unreadable-{cache_key(source_key, extractor.to_json_string(), list(records))}.json"
+    refused = computed_once(path, lambda: _all_refused(records, source, extractor, jobs))
     if refused:
         first, why = next(iter(refused.items()))
         logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
         if len(refused) == len(set(records)):
             raise ValueError(f"none of {len(records):,} recordings can be trained on, the first {first!r}: {why}")
+    return refused
+
+
+def _all_refused(
+    records: Sequence[str], source: EcgSource, extractor: MelpFeatureExtractor, jobs: int
+) -> dict[str, str]:
+    chunks = [list(records[i : i + CHUNK]) for i in range(0, len(records), CHUNK)]
+    jobs, refused = min(jobs, len(chunks) // 8), dict[str, str]()
+    with ExitStack() as stack:
+        progress = stack.enter_context(tqdm(total=len(records), desc="Trying to read ECGs", unit="ECG"))
+        if jobs <= 1:
+            results = (_refused(chunk, source, extractor) for chunk in chunks)
+        else:
+            # Spawned: torch's threads would not survive a fork.
+            pool = ProcessPoolExecutor(jobs, get_context("spawn"), _Work.begin, (source, extractor))
+            results = stack.enter_context(pool).map(_Work.do, chunks)
+        for chunk, result in zip(chunks, results):
+            refused |= result
+            progress.update(len(chunk))
     return refused
 
 
