@@ -75,7 +75,7 @@ def encode_ecgs(
         ecgs: The recordings.
         zero: Set the inputs to zero after the extractor's normalisation (the `zero` condition).
     """
-    tensors: Mapping[str, torch.Tensor] = extractor(ecgs, return_tensors="pt")
+    tensors: Mapping[str, torch.Tensor] = extractor(list(ecgs), return_tensors="pt")
     if zero:
         tensors = zero_features(tensors, encoder.ecg_inputs, encoder.zero_token)
     output: EcgEncoderOutput = encoder(**BatchFeature(dict(tensors)).to(encoder.device, encoder.dtype))
@@ -275,7 +275,8 @@ class FeatureStore:
             for start in range(0, len(records), batch_size):
                 ecgs = [self.source[record] for record in records[start : start + batch_size]]
                 encoded = encode_ecgs(encoder, self.extractor, ecgs, self.zero)
-                parts.append((encoded.last_hidden_state.float().cpu().numpy(), encoded.mask.cpu().numpy()))
+                tokens, mask = encoded["last_hidden_state"], encoded["mask"]
+                parts.append((tokens.float().cpu().numpy(), mask.cpu().numpy()))
         finally:
             encoder.train(training)
         return np.concatenate([features for features, _ in parts]), np.concatenate([mask for _, mask in parts])
