@@ -16,7 +16,7 @@ from data.conversations.rows import Message, Part, assistant, user
 from data.ecg import Ecg
 from data.measure import AMPLITUDES, Measurements, as_text, measure
 from elm.model.configuration import tokens_per_ecg
-from elm.model.prefix import join
+from elm.model.attention import join
 
 Span = tuple[int, int]
 MARK = (
@@ -200,7 +200,7 @@ class ElmProcessor(ProcessorMixin):
             measured: What was measured in each ECG of the batch (`lines`), for a processor that is `measured`. Needed
                 with `ecg_mask`; the given `ecgs` are measured where it is not given.
             others: Of each conversation, more conversations about the same ECGs, to be put in its row behind what
-                all of them begin with (`elm.model.prefix`).
+                all of them begin with (`elm.model.attention`).
             add_generation_prompt: Ask for an answer.
             return_labels: Add `labels`: the assistant's words and end tokens, -100 elsewhere.
             padding_side: `"right"` for training, `"left"` for generation.

@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from elm.model.configuration import ElmConfig, pooled_mask
 from elm.model.families import attend_within_bounds, backbone_of
-from elm.model.prefix import mask_of_questions
+from elm.model.attention import mask_of_questions
 from elm.model.projectors import Vocabulary, new_projector
 
 Inputs = dict[str, Any]
@@ -180,7 +180,7 @@ class ElmModel(ElmPreTrainedModel):
             position_ids: `[B, S]`.
             past_key_values: Key-value cache; the ECG's tensors are then given with the prompt only.
             inputs_embeds: `[B, S, H]` in place of `input_ids`, for text alone.
-            question_ids: `[B, S]` where the questions of a row share a prefix (`elm.model.prefix`): 0 there, then 1, 2,
+            question_ids: `[B, S]` where the questions of a row share a prefix (`elm.model.attention`): 0 there, then 1, 2,
             ...
             scored: `[B, L]`, the only places whose last hidden states are wanted; all, if not given.
             **kwargs: The tensors of all ECGs of the batch, in order of appearance (`ecg_inputs`), and whatever the

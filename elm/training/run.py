@@ -52,7 +52,7 @@ from elm.inputs.processing import ElmProcessor
 from elm.model import families, vocabulary
 from elm.model.configuration import ElmConfig, tokens_per_ecg
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.model.prefix import refuse_unmasked
+from elm.model.attention import refuse_unmasked
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized, nf4
 from elm.saved.folder import resolve, save, save_adapter
 from elm.training import dev, tiny
