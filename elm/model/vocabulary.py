@@ -14,7 +14,7 @@ is trained.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from data.conversations.rows import QuestionSet
 from data.ecg import LEADS
 from data.support.cache import built_once, cache_key
-from elm.inputs.processing import token_name
-from elm.model.configuration import ECG_VOCABULARY, ElmConfig
+from elm.model.configuration import ECG_VOCABULARY, ElmConfig, token_name
 from elm.model.families import fit_vocabulary
+from elm.model.modeling import ElmForConditionalGeneration
 from encoders import save_encoder
 from encoders.ecg_byte import (
     EcgByteConfig,
@@ -35,9 +35,6 @@ from encoders.ecg_byte import (
     Quantizer,
 )
 from encoders.ecg_byte.quantizing import LEVELS
-
-if TYPE_CHECKING:
-    from elm.model.modeling import ElmForConditionalGeneration
 
 LEARNED_FROM = 2000  # recordings
 MERGES = 2000
@@ -200,8 +197,8 @@ def as_plain(model: ElmForConditionalGeneration) -> PreTrainedModel:
     config = model.config
     model.model.mirror_rows()
     text = type(config.text_config).from_dict(config.text_config.to_dict())
-    told = {"encoder_config": config.encoder_config.to_dict(), "ecg_token_id": config.ecg_token_id}
-    setattr(text, ECG_VOCABULARY, {**told, "vocabulary_start": config.vocabulary_start})
+    of_ecgs = {"encoder_config": config.encoder_config.to_dict(), "ecg_token_id": config.ecg_token_id}
+    setattr(text, ECG_VOCABULARY, {**of_ecgs, "vocabulary_start": config.vocabulary_start})
     with torch.device("meta"):
         plain: PreTrainedModel = AutoModelForCausalLM.from_config(text)
     setattr(plain, plain.base_model_prefix, model.model.language_model)
@@ -212,6 +209,4 @@ def as_plain(model: ElmForConditionalGeneration) -> PreTrainedModel:
 
 def from_plain(plain: PreTrainedModel, config: ElmConfig) -> ElmForConditionalGeneration:
     """The model as training and audit know it; shares the weights of the plain form."""
-    from elm.model.modeling import ElmForConditionalGeneration
-
     return ElmForConditionalGeneration.from_parts(config, EcgByteEncoder(config.encoder_config), plain)
