@@ -183,6 +183,10 @@ class Shards:
             with suppress(OSError):  # somebody else's folder, or gone by now
                 os.utime(path)
 
+    def forget(self, path: Path) -> None:
+        """Has the shard read again at the next `refresh`, if it is there by then."""
+        self._names.discard(path.name)
+
     def room(self, *, evict: bool = False) -> float:
         """Bytes left of `limit_gb`; with `evict`, those counted that other folders of this kind take."""
         others, left = self._usage()

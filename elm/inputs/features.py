@@ -10,11 +10,9 @@ share the work; readers compute for themselves what is not there or no longer th
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tqdm.auto import tqdm
 from transformers import BatchFeature
@@ -84,48 +83,32 @@ def encode_ecgs(
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """Where the rows of a shard lie in its file."""
+    """A file of the output for some recordings; opened for each reading, lest it keep its disk space once deleted."""
 
     path: Path
     records: list[str]
     shape: tuple[int, int]  # T, D
-    features_at: int
-    mask_at: int
 
     @classmethod
     def open(cls, path: Path) -> _Shard:
         """Reads the header alone. Raises `ValueError` for a file that is not what its header says."""
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 + length:
-                raise ValueError(f"it has {size} bytes and ends in its header")
-            try:
-                header = json.loads(file.read(length))
-                features, mask = header["features"], header["mask"]
-                records = json.loads(header["__metadata__"]["records"])
-                count, tokens, width = features["shape"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"its header cannot be read ({error!r})") from error
-        start = 8 + length
-        if size != (end := start + max(features["data_offsets"][1], mask["data_offsets"][1])) or count != len(records):
-            raise ValueError(f"it has {size} bytes for {len(records)} records, by its header {end} for {count}")
-        at = [start + tensor["data_offsets"][0] for tensor in (features, mask)]
-        return cls(path, records, (tokens, width), *at)
+        try:
+            with safe_open(path, "numpy") as file:
+                records = json.loads(file.metadata()["records"])
+                count, tokens, width = file.get_slice("features").get_shape()
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ValueError(f"it cannot be read ({error!r})") from error
+        if count != len(records):
+            raise ValueError(f"it has {count} rows for {len(records)} recordings")
+        return cls(path, records, (tokens, width))
 
     def read(self, rows: Sequence[int], places: Sequence[int], features: np.ndarray, mask: np.ndarray) -> None:
-        """Copies rows into places of two arrays. Raises `OSError` if the file is gone, or ends before a row does.
-
-        Read and not mapped: a mapped shard would keep its disk space after it was deleted, and what was read of it
-        would count as this process's memory.
-        """
-        with open(self.path, "rb", buffering=0) as file:
-            for row, place in zip(rows, places, strict=True):
-                for at, out in ((self.features_at, features[place]), (self.mask_at, mask[place])):
-                    buffer = out.reshape(-1).view(np.uint8)
-                    file.seek(at + row * buffer.nbytes)
-                    if file.readinto(buffer) != buffer.nbytes:
-                        raise OSError(errno.EIO, "the shard ends before its rows do", str(self.path))
+        """Copies rows into places of two arrays. Raises `OSError` or `SafetensorError` if they are no longer there."""
+        with safe_open(self.path, "numpy") as file:
+            for name, array in (("features", features), ("mask", mask)):
+                tensor = file.get_slice(name)
+                for row, place in zip(rows, places, strict=True):
+                    array[place] = tensor[row]
 
 
 class FeatureStore:
@@ -224,39 +207,30 @@ class FeatureStore:
             raise ValueError("no records to get the encoder's output of")
         if any(record not in self for record in records):
             self._refresh()
-        places: dict[_Shard, tuple[list[int], list[int]]] = {}  # rows, and where they go
-        missing: dict[str, list[int]] = {}
+        places: dict[_Shard, list[int]] = {}
+        missing: list[int] = []
         for place, record in enumerate(records):
-            if record in self._where:
-                shard = self._where[record]
-                rows, targets = places.setdefault(shard, ([], []))
-                rows.append(shard.records.index(record))  # among hundreds; a row number for each would cost more
-                targets.append(place)
-            else:
-                missing.setdefault(record, []).append(place)
+            shard = self._where.get(record)
+            (missing if shard is None else places.setdefault(shard, [])).append(place)
         out = _empty(len(records), *next(iter(places)).shape) if places else None
-        for shard, (rows, targets) in places.items():
+        for shard, its_places in places.items():
             assert out is not None
             try:
-                shard.read(rows, targets, *out)
-            except OSError:  # another process needed its room
-                self._where = {record: other for record, other in self._where.items() if other is not shard}
-                for place in targets:
-                    missing.setdefault(records[place], []).append(place)
-            else:
+                # Searched among hundreds; a row number for each record would cost more.
+                shard.read([shard.records.index(records[place]) for place in its_places], its_places, *out)
                 self._shards.touch(shard.path)
+            except (OSError, SafetensorError):  # another process needed its room
+                self._shards.forget(shard.path)
+                self._where = {record: other for record, other in self._where.items() if other is not shard}
+                missing += its_places
         if missing:
-            features, mask = self._encode(list(missing), batch_size=64)
-            out = out or _empty(len(records), *features.shape[1:])
-            for row, targets in enumerate(missing.values()):
-                out[0][targets], out[1][targets] = features[row], mask[row]
-            if not self._full:
-                try:
-                    # Room is made by `fill` alone: two runs that do not fit in beside each other would else push each
-                    # other out for ever.
-                    self._write(list(missing), (features, mask), evict=False)
-                except NoRoom as why:
-                    self._no_room(list(missing), why)
+            rows = {record: row for row, record in enumerate(dict.fromkeys(records[place] for place in missing))}
+            arrays = self._encode(list(rows), batch_size=64)
+            out = out or _empty(len(records), *arrays[0].shape[1:])
+            for place in missing:
+                for array, computed in zip(out, arrays):
+                    array[place] = computed[rows[records[place]]]
+            self._keep(list(rows), arrays)
         assert out is not None
         return {"ecg_features": torch.from_numpy(out[0]), "ecg_mask": torch.from_numpy(out[1])}
 
@@ -283,20 +257,31 @@ class FeatureStore:
 
     def _write(self, records: list[str], arrays: Arrays, *, evict: bool) -> None:
         """Write a shard; raises `NoRoom`."""
-        features, mask = arrays
-        tensors = {"features": np.ascontiguousarray(features), "mask": np.ascontiguousarray(mask)}
-        content = save(tensors, metadata={"records": json.dumps(records)})
-        self._shards.write(records, content, evict=evict)
+        tensors = {name: np.ascontiguousarray(array) for name, array in zip(("features", "mask"), arrays)}
+        self._shards.write(records, save(tensors, metadata={"records": json.dumps(records)}), evict=evict)
         self._refresh()
+
+    def _keep(self, records: list[str], arrays: Arrays) -> None:
+        """Write what was asked for and not there, if there is room.
+
+        Room is made by `fill` alone: two runs that do not fit in beside each other would else push each other out for
+        ever.
+        """
+        if not self._full:
+            try:
+                self._write(records, arrays, evict=False)
+            except NoRoom as why:
+                self._no_room(records, why)
 
     def _refresh(self) -> None:
         """Take note of shards that have come and gone."""
-        if gone := self._shards.refresh(self._add):
-            self._where = {record: shard for record, shard in self._where.items() if shard.path.name not in gone}
 
-    def _add(self, path: Path) -> None:
-        shard = _Shard.open(path)
-        self._where.update(dict.fromkeys(shard.records, shard))
+        def read(path: Path) -> None:
+            shard = _Shard.open(path)
+            self._where.update(dict.fromkeys(shard.records, shard))
+
+        if gone := self._shards.refresh(read):
+            self._where = {record: shard for record, shard in self._where.items() if shard.path.name not in gone}
 
     def _no_room(self, records: Sequence[str], why: NoRoom) -> None:
         """Say, once, how much room there would have to be; from now on write nothing more."""
