@@ -11,11 +11,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from data.ecg import EcgSource
 from data.experiment.recordings import evenly
 from data.support.cache import Shards
 from data.support.files import written_whole
+from data.support.parallel import in_processes
 from encoders.heartlang import feature_extraction
 from encoders.heartlang.feature_extraction import QrsTokenizer
 
@@ -105,16 +104,9 @@ def sentences_of(
     index = _Index(shards)
     missing = [record for record in dict.fromkeys(records) if record not in index]
     chunks = [missing[i : i + SHARD_RECORDS] for i in range(0, len(missing), SHARD_RECORDS)]
-    jobs = min(jobs, len(chunks))
     with tqdm(total=len(missing), desc="Cutting ECGs into words", unit="ECG", disable=not missing) as progress:
-        if jobs <= 1:
-            for chunk in chunks:
-                _write_shard(chunk, source, tokenizer, shards)
-                progress.update(len(chunk))
-        else:
-            with ProcessPoolExecutor(jobs, initializer=_Work.begin, initargs=(source, tokenizer, shards)) as pool:
-                for count in pool.map(_Work.do, chunks):
-                    progress.update(count)
+        for count in in_processes(_write_shard, chunks, source, tokenizer, shards, jobs=min(jobs, len(chunks))):
+            progress.update(count)
     index.refresh()
     refused = {record: index.refused[record] for record in records if record in index.refused}
     cut = [record for record in records if record in index.places]
@@ -177,17 +169,3 @@ def _write_shard(records: Sequence[str], source: EcgSource, tokenizer: QrsTokeni
         np.save(file, np.concatenate([empty, *rows]).astype(np.float32))
     shards.write(records, json.dumps({"records": cut, "words": words, "refused": refused}).encode())
     return len(records)
-
-
-class _Work:
-    """What a process of the pool works with: sent once, not with every shard."""
-
-    inputs: tuple[EcgSource, QrsTokenizer, Shards]
-
-    @classmethod
-    def begin(cls, *inputs: Any) -> None:
-        cls.inputs = inputs
-
-    @classmethod
-    def do(cls, records: Sequence[str]) -> int:
-        return _write_shard(records, *cls.inputs)

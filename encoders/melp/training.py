@@ -10,10 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenize
 
 from data.ecg import EcgSource
 from data.support.cache import cache_key, computed_once
+from data.support.parallel import in_processes
 from encoders.melp import losses
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.pretraining import MelpForPretraining, mask_leads
@@ -143,14 +141,8 @@ def _all_refused(
 ) -> dict[str, str]:
     chunks = [list(records[i : i + CHUNK]) for i in range(0, len(records), CHUNK)]
     jobs, refused = min(jobs, len(chunks) // 8), dict[str, str]()
-    with ExitStack() as stack:
-        progress = stack.enter_context(tqdm(total=len(records), desc="Trying to read ECGs", unit="ECG"))
-        if jobs <= 1:
-            results = (_refused(chunk, source, extractor) for chunk in chunks)
-        else:
-            # Spawned: torch's threads would not survive a fork.
-            pool = ProcessPoolExecutor(jobs, get_context("spawn"), _Work.begin, (source, extractor))
-            results = stack.enter_context(pool).map(_Work.do, chunks)
+    with tqdm(total=len(records), desc="Trying to read ECGs", unit="ECG") as progress:
+        results = in_processes(_refused, chunks, source, extractor, jobs=jobs, start="spawn")
         for chunk, result in zip(chunks, results):
             refused |= result
             progress.update(len(chunk))
@@ -158,30 +150,16 @@ def _all_refused(
 
 
 def _refused(records: Sequence[str], source: EcgSource, extractor: MelpFeatureExtractor) -> dict[str, str]:
-    found = {}
+    refused = {}
     for record in records:
         try:
             values = extractor.features(source[record])["ecg_values"]
         except (ValueError, OSError) as error:
-            found[record] = str(error)
+            refused[record] = str(error)
         else:
             if not np.ptp(values, axis=1).any():
-                found[record] = "all leads are constant"
-    return found
-
-
-class _Work:
-    """What a process of the pool works with: sent once, not with every chunk."""
-
-    given: tuple[Any, ...]
-
-    @classmethod
-    def begin(cls, *given: Any) -> None:
-        cls.given = given
-
-    @classmethod
-    def do(cls, records: Sequence[str]) -> dict[str, str]:
-        return _refused(records, *cls.given)
+                refused[record] = "all leads are constant"
+    return refused
 
 
 def new_text_model(texts: Sequence[str], settings: Mapping[str, Any], folder: Path) -> None:
