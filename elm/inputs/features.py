@@ -286,13 +286,10 @@ class FeatureStore:
     def _no_room(self, records: Sequence[str], why: NoRoom) -> None:
         """Say, once, how much room there would have to be; from now on write nothing more."""
         if not self._full:
+            needed = (len(self._where) + len(records)) * self._row_bytes / 1e9
             logger.warning(
-                "no room for the encoder's output of %d recordings in %s (%s; with them it takes %.3g GB): they are "
-                "encoded each time they are asked for",
-                len(records),
-                self.folder,
-                why,
-                (len(self._where) + len(records)) * self._row_bytes / 1e9,
+                f"no room for the encoder's output of {len(records)} recordings in {self.folder} ({why}; with them it "
+                f"takes {needed:.3g} GB): they are encoded each time they are asked for"
             )
         self._full = True
 

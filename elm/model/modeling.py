@@ -6,7 +6,6 @@ PEFT, TRL, `generate` and vLLM find what they look for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -192,11 +191,6 @@ class ElmModel(ElmPreTrainedModel):
             raise ValueError(f"the text has {count} <ecg> tokens but no ECG")
 
 
-@dataclass
-class ElmOutput(CausalLMOutputWithPast):
-    """Loss, logits `[B, S, V]`, and the language model's cache and hidden states."""
-
-
 class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
     """Answers questions about ECGs. Load with `elm.load`, or `from_pretrained` after `import elm`."""
 
@@ -265,7 +259,7 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
-    ) -> ElmOutput:
+    ) -> CausalLMOutputWithPast:
         """Logits `[B, S, V]` and, given `labels` `[B, S]` (-100 where nothing is learned), the loss.
 
         The other arguments are those of `ElmModel.forward`.
@@ -285,10 +279,4 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
         if labels is not None:
             settings = {name: value for name, value in kwargs.items() if name not in self.ecg_inputs}
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **settings)
-        return ElmOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
+        return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)

@@ -26,7 +26,7 @@ from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenize
 
 from data.ecg import EcgSource
 from data.support.cache import cache_key, computed_once
-from data.support.parallel import in_processes
+from data.support.pool import in_processes
 from encoders.melp import losses
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.pretraining import MelpForPretraining, mask_leads
