@@ -89,7 +89,7 @@ def written_once(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
 
 
 def computed_once(path: Path, compute: Callable[[], T]) -> T:
-    """What `compute` gives, kept as JSON in a file; what JSON does not know as it is (tuples) comes back as JSON's."""
+    """The result of `compute`, kept as JSON in a file; tuples come back as lists."""
     written_once(path, lambda file: file.write(json.dumps(compute()).encode()))
     value: T = json.loads(path.read_text(encoding="utf-8"))
     return value
@@ -112,7 +112,7 @@ class Shards:
         root: Folder of all caches; this one takes a folder of its own in it.
         kind: What is kept: the beginning of that folder's name, and of all that share `limit_gb`.
         key: What it follows from (`cache_key`).
-        suffix: Of the files.
+        suffix: How the files' names end.
         limit_gb: The most that all folders of this kind may take, in 10^9 bytes.
     """
 
@@ -125,13 +125,9 @@ class Shards:
         self._used: dict[str, float] = {}  # when a shard's time of last use was last written
 
     def refresh(self, read: Callable[[Path], object]) -> set[str]:
-        """Takes note of shards that have come and gone since the last time.
+        """Reads the shards that have come since the last time, and returns the names of those that have gone.
 
-        Args:
-            read: Called with each that has come. One for which it raises `ValueError` is damaged and is deleted.
-
-        Returns:
-            Names of those that have gone.
+        A shard for which `read` raises `ValueError` is damaged: it is deleted, with a warning.
         """
         try:
             files = (entry.name for entry in os.scandir(self.folder))
@@ -154,19 +150,13 @@ class Shards:
         return gone
 
     def path_of(self, records: Sequence[str]) -> Path:
-        """Where the shard of these records is or would be."""
+        """The place of the shard of these records, whether it is there or not."""
         return self.folder / f"{cache_key(*records)}{self.suffix}"
 
     def write(self, records: Sequence[str], content: bytes, *, evict: bool = False) -> None:
-        """Writes the shard of some records.
+        """Writes the shard of some records; raises `NoRoom` where `limit_gb` or the disk leaves none.
 
-        Args:
-            records: Whose results it holds.
-            content: Of the file.
-            evict: Delete the least recently used shards of other folders of this kind, if that makes room.
-
-        Raises:
-            NoRoom: It does not fit into `limit_gb`, or onto the disk.
+        With `evict` the least recently used shards of other folders of this kind are deleted, if that makes room.
         """
         # One process at a time, lest two take the same room.
         alone = nullcontext() if math.isinf(self.limit_gb) else locked(self.root / self.kind)

@@ -68,11 +68,7 @@ def encode_ecgs(
 ) -> EcgEncoderOutput:
     """An encoder's output for recordings, in the mode and with the gradients that are set.
 
-    Args:
-        encoder: The encoder.
-        extractor: Its feature extractor.
-        ecgs: The recordings.
-        zero: Set the inputs to zero after the extractor's normalisation (the `zero` condition).
+    With `zero` the inputs are set to zero after the extractor's normalisation (the `zero` condition).
     """
     tensors: Mapping[str, torch.Tensor] = extractor(list(ecgs), return_tensors="pt")
     if zero:
@@ -190,8 +186,8 @@ class FeatureStore:
                 missing = (record for record in pending if record not in self)
                 with self._shards.claimed(missing, rows) as claimed:
                     self._refresh()  # a shard appears before its claim goes
-                    if mine := [record for record in claimed if record not in self]:
-                        self._write(mine, self._encode(mine, batch_size), evict=True)
+                    if chunk := [record for record in claimed if record not in self]:
+                        self._write(chunk, self._encode(chunk, batch_size), evict=True)
                 while pending and pending[0] in self:
                     pending.popleft()
                 progress.update(progress.total - len(pending) - progress.n)

@@ -27,8 +27,8 @@ class MeasuredStore:
 
     Args:
         source: Where recordings come from.
-        source_name: Tells sources apart that use the same record ids.
-        root: Folder of all caches; this one takes a folder of its own in it.
+        source_name: Tells sources with the same record ids from each other.
+        root: Folder of all caches; this one takes a folder in it.
     """
 
     def __init__(self, source: EcgSource, source_name: str, root: Path | str) -> None:

@@ -60,7 +60,7 @@ def check_positions(
 
 
 def refuse_unmasked(implementation: str) -> None:
-    """A `ValueError` for an attention that cannot keep the questions of a row apart."""
+    """Raises `ValueError` for an attention that cannot separate the questions of a row."""
     if implementation not in MASKED:
         raise ValueError(
             f"questions that share a row need attn_implementation {' or '.join(MASKED)}, got {implementation!r}: it "
@@ -81,7 +81,7 @@ def mask_of_questions(
         question_ids: `[B, S]`: 0 in the shared prefix, then 1, 2, ...
         attention_mask: `[B, S]`, 0 at padding, which attends to itself alone.
         implementation: Name of the attention: what it takes differs.
-        dtype: Of the hidden states.
+        dtype: The hidden states' type.
         near: bool `[B, S, S]`, which tokens are within the window of which, for layers with a sliding one.
 
     Returns:

@@ -191,7 +191,7 @@ def end_answers(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, e
 
 @torch.no_grad()
 def refuse_other_logits(model: PreTrainedModel, language: PreTrainedModel) -> None:
-    """A `ValueError` for a language model whose logits ours are not: one that does more than backbone and head.
+    """Raises `ValueError` for a language model that does more than backbone and head: our logits would be others.
 
     Some scale logits, or mix something else in. Those of the table are known; others are asked for a few tokens.
     """
@@ -202,8 +202,8 @@ def refuse_other_logits(model: PreTrainedModel, language: PreTrainedModel) -> No
     ids = torch.arange(1, 7, device=language.device).remainder(size)[None]
     ids[ids == model.config.ecg_token_id] = 0
     # Without a cache: some have caches of their own kind.
-    ours, theirs = model(input_ids=ids, use_cache=False).logits, language(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.float().std())):
+    logits, expected = (one(input_ids=ids, use_cache=False).logits.float() for one in (model, language))
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * float(expected.std())):
         raise ValueError(
             f"language models of type {kind!r} do something between their last hidden states and their logits that is "
             "not known here: use another one"

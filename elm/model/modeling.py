@@ -168,7 +168,7 @@ class ElmModel(ElmPreTrainedModel):
 
     @torch.no_grad()
     def mirror_rows(self) -> None:
-        """Where an ECG's tokens are words, copy their rows into the language model's table; else do nothing.
+        """Copies the rows of an ECG's tokens into the language model's table, where they are words; else does nothing.
 
         A head that shares the table speaks by it, so it is done at every step of training. The head itself teaches the
         rows nothing: words that are never said would all be pushed the same way (Gao et al., 2019, "representation
@@ -185,7 +185,7 @@ class ElmModel(ElmPreTrainedModel):
         table.data[start : start + len(rows)] = rows.to(table.device, table.dtype)  # .data: it is no step of autograd
 
     def refuse_placeholders(self, input_ids: torch.Tensor | None) -> None:
-        """For text that comes without an ECG: a `ValueError` if it has a place for one."""
+        """Raises `ValueError` where text that comes without an ECG has a place for one."""
         count = 0 if input_ids is None else int((input_ids == self.config.ecg_token_id).sum())
         if count:
             raise ValueError(f"the text has {count} <ecg> tokens but no ECG")

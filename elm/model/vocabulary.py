@@ -130,7 +130,7 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
     Args:
         byte: The tokenizer.
         like: Rows of words, `[V, H]`.
-        seed: Of the random directions.
+        seed: Draws the random directions.
 
     Returns:
         `[len(llm_order), H]` in the type of `like`.
@@ -152,7 +152,7 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
-    """Of mean 0 and, over all dimensions together, variance 1."""
+    """Features with mean 0 and, over all dimensions together, variance 1."""
     centred = features - features.mean(0)
     return centred / centred.std().clamp(min=1e-6)
 
