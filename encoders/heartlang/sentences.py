@@ -101,55 +101,35 @@ def sentences_of(
     settings = tokenizer.to_dict()
     settings["output"] = "words" if settings["output"] == "codes" else settings["output"]  # codes are of the same words
     shards = Shards(root, "sentences", [FORMAT, feature_extraction.VERSION, source_key, settings], ".json")
-    index = _Index(shards)
-    missing = [record for record in dict.fromkeys(records) if record not in index]
+    paths: list[Path] = []
+    where: dict[str, tuple[int, int, int]] = {}  # array, first row and rows of each record
+    reasons: dict[str, str] = {}
+
+    def read(path: Path) -> None:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        ends = np.cumsum(index["words"]).tolist()
+        for record, words, end in zip(index["records"], index["words"], ends, strict=True):
+            where[record] = len(paths), end - words, words
+        reasons.update(index["refused"])
+        paths.append(path.with_suffix(".npy"))
+
+    shards.refresh(read)
+    missing = [record for record in dict.fromkeys(records) if record not in where and record not in reasons]
     chunks = [missing[i : i + SHARD_RECORDS] for i in range(0, len(missing), SHARD_RECORDS)]
     with tqdm(total=len(missing), desc="Cutting ECGs into words", unit="ECG", disable=not missing) as progress:
         for count in in_processes(_write_shard, chunks, source, tokenizer, shards, jobs=min(jobs, len(chunks))):
             progress.update(count)
-    index.refresh()
-    refused = {record: index.refused[record] for record in records if record in index.refused}
-    cut = [record for record in records if record in index.places]
+    shards.refresh(read)
+    refused = {record: reasons[record] for record in records if record in reasons}
+    cut = [record for record in records if record in where]
     if not cut:
         first, why = next(iter(refused.items()), ("", "none was asked for"))
         raise ValueError(f"none of {len(records):,} recordings could be cut into words, the first {first!r}: {why}")
     if refused:
         first, why = next(iter(refused.items()))
         logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
-    places = np.array([index.places[record] for record in cut], np.int64)
-    return Sentences(cut, refused, (tokenizer.max_words, tokenizer.word_length), index.paths, places)
-
-
-class _Index:
-    """Where the words of records lie.
-
-    Attributes:
-        paths: Arrays.
-        places: Of each record, its array, first row and rows.
-        refused: Of each record that could not be cut, why.
-    """
-
-    def __init__(self, shards: Shards) -> None:
-        self.paths: list[Path] = []
-        self.places: dict[str, tuple[int, int, int]] = {}
-        self.refused: dict[str, str] = {}
-        self._shards = shards
-        self.refresh()
-
-    def __contains__(self, record: str) -> bool:
-        return record in self.places or record in self.refused
-
-    def refresh(self) -> None:
-        """Take note of new shards."""
-        self._shards.refresh(self._read)
-
-    def _read(self, path: Path) -> None:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        ends = np.cumsum(index["words"]).tolist()
-        for record, words, end in zip(index["records"], index["words"], ends, strict=True):
-            self.places[record] = len(self.paths), end - words, words
-        self.refused.update(index["refused"])
-        self.paths.append(path.with_suffix(".npy"))
+    places = np.array([where[record] for record in cut], np.int64)
+    return Sentences(cut, refused, (tokenizer.max_words, tokenizer.word_length), paths, places)
 
 
 def _write_shard(records: Sequence[str], source: EcgSource, tokenizer: QrsTokenizer, shards: Shards) -> int:
