@@ -13,16 +13,12 @@ Both are written to a cache folder under the hash of what made them, and are the
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
-
 from data.conversations.rows import QuestionSet
-from data.support.files import built_whole
+from data.support.cache import built_once, cache_key
 from elm.training import tiny_encoder, tiny_llama
 
 VERSION = 2  # in cache keys: tests/test_versions.py says when to raise it
@@ -36,13 +32,13 @@ def parts(
     Two processes that make the same two, one of them with the text first, work at the same time: each finds the one
     that the other is making locked, and waits for it.
     """
-    made = {False: text, True: ecg}
-    for is_ecg in (False, True) if text_first else (True, False):
-        if is_ecg and ecg in tiny_encoder.ENCODERS:
-            made[is_ecg] = str(encoder(questions, cache, seed, ecg))
-        elif not is_ecg and text == "tiny":
-            made[is_ecg] = str(language_model(questions, cache, seed))
-    return made[False], made[True]
+    paths = {"text": text, "ecg": ecg}
+    for part in ("text", "ecg") if text_first else ("ecg", "text"):
+        if part == "ecg" and ecg in tiny_encoder.ENCODERS:
+            paths[part] = str(encoder(questions, cache, seed, ecg))
+        elif part == "text" and text == "tiny":
+            paths[part] = str(language_model(questions, cache, seed))
+    return paths["text"], paths["ecg"]
 
 
 def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = tiny_llama.STEPS) -> Path:
@@ -71,8 +67,5 @@ def encoder(questions: QuestionSet, cache: Path, seed: int = 0, kind: str = "tin
 def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: Callable[[Path], None]) -> Path:
     """`cache/name-hash`, built once. A build that is cut short leaves nothing under that name."""
     reports = [[row["ecgs"], tiny_llama.report_of(row)] for row in questions.reports]
-    made_from = [VERSION, questions.source_key, key, reports, len(questions.train)]
-    folder = cache / f"{name}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{folder.name}.lock"):
-        return folder if folder.exists() else built_whole(folder, build)
+    parts = [VERSION, questions.source_key, key, reports, [row["id"] for row in questions.train]]
+    return built_once(cache / f"{name}-{cache_key(*parts)}", build)

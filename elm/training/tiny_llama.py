@@ -1,7 +1,7 @@
 """The tiny language model: a Llama that learns from text alone to answer from reports, and to compare two of them.
 
 A row holds one report in words where a recording would stand, or two, and several questions about them that share it
-(`elm.model.prefix`): more questions per token than one to a row. One-report rows come first; two-report rows, begun
+(`elm.model.attention`): more questions per token than one to a row. One-report rows come first; two-report rows, begun
 too early, teach nothing. Some rows ask for the report itself: from that a projector learns what an ECG stands for.
 """
 
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.conversations.rows import QuestionSet, Row, answer_text
-from elm.model.prefix import mask_of_questions
+from elm.model.attention import mask_of_questions
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<ecg>", "<user>", "<assistant>"]
 CHAT_TEMPLATE = (
@@ -171,7 +171,7 @@ PADDING = {"input_ids": 0, "labels": -100, "position_ids": 0, "question_ids": 0}
 
 
 def encode(shown: str, some: Sequence[tuple[str, str]], ids: Callable[[str], list[int]]) -> Encoded:
-    """A row of questions that share what is shown, as `elm.model.prefix` has them."""
+    """A row of questions that share what is shown, as `elm.model.attention` has them."""
     prefix = ids(shown)
     row = {"input_ids": [*prefix], "labels": [-100] * len(prefix)}
     row |= {"position_ids": [*range(len(prefix))], "question_ids": [0] * len(prefix)}
