@@ -32,18 +32,11 @@ from typing import Any
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments, as_mapping
+from elm.saved.questions import questions_for
 from elm.training import dev
 from elm.training import run as training
-from elm.training.settings import (
-    TRAIN_CONDITIONS,
-    ElmArguments,
-    as_mapping,
-    check_launch,
-    check_settings,
-    claim_folder,
-    for_dev,
-    settings_of_a_run,
-)
+from elm.training.settings import check_launch, check_settings, claim_folder, for_dev, settings_of_a_run
 from eval.audit import run as ablation
 from eval.grids import conditions as grid
 from eval.grids import inputs
@@ -114,7 +107,7 @@ class Cell:
         """Train the model, if it is not there yet, and ask it, if it was not asked; the name of its folder."""
         folder = Path(self.training_args.output_dir)
         if not (folder / "ablation" / "report.json").exists():
-            questions = training.questions_for(self.arguments)
+            questions = questions_for(self.arguments)
             if not (folder / "config.json").exists():
                 train(self.arguments, self.training_args, self.model_args, questions)
             if self.training_args.process_index == 0:
@@ -162,7 +155,7 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
 
     # What all models share
     with training_args.main_process_first(desc="data and shared parts"):
-        questions = training.questions_for(arguments)
+        questions = questions_for(arguments)
         for shared in rows.values() if by_input else [arguments]:
             training.share(shared, training_args, model_args, questions)
 

@@ -28,6 +28,7 @@ from data.conversations.reports import check_kinds, find_reports
 from data.experiment.recordings import Recordings
 from data.support.translate import translate
 from data.synthetic import SyntheticCohort
+from elm.saved.arguments import as_mapping
 from elm.training.pretraining import (
     PretrainingArguments,
     claim,
@@ -38,7 +39,7 @@ from elm.training.pretraining import (
     small,
     train_to_end,
 )
-from elm.training.settings import as_mapping, check_launch
+from elm.training.settings import check_launch
 from encoders import load_encoder, new_encoder
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
 from encoders.melp.files import new_pretraining, save_pretraining

@@ -26,12 +26,14 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from data.conversations.rows import QuestionSet, balanced, dialogues, packed
 from elm.inputs.features import weights_hash
 from elm.saved import publish as hub
+from elm.saved.arguments import ElmArguments
+from elm.saved.questions import questions_for
 from elm.training import dev
 from elm.training import plan as planning
 from elm.training import run as training
 from elm.training.plan import PlanArguments
 from elm.training.run import lengths_of, stage_args, train_stage, under_condition
-from elm.training.settings import ElmArguments, check_launch, check_settings, claim, for_dev
+from elm.training.settings import check_launch, check_settings, claim, for_dev
 from eval.audit import run as ablation
 from eval.report.write import finding, table
 
@@ -55,7 +57,7 @@ def main(
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
-        questions = training.questions_for(arguments)
+        questions = questions_for(arguments)
     folder = train(arguments, training_args, model_args, questions)
     if arguments.text_only:
         print("The same without ECGs: what it answers right, an ECG is not needed for")

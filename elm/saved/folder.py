@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import tempfile
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +66,6 @@ def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
         return from_hub(str(name_or_path), FILES, revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no saved model at {name_or_path}: no such folder, and {error}") from error
-
-
-def training_digest(folder: Path) -> str:
-    """Tells one training from another: a hash of what training.json holds, losses and settings among it."""
-    return sha256((folder / "training.json").read_bytes()).hexdigest()[:16]
 
 
 def load(

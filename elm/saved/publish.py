@@ -118,14 +118,15 @@ def contents(
     """
     from elm.model.configuration import ElmConfig
     from elm.saved.card import REPORTS, model_card
-    from elm.saved.folder import FILES, training_digest
+    from elm.saved.folder import FILES
+    from elm.saved.run import SavedRun
 
     folder = Path(folder)
     for file in ("config.json", "training.json"):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} is no saved model: it has no {file}")
     training = _read(folder / "training.json")
-    report = None if unaudited else _report(folder, training_digest(folder))
+    report = None if unaudited else _report(folder, SavedRun(folder).digest)
     if with_recordings and not private:
         sources = sources_of([training["dataset_name"], *training.get("corpora", ())])
         check_terms(sources, f"the recordings and answers in {folder}")
@@ -301,13 +302,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _push_questions(args: argparse.Namespace) -> str:
     from data.card import push_questions
-    from elm.saved.folder import resolve
-    from elm.training.run import questions_of
+    from elm.saved.run import SavedRun
 
-    folder = resolve(args.folder)
-    questions = questions_of(folder)
-    leaks = _read(folder / "training.json").get("leaks") or ()
-    return push_questions(questions, args.repo_id, private=args.private, licence=args.license, leaks=leaks)
+    saved = SavedRun(args.folder)
+    leaks = saved.training.get("leaks") or ()
+    return push_questions(saved.questions, args.repo_id, private=args.private, licence=args.license, leaks=leaks)
 
 
 if __name__ == "__main__":

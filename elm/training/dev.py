@@ -7,7 +7,6 @@ shrinks: layers, widths, vocabulary, questions. Nothing is read from the hub whe
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +17,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
-from data.conversations.rows import QuestionSet, Row
+from data.conversations.rows import QuestionSet
 from elm.training import tiny
 from elm.training.published import ENCODERS, language_config
 from encoders.base import EcgEncoderConfig
 from encoders.hub import save_encoder
 
-NOTE = (
-    "A --dev run: small parts with random weights, few questions, a few steps. It shows that the config runs, no more."
-)
 COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}
-TRAIN_ROWS, TEST_ROWS, REPORTS, STEPS = 48, 12, 12, 2
+STEPS = 2
 _FLAGS = (
     f"--max_steps {STEPS} --warmup_steps 1 --logging_steps 1 --save_steps 1 --per_device_train_batch_size 2 "
     "--push_to_hub false --threads 1"
@@ -50,22 +46,6 @@ def temporary_folder() -> Path:
     """A new folder, the same for all processes."""
     found = [tempfile.mkdtemp(prefix="ecg-elm-dev-") if PartialState().is_main_process else ""]
     return Path(broadcast_object_list(found)[0])
-
-
-def few(questions: QuestionSet) -> QuestionSet:
-    """Questions and reports spread over all there are."""
-
-    def spread(rows: list[Row], count: int) -> list[Row]:
-        return rows[:: -(-len(rows) // count)] if rows else rows
-
-    return dataclasses.replace(
-        questions,
-        train=spread(questions.train, TRAIN_ROWS),
-        test=spread(questions.test, TEST_ROWS),
-        reports=spread(questions.reports, REPORTS),
-        test_reports=spread(questions.test_reports, REPORTS),
-        notes=[NOTE, *questions.notes],
-    )
 
 
 def words_of(questions: QuestionSet) -> list[str]:

@@ -23,10 +23,11 @@ from elm.model.configuration import ElmConfig
 from elm.model.families import linear_layers
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import BYTES_PER_WEIGHT
+from elm.saved.arguments import ElmArguments
+from elm.saved.questions import questions_for
 from elm.training import dev, tiny
 from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
-from elm.training.run import lora, questions_for
-from elm.training.settings import ElmArguments
+from elm.training.run import lora
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig
 from encoders.registry import find_config

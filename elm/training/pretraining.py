@@ -22,10 +22,12 @@ from data.card import source_lines, sources_of
 from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
+from elm.saved.arguments import as_mapping
 from elm.saved.card import DISCLAIMER
+from elm.saved.questions import DEV_NOTE
 from elm.training import dev
 from elm.training.run import newest_whole_checkpoint
-from elm.training.settings import as_mapping, claim_folder
+from elm.training.settings import claim_folder
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.hub import save_encoder
 
@@ -216,7 +218,7 @@ def save_run(
         "losses": [entry["loss"] for entry in history if "loss" in entry],
         "history": [entry for entry in history if any(name.startswith("eval_") for name in entry)],
         "processes": training_args.world_size,
-        "notes": [dev.NOTE] if arguments.dev else [],
+        "notes": [DEV_NOTE] if arguments.dev else [],
         "arguments": dataclasses.asdict(arguments),
         "trainer": {k: v for k, v in training_args.to_dict().items() if isinstance(v, (int, float, str, bool))},
         "versions": {"python": platform.python_version(), "torch": torch.__version__,

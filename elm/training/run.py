@@ -37,83 +37,29 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from data.card import corpora_of
-from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row
 from data.ecg import EcgSource
-from data.experiment import conditions
-from data.experiment.conditions import Altered, apply
+from data.experiment.conditions import apply
 from data.experiment.donors import derangement
 from data.experiment.leaks import check_leaks
 from data.readers.wfdb import write_wfdb
 from elm.inputs.collator import EcgCollator
-from elm.inputs.features import FeatureStore
-from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model import families, vocabulary
 from elm.model.configuration import ElmConfig, tokens_per_ecg
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.prefix import refuse_unmasked
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized, nf4
-from elm.saved.folder import resolve, save, save_adapter
+from elm.saved.arguments import ElmArguments, as_mapping
+from elm.saved.folder import save, save_adapter
+from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
-from elm.training.settings import ElmArguments, as_mapping
 from encoders import load_encoder, new_encoder
 from encoders.registry import find_config
 
 logger = logging.getLogger(__name__)
 
 # --- data -------------------------------------------------------------------------------------------------------------
-
-
-def questions_for(arguments: ElmArguments) -> QuestionSet:
-    """The question set of a run. Simulated recordings are cached with everything else.
-
-    Raises:
-        ValueError: Of one of the `question_types` there are no questions.
-    """
-    settings = as_mapping("dataset_args", arguments.dataset_args)
-    if arguments.dataset in ("synthetic", "ecg_qa"):
-        settings.setdefault("cache", arguments.cache_dir)
-    questions = load_questions(arguments.dataset, **settings)
-    if arguments.question_types is not None:
-        questions = _of_types(questions, arguments.question_types)
-    return dev.few(questions) if arguments.dev else questions
-
-
-def _of_types(questions: QuestionSet, types: Sequence[str]) -> QuestionSet:
-    present = {row["question_type"] for row in questions.train}
-    if missing := sorted(set(types) - present):
-        raise ValueError(f"{questions.name} has no training questions of type {missing[0]!r}: it has {sorted(present)}")
-    train, test = ([row for row in rows if row["question_type"] in types] for rows in (questions.train, questions.test))
-    return dataclasses.replace(questions, train=train, test=test)
-
-
-def questions_of(folder: Path | str) -> QuestionSet:
-    """The question set a saved model was trained on, as its training.json records it."""
-    return questions_for(_arguments_of(folder))
-
-
-def stores_of(
-    folder: Path | str, model: ElmForConditionalGeneration, processor: ElmProcessor, questions: QuestionSet
-) -> tuple[FeatureStore, FeatureStore, FeatureStore]:
-    """Caches of a saved model's encoder output: for the recordings, for inputs set to zero, for altered recordings.
-
-    The last one is for the ids that `data.experiment.conditions` makes, and for its present version: what an earlier
-    one made of a recording is another recording.
-    """
-    arguments = _arguments_of(folder)
-    features, zeros = (feature_store(arguments, model, processor, questions, zero=zero) for zero in (False, True))
-    altered = dataclasses.replace(
-        questions, source=Altered(questions.source), source_key=f"{questions.source_key}~{conditions.VERSION}"
-    )
-    return features, zeros, feature_store(arguments, model, processor, altered)
-
-
-def _arguments_of(folder: Path | str) -> ElmArguments:
-    record = resolve(folder) / "training.json"
-    if not record.exists():
-        raise FileNotFoundError(f"{folder} has no training.json: it does not say on which questions to ask this model")
-    return ElmArguments(**json.loads(record.read_text())["arguments"])
 
 
 def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForConditionalGeneration) -> list[str]:
@@ -284,32 +230,6 @@ def build_collator(
         zero_inputs=model.model.encoder.ecg_inputs if zero and features is None else (),
         zero_token=model.model.encoder.zero_token,
         measured=None if zero else measured_store(arguments, questions),
-    )
-
-
-def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredStore | None:
-    """What is measured in the recordings of a question set, where the model is to be told."""
-    if not arguments.measured:
-        return None
-    return MeasuredStore(questions.source, questions.source_key, arguments.cache_dir)
-
-
-def measured_of(folder: Path | str, questions: QuestionSet) -> MeasuredStore | None:
-    """The same for a saved model."""
-    return measured_store(_arguments_of(folder), questions)
-
-
-def feature_store(
-    arguments: ElmArguments,
-    model: ElmForConditionalGeneration,
-    processor: ElmProcessor,
-    questions: QuestionSet,
-    zero: bool = False,
-) -> FeatureStore:
-    """The encoder's output for the recordings of a question set."""
-    encoder, extractor = model.model.encoder, processor.feature_extractor
-    return FeatureStore(
-        encoder, extractor, questions.source, questions.source_key, arguments.cache_dir, zero, arguments.cache_gb
     )
 
 

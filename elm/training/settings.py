@@ -8,15 +8,14 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, SFTConfig
 
 from data.support.files import written_whole
-from elm.inputs.features import CACHE_GB
 from elm.model.quantization import nf4
+from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
 
 logger = logging.getLogger(__name__)
@@ -33,123 +32,6 @@ _OF_A_RUN = (
 )
 _NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
-TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
-
-
-@dataclass
-class ElmArguments:
-    """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`."""
-
-    dataset: str = field(
-        default="synthetic", metadata={"help": "Question set: synthetic, ecg_qa, or one of an installed package."}
-    )
-    dataset_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Settings of the question set, as JSON (a mapping in YAML)."}
-    )
-    question_types: list[str] | None = field(
-        default=None, metadata={"help": "Train and ask only questions of these types, e.g. single-verify."}
-    )
-    encoder: str = field(
-        default="tiny",
-        metadata={
-            "help": "ECG encoder: a folder, a hub id, 'tiny', 'tiny-heartlang' or 'tiny-cnn' to train a small one from "
-            "the reports first, or a type of encoder for a new one: 'ecg_patch' for patches of the signal itself, "
-            "'ecg_byte' for ECG-Byte's tokens (projector_type vocabulary)."
-        },
-    )
-    encoder_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Settings of the encoder to change, as JSON, e.g. {"output": "features"}.'}
-    )
-    quantization: str | None = field(
-        default=None,
-        metadata={"help": "nf4 holds the language model's linear layers in 4 bits while LoRA is trained (QLoRA)."},
-    )
-    train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
-    tiny_seed: int | None = field(default=None, metadata={"help": "Seed of what is 'tiny', if not that of the run."})
-    projector_type: str = field(default="mlp", metadata={"help": "linear, mlp, or vocabulary for ECG-Byte."})
-    projector_norm: bool = field(default=True, metadata={"help": "Put a LayerNorm before the projector."})
-    projector_pool: int = field(default=1, metadata={"help": "Encoder tokens that become one language-model token."})
-    projector_pool_mode: str = field(default="stack", metadata={"help": "stack or mean."})
-    align_steps: int = field(default=0, metadata={"help": "Steps of the align stage: projector only, report text."})
-    align_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
-    train_condition: str = field(
-        default="real", metadata={"help": "ECGs given in training: real, zero, none or shuffled (another patient's)."}
-    )
-    reports_in_sft: bool = field(default=False, metadata={"help": "Keep the reports among the rows of the sft stage."})
-    turns: int = field(default=1, metadata={"help": "Questions about the same ECGs joined into one dialogue."})
-    balance: int = field(
-        default=1,
-        metadata={
-            "help": "Repeat training rows with the rarer answers to a yes/no question until all answers to it are as "
-            "frequent, each row at most so often."
-        },
-    )
-    measured: bool = field(
-        default=False,
-        metadata={"help": "Put a line of measured features (rate, intervals, axis, amplitudes) behind each ECG."},
-    )
-    measured_amplitudes: str = field(
-        default="leads",
-        metadata={"help": "QRS amplitudes in it: leads, mean, or none, where millivolts are not true ones."},
-    )
-    questions_per_row: int = field(
-        default=1,
-        metadata={"help": "Questions (or dialogues) about the same ECGs that share their tokens in a training row."},
-    )
-    cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
-    cache_gb: float = field(
-        default=CACHE_GB,
-        metadata={
-            "help": "What encoder outputs may take in it, in GB. Those of other encoders and data that were not used "
-            "for longest make room; what does not fit even so is computed each time. 0 keeps nothing."
-        },
-    )
-    allow_leaks: bool = field(
-        default=False,
-        metadata={"help": "Train although patients or recordings are in training and in the test; the card says so."},
-    )
-    threads: int = field(
-        default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
-    )
-    deterministic: bool = field(
-        default=False,
-        metadata={
-            "help": "Two runs on like devices give the same bytes: deterministic algorithms alone, which are slower."
-        },
-    )
-    dev: bool = field(
-        default=False,
-        metadata={"help": "Does it run? Small parts with random weights, few questions and steps, a temporary folder."},
-    )
-    resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
-    text_only: bool = field(
-        default=False,
-        metadata={"help": "Train the same without ECGs, too, into text-only/: a row of reference in the audit."},
-    )
-    ablation: bool = field(
-        default=True, metadata={"help": "Ask the held-out questions at the end, with and without ECG."}
-    )
-
-    def __post_init__(self) -> None:
-        self.dataset_args = as_mapping("dataset_args", self.dataset_args)
-        self.encoder_args = as_mapping("encoder_args", self.encoder_args)
-        if self.train_condition not in TRAIN_CONDITIONS:
-            raise ValueError(
-                f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {self.train_condition!r}"
-            )
-        if self.quantization not in (None, "nf4"):
-            raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
-
-
-def as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """A setting that is a mapping in YAML and JSON on the command line."""
-    try:
-        found = json.loads(value) if isinstance(value, str) else value or {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--{name} must be JSON such as \'{{"output": "features"}}\', got {value!r}') from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} must be a mapping, got {found!r}")
-    return found
 
 
 def check_launch() -> None:

@@ -23,11 +23,11 @@ from data.conversations.rows import assistant, question_row, user
 from elm import EcgCollator
 from elm.inputs.features import weights_hash
 from elm.model import families
+from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
 from elm.training import dev
 from elm.training import plan as planning
 from elm.training import run as training
-from elm.training.settings import ElmArguments
 from eval.answerers.model import ModelResponder
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

@@ -17,7 +17,8 @@ from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
 from elm.saved import publish as publishing
 from elm.saved.folder import resolve, save
-from elm.training.run import questions_of, stage_args
+from elm.saved.run import SavedRun
+from elm.training.run import stage_args
 from encoders import load_encoder, save_encoder
 from eval.answerers.model import ScriptedResponder
 from eval.audit import run as ablation
@@ -265,7 +266,7 @@ def test_only_what_is_read_is_fetched(logged_in, folder):
     found = resolve("owner/model")
     assert {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} == LOADS
     logged_in.requests.clear()
-    assert questions_of("owner/model").name == "simulated cohort" and logged_in.downloads() == []
+    assert SavedRun("owner/model").questions.name == "simulated cohort" and logged_in.downloads() == []
 
 
 def test_who_may_not_read_is_told_what_to_do(logged_in, folder, hub_server, monkeypatch, make_pair, tmp_path):

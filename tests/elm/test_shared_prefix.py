@@ -11,8 +11,8 @@ from data.conversations.rows import QuestionSet, assistant, dialogues, packed, q
 from elm import EcgCollator
 from elm.inputs.features import FeatureStore
 from elm.model.prefix import join, mask_of_questions
+from elm.saved.arguments import ElmArguments
 from elm.training.run import as_dataset, build_collator, stage_args, train_stage, under_condition
-from elm.training.settings import ElmArguments
 
 ECG = 99
 

@@ -8,7 +8,8 @@ from trl import ModelConfig, SFTConfig
 
 from data.conversations.rows import assistant, user
 from elm.model.quantization import nf4
-from elm.training.settings import ElmArguments, check_settings
+from elm.saved.arguments import ElmArguments
+from elm.training.settings import check_settings
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ from elm.inputs.processing import token_name
 from elm.model import vocabulary
 from elm.model.configuration import ECG_VOCABULARY, ElmConfig
 from elm.saved import publish as hub
+from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
 from elm.training import run as training
-from elm.training.settings import ElmArguments
 from encoders import load_encoder, save_encoder
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
 from encoders.ecg_byte.modeling import from_bytes

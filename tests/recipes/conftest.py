@@ -9,8 +9,8 @@ import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations import load_questions
+from elm.saved.arguments import ElmArguments
 from elm.training import tiny
-from elm.training.settings import ElmArguments
 
 REPO = Path(__file__).resolve().parents[2]
 DATASET = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}
