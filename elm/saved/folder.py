@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -25,6 +24,7 @@ from elm.inputs.processing import ElmProcessor
 from elm.model import vocabulary
 from elm.model.configuration import ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
+from elm.saved.arguments import TrainingRecord
 from elm.saved.card import write_card
 from encoders.hub import from_hub
 
@@ -124,7 +124,7 @@ def save(
     processor: ElmProcessor,
     folder: Path | str,
     *,
-    training: dict[str, Any],
+    training: TrainingRecord,
     beside: Path | None = None,
 ) -> Path:
     """Write a model so that every file of the folder is whole: all are written aside first, then moved in.
@@ -142,8 +142,8 @@ def save(
     try:
         (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(aside)
         processor.save_pretrained(aside)
-        training = {**training, "parameters": sum(p.numel() for p in model.parameters())}
-        (aside / "training.json").write_text(json.dumps(training, indent=2))
+        record = {**training, "parameters": sum(p.numel() for p in model.parameters())}
+        (aside / "training.json").write_text(json.dumps(record, indent=2))
         for item in beside.iterdir() if beside is not None else ():
             os.replace(item, aside / item.name)
         write_card(aside)

@@ -26,8 +26,8 @@ from elm.model.quantization import BYTES_PER_WEIGHT
 from elm.saved.arguments import ElmArguments
 from elm.saved.questions import questions_for
 from elm.training import dev, tiny
+from elm.training.build import lora
 from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
-from elm.training.run import lora
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig
 from encoders.registry import find_config

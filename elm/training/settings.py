@@ -1,22 +1,20 @@
-"""What a run is told: the arguments all recipes share, what of them is refused, and which folder is whose."""
+"""Settings of a run: which of them are refused, what `--dev` makes of them, and whose folder a run writes to."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, SFTConfig
 
-from data.support.files import written_whole
 from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
+from elm.training.resume import claim_folder, run_settings
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +30,50 @@ _OF_A_RUN = (
 )
 _NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
+
+# Fields of TRL's SFTConfig and ModelConfig that a run would ignore, or that would harm it, by what to do instead. All
+# others are used or passed on: tests/elm/test_training_settings.py knows every field.
+_INSTEAD = {
+    "nothing is evaluated in training; the audit asks the held-out questions at the end (--ablation)": (
+        "eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches "
+        "eval_use_gather_object per_device_eval_batch_size prediction_loss_only include_for_metrics batch_eval_metrics "
+        "label_names bf16_full_eval fp16_full_eval load_best_model_at_end metric_for_best_model greater_is_better "
+        "do_train do_eval do_predict"
+    ),
+    "rows are tokenized as they are needed (elm/inputs/collator.py), whole, and answers alone are learned": (
+        "dataset_text_field dataset_kwargs dataset_num_proc pad_to_multiple_of max_length truncation_mode "
+        "completion_only_loss assistant_only_loss length_column_name"
+    ),
+    "questions about the same ECGs share a row by --questions_per_row": (
+        "packing packing_strategy eval_packing padding_free"
+    ),
+    "rows are drawn at random by the seed anyhow (train_sampling_strategy)": "shuffle_dataset",
+    "the chat template and the end of an answer are those of the family (elm/model/families.py)": (
+        "chat_template_path eos_token pad_token"
+    ),
+    "the model is built from --encoder and --model_name_or_path, with --dtype and --attn_implementation": (
+        "model_init_kwargs"
+    ),
+    "code that comes with a model is not run": "trust_remote_code",
+    "the finished model is published as one commit (docs/hub.md)": "hub_strategy hub_always_push hub_revision",
+    "a run goes on from its newest whole checkpoint by itself; --resume false starts over": "resume_from_checkpoint",
+    "give --deterministic in place of full_determinism: it holds for new weights and caches, too": "full_determinism",
+    "give --quantization nf4 in place of load_in_4bit and load_in_8bit": (
+        "load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage"
+    ),
+    "TRL computes it over all positions of a row, not over answers alone": "label_smoothing_factor",
+    "there are no such kernels for models of this type": "use_liger_kernel liger_kernel_config",
+    "training caches no keys and values": "use_cache",
+    "none of the families of language models here has experts": "router_aux_loss_coef lora_target_parameters",
+    "questions are answered in words: it is CAUSAL_LM": "lora_task_type",
+}
+REFUSED = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
+# Values beside the default that say what holds anyhow.
+_AS_IT_IS: dict[str, tuple[object, ...]] = {
+    "pad_to_multiple_of": (None,),
+    "max_length": (None,),
+    "dataset_kwargs": ({"skip_prepare_dataset": True},),
+}
 
 
 def check_launch() -> None:
@@ -52,12 +94,10 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
 
     Raises:
         ImportError: A package that is asked for is not installed.
-        ValueError: Settings that say one thing twice, or that contradict each other.
+        ValueError: Settings that would be ignored, that say one thing twice, or that contradict each other.
     """
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("give --quantization nf4 in place of load_in_4bit and load_in_8bit")
-    if training_args.full_determinism:
-        raise ValueError("give --deterministic in place of full_determinism: it holds for new weights and caches, too")
+    for settings in (training_args, model_args):
+        _refuse_ignored(settings)
     attention = model_args.attn_implementation
     if attention not in (None, *ATTENTION):
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attention!r}")
@@ -66,8 +106,8 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
             "attn_implementation flash_attention_2 needs flash-attn: "
             'pip install --no-build-isolation "ecg-elm[flash]", or take sdpa'
         )
-    sharded = _is_set("ACCELERATE_USE_FSDP") or _is_set("ACCELERATE_USE_DEEPSPEED")
-    if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
+    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
+    if is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("FSDP needs fsdp_version: 2, as in recipes/accelerate/fsdp.yaml")
     if arguments.quantization:
         if sharded:
@@ -78,10 +118,19 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
         nf4()
 
 
-def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArguments, SFTConfig]:
-    """The settings of a `--dev` run: a folder and a cache of its own, and simulated ECGs where the corpus is not there.
+def _refuse_ignored(settings: SFTConfig | ModelConfig) -> None:
+    for each in dataclasses.fields(settings):
+        if each.name in REFUSED:
+            default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+            value = getattr(settings, each.name)
+            if all(value != usual for usual in (default, *_AS_IT_IS.get(each.name, ()))):
+                raise ValueError(f"leave {each.name} out (it is {value!r}): {REFUSED[each.name]}")
 
-    The rest of what `--dev` means is in `elm.training.dev`: flags, few questions, small parts.
+
+def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArguments, SFTConfig]:
+    """The settings of a `--dev` run: a temporary folder and cache, and simulated ECGs where the corpus is not there.
+
+    What else `--dev` means is in `elm.training.dev`: flags, few questions, small parts.
     """
     folder = dev.temporary_folder()
     settings = as_mapping("dataset_args", arguments.dataset_args)
@@ -96,7 +145,8 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
     return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
 
 
-def _is_set(variable: str) -> bool:
+def is_set(variable: str) -> bool:
+    """Whether a variable of the environment says "true"."""
     return os.environ.get(variable, "false").lower() == "true"
 
 
@@ -109,34 +159,6 @@ def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
 
 def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, Any]:
     """All settings without which a checkpoint is one of another run, as JSON knows them."""
-    settings = {
-        **{k: v for k, v in dataclasses.asdict(arguments).items() if k not in _NOT_OF_A_RUN},
-        **{k: v for k, v in dataclasses.asdict(model_args).items() if v is not None},
-        "batch_size": training_args.train_batch_size
-        * training_args.gradient_accumulation_steps
-        * training_args.world_size,
-        **{name: training_args.to_dict()[name] for name in _OF_A_RUN},
-    }
-    return dict(json.loads(json.dumps(settings)))
-
-
-def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool, write: bool = True) -> None:
-    """Note in `folder/run.json` what a folder of results was made with; without `resume`, empty it first.
-
-    Raises:
-        ValueError: It was made with other settings; names the first that differ.
-    """
-    record = folder / "run.json"
-    if resume and record.exists():
-        found = json.loads(record.read_text())
-        differ = [f"{k} {found.get(k)!r} but now {settings.get(k)!r}" for k in settings if found.get(k) != settings[k]]
-        if differ:
-            raise ValueError(
-                f"{folder} holds checkpoints of another run ({'; '.join(differ[:3])}): "
-                "give another output_dir, or --resume false to start over"
-            )
-    if write:
-        if not resume:  # of what is there nothing may be taken for a checkpoint of this run
-            shutil.rmtree(folder, ignore_errors=True)
-        with written_whole(record, "w") as file:
-            json.dump(settings, file, indent=2)
+    model = {name: value for name, value in dataclasses.asdict(model_args).items() if value is not None}
+    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
+    return run_settings(training_args, _OF_A_RUN, data, model)

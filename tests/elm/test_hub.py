@@ -18,7 +18,7 @@ from data.readers.wfdb import write_wfdb
 from elm.saved import publish as publishing
 from elm.saved.folder import resolve, save
 from elm.saved.run import SavedRun
-from elm.training.run import stage_args
+from elm.training.stages import stage_args
 from encoders import load_encoder, save_encoder
 from eval.answerers.model import ScriptedResponder
 from eval.audit import run as ablation

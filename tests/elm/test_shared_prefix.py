@@ -12,7 +12,9 @@ from elm import EcgCollator
 from elm.inputs.features import FeatureStore
 from elm.model.prefix import join, mask_of_questions
 from elm.saved.arguments import ElmArguments
-from elm.training.run import as_dataset, build_collator, stage_args, train_stage, under_condition
+from elm.training.build import build_collator
+from elm.training.rows import as_dataset, under_condition
+from elm.training.stages import stage_args, train_stage
 
 ECG = 99
 

@@ -33,7 +33,9 @@ from elm.model.configuration import ECG_VOCABULARY, ElmConfig
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
-from elm.training import run as training
+from elm.training.build import build as build_model
+from elm.training.build import lora
+from elm.training.stages import stage_args, train_stage
 from encoders import load_encoder, save_encoder
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
 from encoders.ecg_byte.modeling import from_bytes
@@ -91,7 +93,7 @@ def build(byte_folder):
 
     def make(folder, **settings):
         arguments = ElmArguments(encoder=str(byte_folder), projector_type="vocabulary", **settings)
-        model, processor = training.build(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
+        model, processor = build_model(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
         return model.eval(), processor
 
     return make
@@ -386,13 +388,13 @@ def trained(model, processor, cohort, folder, rows):
     )  # fmt: skip
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
-    align = training.stage_args(args, "align")
-    trainer = training.train_stage(model, processor, rows, collator, align, resume=True)
+    align = stage_args(args, "align")
+    trainer = train_stage(model, processor, rows, collator, align, resume=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = weights_hash(model)
-    lora = training.lora(ModelConfig(lora_r=4, lora_dropout=0.0), model, train_encoder=False)
-    sft = training.stage_args(args, "sft")
-    trainer = training.train_stage(model, processor, rows, collator, sft, resume=True, peft_config=lora)
+    config = lora(ModelConfig(lora_r=4, lora_dropout=0.0), model, train_encoder=False)
+    sft = stage_args(args, "sft")
+    trainer = train_stage(model, processor, rows, collator, sft, resume=True, peft_config=config)
     return trainer, trainer.accelerator.unwrap_model(trainer.model), base
 
 
@@ -560,7 +562,7 @@ def test_lora_is_saved_merged_and_alone(one_of, build, cohort, tmp_path, name):
     model, processor = build(built.language)
     save(model, processor, tmp_path / "base", training=TRAINING)
     base = weights_hash(model)
-    tuned = get_peft_model(model, training.lora(ModelConfig(lora_r=4), model, train_encoder=False)).eval()
+    tuned = get_peft_model(model, lora(ModelConfig(lora_r=4), model, train_encoder=False)).eval()
     with torch.no_grad():
         for weight in tuned.parameters():
             if weight.requires_grad:

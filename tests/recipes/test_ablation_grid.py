@@ -18,8 +18,9 @@ from data.conversations.rows import dialogues
 from elm.inputs.collator import EcgCollator
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments
 from elm.saved.questions import questions_for
-from elm.training import run as training
-from elm.training.run import as_dataset, under_condition
+from elm.training.build import build
+from elm.training.rows import as_dataset, under_condition
+from eval.grids import cells
 from eval.grids import conditions as grid
 from eval.scoring.lines import read
 from recipes import ablation_grid
@@ -116,8 +117,8 @@ def test_the_order_of_rows_is_that_of_all_conditions(parts):
 
 def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkeypatch):
     before = written(done)
-    for name in ("train", "ablation"):
-        monkeypatch.setattr(ablation_grid, name, None)
+    for name in ("Run", "ablation"):
+        monkeypatch.setattr(cells, name, None)
     run(done)
     assert written(done) == before
 
@@ -213,7 +214,7 @@ def test_ecg_benchs_input_is_one_token_of_the_samples(parts, flags):
         dataset_args={"patients": 12, "held_out_patients": 6, "questions": 4}, cache_dir=parts["cache_dir"]
     )
     questions = questions_for(data)
-    model, processor = training.build(arguments, small, questions, seed=0)
+    model, processor = build(arguments, small, questions, seed=0)
     record = questions.source[questions.train[0]["ecgs"][0]]
     features = processor.feature_extractor(record)
     with torch.no_grad():
@@ -287,8 +288,8 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
 
 def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run_inputs, monkeypatch):
     before = [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")]
-    for name in ("train", "ablation"):
-        monkeypatch.setattr(ablation_grid, name, None)
+    for name in ("Run", "ablation"):
+        monkeypatch.setattr(cells, name, None)
     run_inputs(done_inputs)
     assert [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")] == before
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from data.experiment.recordings import load_recordings
 from elm.saved.questions import DEV_NOTE
 from elm.training import dev
-from elm.training.run import newest_whole_checkpoint
+from elm.training.resume import newest_whole_checkpoint
 from encoders import load_encoder
 from encoders.heartlang import HeartLangForMaskedSentence, HeartLangModel, HeartLangVQ
 from recipes import pretrain_heartlang

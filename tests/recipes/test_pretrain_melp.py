@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from data.experiment.recordings import load_recordings
 from elm.saved.questions import DEV_NOTE
 from elm.training import dev, tiny
-from elm.training.run import newest_whole_checkpoint
+from elm.training.resume import newest_whole_checkpoint
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpModel
 from encoders.melp.files import load_pretraining
