@@ -236,7 +236,7 @@ class ElmOutput(CausalLMOutputWithPast):
 
 
 class ElmForConditionalGeneration(ElmPreTrainedModel, GenerationMixin):
-    """Answers questions about ECGs. Load with `elm.load`, or `from_pretrained` after `import elm`."""
+    """Answers questions about ECGs. Load with `elm.load`, or `from_pretrained` after `import elm.auto`."""
 
     def __init__(self, config: ElmConfig) -> None:
         super().__init__(config)

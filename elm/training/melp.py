@@ -78,8 +78,7 @@ def reports(arguments: MelpArguments, recordings: Recordings) -> tuple[dict[str,
     kinds = ["english"] if stands_in else arguments.reports
     corpus: Any = recordings.source  # of those that have reports
     sides = [
-        find_reports(corpus, side, kinds, translated=translated, voltage=arguments.voltage)
-        for side in recordings.sides
+        find_reports(corpus, side, kinds, translated=translated, voltage=arguments.voltage) for side in recordings.sides
     ]
     return sides[0][0] | sides[1][0], sides[0][1]
 

@@ -17,6 +17,7 @@ from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
 from elm.saved import publish as publishing
 from elm.saved.folder import resolve, save
+from elm.saved.places import last_parts, pattern_of
 from elm.saved.run import SavedRun
 from elm.training.stages import stage_args
 from encoders import load_encoder, save_encoder
@@ -113,7 +114,7 @@ def test_what_is_uploaded_and_what_is_not(folder):
     ],
 )
 def test_places_are_told_from_what_only_looks_like_them(places, text, want):
-    assert publishing._last_parts(text, publishing._pattern([*places, "/some/where"])) == (want or text)
+    assert last_parts(text, pattern_of([*places, "/some/where"])) == (want or text)
 
 
 @pytest.mark.parametrize("with_recordings", [False, True])
