@@ -43,17 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_repo_id(args.repo_id)
 
         from data.card import push_questions
-        from elm.saved.publish import push
+        from elm.saved.publish import Publication, push
         from elm.saved.run import SavedRun
 
-        settings = {"private": args.private, "licence": args.license}
         if args.command == "push":
-            only = {"unaudited": args.unaudited, "with_recordings": args.with_recordings}
-            address = push(args.folder, args.repo_id, **settings, **only)
+            how = Publication(args.private, args.license, args.unaudited, args.with_recordings)
+            address = push(args.folder, args.repo_id, how)
         else:
             saved = SavedRun(args.folder)
             leaks = saved.training.get("leaks") or ()
-            address = push_questions(saved.questions, args.repo_id, **settings, leaks=leaks)
+            address = push_questions(
+                saved.questions, args.repo_id, private=args.private, licence=args.license, leaks=leaks
+            )
     except (ValueError, OSError, RuntimeError) as error:  # the client wraps a failed upload in the last one
         parser.exit(2, f"error: {error}\n")
     sys.stdout.write(f"{address}\n")

@@ -65,7 +65,9 @@ def main(
     print(f"\n{table(report)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}")
     if training_args.push_to_hub:
         name, token = training_args.hub_model_id, training_args.hub_token
-        print(f"Published: {hub.push(folder, name, private=bool(training_args.hub_private_repo), token=token)}")
+        print(
+            f"Published: {hub.push(folder, name, hub.Publication(private=bool(training_args.hub_private_repo)), token)}"
+        )
 
 
 def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, TypeVar
 from elm.inputs.features import CACHE_GB
 
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
+Settings = dict[str, Any]  # names and values, as in YAML and JSON
 T = TypeVar("T")
 
 
@@ -24,9 +25,7 @@ class ElmArguments:
 
     # --- data: which questions about which recordings
     dataset: str = setting("synthetic", "Question set: synthetic, ecg_qa, or one of an installed package.")
-    dataset_args: dict[str, Any] | str | None = setting(
-        None, "Settings of the question set, as JSON (a mapping in YAML)."
-    )
+    dataset_args: Settings | str | None = setting(None, "Settings of the question set, as JSON (a mapping in YAML).")
     question_types: list[str] | None = setting(None, "Train and ask only questions of these types, e.g. single-verify.")
 
     # --- model: encoder, precision of the language model, projector
@@ -36,7 +35,7 @@ class ElmArguments:
         "first, or a type of encoder for a new one: 'ecg_patch' for patches of the signal itself, 'ecg_byte' for "
         "ECG-Byte's tokens (projector_type vocabulary).",
     )
-    encoder_args: dict[str, Any] | str | None = setting(
+    encoder_args: Settings | str | None = setting(
         None, 'Settings of the encoder to change, as JSON, e.g. {"output": "features"}.'
     )
     quantization: str | None = setting(
@@ -105,7 +104,7 @@ class ElmArguments:
             raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
 
 
-def as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+def as_mapping(name: str, value: Settings | str | None) -> Settings:
     """A setting that is a mapping in YAML and JSON on the command line."""
     try:
         mapping = json.loads(value) if isinstance(value, str) else value or {}
@@ -125,11 +124,11 @@ class TrainingRecord(TypedDict, total=False):
     leaks: list[str]
     language_model: str
     train_condition: str
-    arguments: dict[str, Any]  # fields of `ElmArguments`
+    arguments: Settings  # fields of `ElmArguments`
     processes: int
     lora: dict[str, int]
     quantization: str | None
-    trainer: dict[str, int | float | str | bool]
+    trainer: Settings  # numbers and words among the trainer's settings
     losses: list[float]
     versions: dict[str, str]
     parameters: int

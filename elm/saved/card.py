@@ -15,6 +15,7 @@ from data.card import source_lines, sources_of
 from data.experiment.conditions import CONDITIONS, FAST
 from data.support.files import written_whole
 from elm.model.configuration import ElmConfig
+from elm.saved.arguments import TrainingRecord
 
 DISCLAIMER = "**Research use only. Not a medical device. Not for diagnosis or treatment.**"
 NOT_AUDITED = (
@@ -41,7 +42,7 @@ def write_card(folder: Path | str) -> None:
 
 def model_card(
     config: ElmConfig,
-    training: Mapping[str, Any],
+    training: TrainingRecord,
     report: Mapping[str, Any] | None = None,
     *,
     name: str = "ecg-elm",
@@ -82,7 +83,7 @@ def model_card(
     )
 
 
-def _metadata(training: Mapping[str, Any], report: Mapping[str, Any] | None, name: str, licence: str | None) -> str:
+def _metadata(training: TrainingRecord, report: Mapping[str, Any] | None, name: str, licence: str | None) -> str:
     """What the hub reads. No `pipeline_tag`: none of its tasks takes a recording, and its widgets would fail."""
     settings = training.get("arguments", {})
     parts = [part for part in (training["language_model"], settings.get("encoder", "")) if _is_hub_id(part)]
@@ -166,7 +167,7 @@ def _audit(report: Mapping[str, Any], report_file: str | None) -> list[str]:
     return [*lines, "", f"{asked}. Intervals are 95 %, by patient.{more}", ""]
 
 
-def _how(training: Mapping[str, Any]) -> list[str]:
+def _how(training: TrainingRecord) -> list[str]:
     """Sentences about how it was trained."""
     settings, trainer = training.get("arguments", {}), training.get("trainer", {})
     sentences = [f"ECGs given in training: {training['train_condition']}."]
@@ -177,8 +178,8 @@ def _how(training: Mapping[str, Any]) -> list[str]:
             f"Then LoRA on the language model (r {lora['r']}, alpha {lora['alpha']}) and the projector on questions"
             f"{', the encoder in full' if settings.get('train_encoder') else ''}; LoRA is merged into the weights."
         )
-    if training.get("quantization"):
-        sentences.append(training["quantization"])
+    if quantization := training.get("quantization"):
+        sentences.append(quantization)
     if trainer:
         rows = trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] * training["processes"]
         length = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -54,26 +55,31 @@ def check(repo_id: str | None, *, audited: bool = True) -> None:
         )
 
 
-def push(
-    folder: Path | str,
-    repo_id: str | None,
-    *,
-    private: bool = False,
-    licence: str | None = None,
-    unaudited: bool = False,
-    with_recordings: bool = False,
-    token: str | None = None,
-) -> str:
-    """Upload a saved model as one commit.
+@dataclass(frozen=True)
+class Publication:
+    """How a model is published.
 
-    Args:
-        folder: Written by a recipe.
-        repo_id: OWNER/NAME; made if it is not there.
+    Attributes:
         private: Only the owner, or the members of an organization, may see it.
         licence: The hub's identifier of the licence of the weights, for the card.
         unaudited: Publish a model without an audit; its card says so.
         with_recordings: Upload what shows patients, too: `examples/`, the questions and answers about each recording,
             and a report.html that draws some.
+    """
+
+    private: bool = False
+    licence: str | None = None
+    unaudited: bool = False
+    with_recordings: bool = False
+
+
+def push(folder: Path | str, repo_id: str | None, how: Publication = Publication(), token: str | None = None) -> str:
+    """Upload a saved model as one commit.
+
+    Args:
+        folder: Written by a recipe.
+        repo_id: OWNER/NAME; made if it is not there.
+        how: How it is published.
         token: Of an account that may write there; the one that is logged in if not given.
 
     Returns:
@@ -86,26 +92,16 @@ def push(
         PermissionError: The account may not write there.
     """
     name = check_repo_id(repo_id)
-    files = contents(
-        folder, name, licence=licence, unaudited=unaudited, with_recordings=with_recordings, private=private
-    )
+    files = contents(folder, name, how)
     for path in sorted(files):
         logger.info("to upload: %s", path)
     ours = (*FILES, *ADAPTER, *AUDIT, *RECORDINGS, "README.md")
     message = "ECG-language model, " + ("not audited" if "ablation/report.json" not in files else "with its audit")
-    return commit(name, files, kind="model", message=message, ours=ours, private=private, token=token)
+    return commit(name, files, kind="model", message=message, ours=ours, private=how.private, token=token)
 
 
-def contents(
-    folder: Path | str,
-    repo_id: str,
-    *,
-    licence: str | None = None,
-    unaudited: bool = False,
-    with_recordings: bool = False,
-    private: bool = False,
-) -> dict[str, Path | bytes]:
-    """What `push` uploads: path in the repository to a file, or to its content where that is not what the folder holds.
+def contents(folder: Path | str, repo_id: str, how: Publication = Publication()) -> dict[str, Path | bytes]:
+    """Files that `push` uploads: path in the repository to a file, or to its content where the folder holds another.
 
     Raises as `push` does.
     """
@@ -115,13 +111,13 @@ def contents(
             raise FileNotFoundError(f"{folder} is no saved model: it has no {file}")
     saved = SavedRun(folder)
     training = saved.training
-    report = None if unaudited else _report(folder, saved.digest)
-    if with_recordings and not private:
+    report = None if how.unaudited else _report(folder, saved.digest)
+    if how.with_recordings and not how.private:
         sources = sources_of([training["dataset_name"], *training.get("corpora", ())])
         check_terms(sources, f"the recordings and answers in {folder}")
 
     patterns = [*FILES, *ADAPTER, *(AUDIT if report is not None else ())]
-    if with_recordings:
+    if how.with_recordings:
         patterns += RECORDINGS if report is not None else RECORDINGS[:1]
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files: dict[str, Path | bytes] = {
@@ -129,7 +125,7 @@ def contents(
     }
     _check_weights(folder, [path for path in files if path.endswith(".safetensors")])
     page = "ablation/report.html"
-    if page in files and not with_recordings and _DRAWN in (folder / page).read_text(encoding="utf-8"):
+    if page in files and not how.with_recordings and _DRAWN in (folder / page).read_text(encoding="utf-8"):
         del files[page]
 
     # What is named by its last part: whole values of settings, wherever else these values are repeated, and every
@@ -152,7 +148,7 @@ def contents(
         trees.get("ablation/report.json"),
         name=repo_id.partition("/")[2],
         repo_id=repo_id,
-        licence=licence,
+        licence=how.licence,
         report_file=next((name for name in REPORTS if f"ablation/{name}" in files), None),
     )
     return {**files, "README.md": card.encode()}

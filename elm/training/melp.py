@@ -7,15 +7,17 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from data.conversations.reports import check_kinds, find_reports
+from data.corpora.mimic_iv_ecg import MimicIvEcg
+from data.corpora.ptbxl import PtbXl
 from data.experiment.recordings import Recordings
 from data.support.translate import translate
 from data.synthetic import SyntheticCohort
-from elm.saved.arguments import as_mapping, setting
+from elm.saved.arguments import Settings, as_mapping, setting
 from elm.training.pretraining import PretrainingArguments, small
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
 from encoders.melp.files import new_pretraining
@@ -43,8 +45,8 @@ class MelpArguments(PretrainingArguments):
         "Folder or hub id of a BERT; tiny: a small one with a tokenizer made of the reports.",
     )
     text_weights: bool = setting(True, "Whether to begin with its weights; tiny has none.")
-    text_args: dict[str, Any] | str | None = setting(None, "Fields of a tiny text model's BertConfig, as JSON.")
-    pretraining_args: dict[str, Any] | str | None = setting(
+    text_args: Settings | str | None = setting(None, "Fields of a tiny text model's BertConfig, as JSON.")
+    pretraining_args: Settings | str | None = setting(
         None, "Weights of the losses and other fields of MelpPretrainingConfig, as JSON."
     )
     lead_mask: float = setting(0.5, "Probability with which a lead is zero in training.")
@@ -76,11 +78,11 @@ def reports(arguments: MelpArguments, recordings: Recordings) -> tuple[dict[str,
 
     stands_in = arguments.dev and isinstance(recordings.source, SyntheticCohort)
     kinds = ["english"] if stands_in else arguments.reports
-    corpus: Any = recordings.source  # of those that have reports
-    sides = [
-        find_reports(corpus, side, kinds, translated=translated, voltage=arguments.voltage) for side in recordings.sides
-    ]
-    return sides[0][0] | sides[1][0], sides[0][1]
+    source = cast(PtbXl | MimicIvEcg | SyntheticCohort, recordings.source)  # those that have reports
+    train, held_out = (
+        find_reports(source, side, kinds, translated=translated, voltage=arguments.voltage) for side in recordings.sides
+    )
+    return train[0] | held_out[0], train[1]
 
 
 def usable(

@@ -7,9 +7,8 @@ Activations are what autograd keeps of a Llama layer with LoRA; time follows fro
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -23,7 +22,7 @@ from elm.model.configuration import ElmConfig
 from elm.model.families import linear_layers
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import BYTES_PER_WEIGHT
-from elm.saved.arguments import ElmArguments
+from elm.saved.arguments import ElmArguments, as_mapping, setting
 from elm.saved.questions import questions_for
 from elm.training import dev, tiny
 from elm.training.build import lora
@@ -44,11 +43,9 @@ PUBLISHED_QUESTIONS, PUBLISHED_RECORDS, PUBLISHED_CHARACTERS = 267_539, 21_799, 
 class PlanArguments:
     """What `--plan` takes."""
 
-    plan: bool = field(
-        default=False, metadata={"help": "Print what the run would need (memory, time, disk) in place of running it."}
-    )
-    plan_tflops: float = field(default=790.0, metadata={"help": "The device's bf16 TFLOP/s; the default is an H200's."})
-    plan_utilization: float = field(default=0.4, metadata={"help": "The share of them that training is taken to use."})
+    plan: bool = setting(False, "Print what the run would need (memory, time, disk) in place of running it.")
+    plan_tflops: float = setting(790.0, "The device's bf16 TFLOP/s; the default is an H200's.")
+    plan_utilization: float = setting(0.4, "The share of them that training is taken to use.")
 
     def __post_init__(self) -> None:
         if self.plan_tflops <= 0 or not 0 < self.plan_utilization <= 1:
@@ -120,16 +117,11 @@ def skeleton(
     return model
 
 
-def _mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
-    assert isinstance(setting, dict)  # since its ElmArguments was made
-    return setting
-
-
 def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     """The encoder's configuration, with those of `encoder_args` that are its own."""
     name = arguments.encoder
     if name == EcgByteConfig.model_type:
-        return vocabulary.planned(**_mapping(arguments.encoder_args))
+        return vocabulary.planned(**as_mapping("encoder_args", arguments.encoder_args))
     kind = ENCODERS.get(name) or find_config(name)
     config: EcgEncoderConfig
     if name in tiny.ENCODERS:
@@ -137,7 +129,7 @@ def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     else:
         config = kind() if kind is not None else AutoConfig.from_pretrained(name)
     told = config.to_dict()
-    changes = {key: value for key, value in _mapping(arguments.encoder_args).items() if key in told}
+    changes = {key: value for key, value in as_mapping("encoder_args", arguments.encoder_args).items() if key in told}
     return type(config)(**told | changes)
 
 
@@ -286,7 +278,7 @@ def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
     Raises:
         ValueError: It is another question set.
     """
-    settings = _mapping(arguments.dataset_args)
+    settings = as_mapping("dataset_args", arguments.dataset_args)
     if arguments.dataset != "ecg_qa" or settings.get("source", "ptbxl") != "ptbxl":
         raise ValueError(
             f"there is no {settings.get('root')}, and the size of {arguments.dataset} is not known without it: --plan "
@@ -315,7 +307,7 @@ def plan(
     arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments
 ) -> list[str]:
     """Lines that say what a run would need."""
-    settings = _mapping(arguments.dataset_args)
+    settings = as_mapping("dataset_args", arguments.dataset_args)
     there = "root" not in settings or Path(settings["root"]).is_dir()
     questions = questions_for(arguments) if there else None
     empty = skeleton(arguments, model_args, questions)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from jinja2 import Environment, StrictUndefined
 from transformers import Trainer, TrainingArguments
 from trl import TrlParser
 
@@ -19,7 +20,7 @@ from data.card import source_lines, sources_of
 from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
-from elm.saved.arguments import as_mapping, setting
+from elm.saved.arguments import Settings, as_mapping, setting
 from elm.saved.card import DISCLAIMER
 from elm.saved.questions import DEV_NOTE
 from elm.training import dev
@@ -45,7 +46,7 @@ class PretrainingArguments:
     """What is pretrained on which recordings."""
 
     corpus: str = setting("ptbxl", "ptbxl, mimic_iv_ecg or synthetic.")
-    corpus_args: dict[str, Any] | str | None = setting(
+    corpus_args: Settings | str | None = setting(
         None, 'Settings of the corpus, as JSON, e.g. {"root": "data-root/ptbxl"}.'
     )
     train_folds: list[int] = field(
@@ -54,10 +55,10 @@ class PretrainingArguments:
     )
     held_out_folds: list[int] = field(default_factory=lambda: [9], metadata={"help": "Folds to measure on."})
     held_out_records: int = setting(2000, "Of these at most so many, evenly over all.")
-    encoder_args: dict[str, Any] | str | None = setting(
+    encoder_args: Settings | str | None = setting(
         None, "Fields of the model's configuration, as JSON; the others are as published."
     )
-    extractor_args: dict[str, Any] | str | None = setting(None, "Settings of its feature extractor alone, as JSON.")
+    extractor_args: Settings | str | None = setting(None, "Settings of its feature extractor alone, as JSON.")
     cache_dir: str = setting("out/cache", "Folder for what is computed once.")
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes that prepare data."})
     threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")
@@ -68,7 +69,7 @@ class PretrainingArguments:
         for name in ("corpus_args", "encoder_args", "extractor_args"):
             setattr(self, name, as_mapping(name, getattr(self, name)))
 
-    def mapping(self, name: str) -> dict[str, Any]:
+    def mapping(self, name: str) -> Settings:
         """One of the settings that are mappings."""
         return as_mapping(name, vars(self)[name])
 
@@ -157,7 +158,7 @@ def trainer_args(training_args: TrainingArguments, **changes: object) -> Trainin
 
 
 def small(
-    arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, Any]
+    arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, object]
 ) -> tuple[Arguments, TrainingArguments]:
     """The settings of a `--dev` run: a small encoder, and a folder and a cache of its own."""
     folder = dev.temporary_folder()
@@ -173,7 +174,7 @@ def save_run(
     trainer: Trainer,
     arguments: PretrainingArguments,
     training_args: TrainingArguments,
-    metrics: Mapping[str, Any],
+    metrics: Mapping[str, object],
     refused: Mapping[str, str],
 ) -> Path:
     """Write `output_dir`: the encoder for `load_encoder`, metrics.json and README.md.
@@ -210,26 +211,11 @@ def save_run(
     return folder
 
 
-def card(config: EcgEncoderConfig, report: Mapping[str, Any]) -> str:
+def card(config: EcgEncoderConfig, report: Mapping[str, object]) -> str:
     """What the encoder is, what it has seen, what was measured, under which terms the data is."""
-    rows = []
-    for name, number in report["metrics"].items():
-        if isinstance(number, Mapping):
-            limits = "" if number["low"] is None else f"{number['low']:.4f} to {number['high']:.4f}"
-            rows.append(f"| {name} | {number['value']:.4f} | {limits} |")
-        else:
-            rows.append(f"| {name} | {number:.6g} | |")
-    lines = [
-        f"# ECG encoder ({config.model_type})", "",
-        DISCLAIMER, "",
-        *(line for note in report["notes"] for line in (note, "")),
-        f"Pretrained on: {config.pretrained_on}. {report['steps']:,} steps, {report['train_records']:,} recordings; "
-        f"{len(report['refused']):,} recordings could not be read and were left out (metrics.json).", "",
-        *(source_lines(sources_of([config.pretrained_on])) or ["- Terms of the data: ask whoever trained it."]), "",
-        "## Measured", "",
-        f"On {report['held_out_records']:,} recordings of held-out patients; 95 % intervals resample patients.", "",
-        "| | | interval |", "|---|---:|---|", *rows, "",
-        "## Use", "",
-        "```python", "from encoders import load_encoder", "", 'encoder, extractor = load_encoder("FOLDER")', "```", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        Path(__file__).with_name("encoder_card.md.jinja").read_text(encoding="utf-8")
+    )
+    return template.render(
+        config=config, report=report, disclaimer=DISCLAIMER, licences=source_lines(sources_of([config.pretrained_on]))
+    )

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from data.support.files import written_whole
+from elm.saved.arguments import Settings
 from elm.training.hooks import load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def run_settings(
     training_args: TrainingArguments, names: Sequence[str], *settings: Mapping[str, object]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """All settings without which a checkpoint is one of another run, as JSON knows them.
 
     Args:
@@ -35,7 +35,7 @@ def run_settings(
     return dict(json.loads(json.dumps(merged | {"batch_size": rows} | {name: values[name] for name in names})))
 
 
-def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool, write: bool = True) -> None:
+def claim_folder(folder: Path, settings: dict[str, object], *, resume: bool, write: bool = True) -> None:
     """Note in `folder/run.json` what a folder of results was made with; without `resume`, empty it first.
 
     Raises:
@@ -90,7 +90,7 @@ def losses_of(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def plain_settings(training_args: TrainingArguments) -> dict[str, int | float | str | bool]:
+def plain_settings(training_args: TrainingArguments) -> Settings:
     """The trainer's settings that are numbers and words, for the record of a run."""
     return {k: v for k, v in training_args.to_dict().items() if isinstance(v, (int, float, str, bool))}
 

@@ -39,18 +39,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """One training: its settings, its questions, and the model in its present state.
+    """One training: its settings, its questions, and the model in its present state (built, aligned, with LoRA on it).
 
-    Attributes:
-        arguments: What is trained on what.
-        training_args: The trainer's settings; `output_dir` is where the model goes.
-        model_args: The language model and LoRA.
-        questions: To train on, and held out.
-        model: As it was built, then with a trained projector, then with LoRA on it.
-        processor: Of the model.
-        collator: Makes batches of rows.
-        leaks: What the leak check says, in sentences for the model card.
-        log: Where a line about each stage goes.
+    `output_dir` of `training_args` is where the saved model goes, `log` where a line about each stage goes.
     """
 
     arguments: ElmArguments
@@ -60,7 +51,7 @@ class Run:
     model: ElmForConditionalGeneration | PeftModel
     processor: ElmProcessor
     collator: EcgCollator
-    leaks: list[str]
+    leaks: list[str]  # sentences of the leak check, for the model card
     log: Callable[[str], object]
     base_weights: str = ""  # hash of the weights that LoRA was put on
     trainer: ElmTrainer | None = None  # of the last stage

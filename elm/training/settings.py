@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from trl import ModelConfig, SFTConfig
 
@@ -20,12 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Settings of the trainer without which a checkpoint is one of another run.
 _OF_A_RUN = (
-    "seed",
-    "max_steps",
-    "num_train_epochs",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
+    *("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     "weight_decay",
 )
 _NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
@@ -157,7 +151,7 @@ def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
 
 
-def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, Any]:
+def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, object]:
     """All settings without which a checkpoint is one of another run, as JSON knows them."""
     model = {name: value for name, value in dataclasses.asdict(model_args).items() if value is not None}
     data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -89,7 +88,7 @@ def whole(trainer: ElmTrainer, rebuild: Callable[[], nn.Module]) -> nn.Module:
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return model
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gathered: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    gathered: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if trainer.is_deepspeed_enabled:
         import deepspeed
 

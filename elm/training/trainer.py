@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Collection, Iterator
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +51,9 @@ class ElmTrainer(HookedTrainer):
             return LengthGrouped(sampler.batch_size * self.args.world_size, sampler.lengths, self.args.seed)
         return sampler
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: object, **kwargs: object
+    ) -> object:
         """The stock loss, of answers alone."""
         labels: torch.Tensor = inputs["labels"]
         if labels.device.type == "cpu" and "shift_labels" not in inputs:

@@ -303,7 +303,7 @@ def test_what_is_no_such_model_says_so(one_of, tmp_path):
 def test_it_is_published_like_any_other(one_of, tmp_path):
     built = one_of("llama-3.2")
     save(built.model, built.processor, tmp_path / "model", training=TRAINING)
-    files = hub.contents(tmp_path / "model", "owner/model", unaudited=True)
+    files = hub.contents(tmp_path / "model", "owner/model", hub.Publication(unaudited=True))
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= files.keys()
     published = tmp_path / "published"
     published.mkdir()
