@@ -27,7 +27,7 @@ def ask(
     question: str,
     max_new_tokens: int = 128,
 ) -> str:
-    """The model's greedy answer to one question about the recordings, in the order given."""
+    """The model's greedy answer to one question about recordings, which it speaks of in this order."""
     import torch
 
     from data.conversations.rows import user

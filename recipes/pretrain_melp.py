@@ -51,7 +51,7 @@ def main(arguments: MelpArguments, training_args: TrainingArguments) -> None:
     else:
         encoder, extractor = new_encoder("ecg_melp", **encoder_args, **extractor_args)
 
-    # Data: the first process tries to read the recordings, the others read what it found.
+    # Data: the first process tries to read the recordings, the others read which it could.
     with training_args.main_process_first(desc="recordings"):
         recordings = recordings_of(arguments)
         texts, notes = reports(arguments, recordings)

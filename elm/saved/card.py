@@ -50,7 +50,7 @@ def model_card(
     licence: str | None = None,
     report_file: str | None = None,
 ) -> str:
-    """The card, with the hub's metadata. What is not recorded is not said.
+    """The card, with the hub's metadata. It leaves out what is not recorded.
 
     Args:
         config: The model's.

@@ -19,7 +19,7 @@ from encoders.heartlang.sentences import Sentences, sentences_of
 
 @dataclass(kw_only=True)
 class HeartLangArguments(PretrainingArguments):
-    """What is added for HeartLang."""
+    """Settings of HeartLang's pretraining."""
 
     stage: Literal["vqhbr", "sentence"] = field(metadata={"help": "Codebook first, then masked sentences."})
     vqhbr: str = setting("", "Stage sentence: folder, hub id or file of the VQ-HBR.")
@@ -39,7 +39,7 @@ def sentences(
 
 
 def pretrained_on(arguments: HeartLangArguments, recordings: Recordings, vqhbr: HeartLangVQ | None) -> str:
-    """What the weights have seen, in words: the audit looks for its own recordings there."""
+    """Data that the weights have seen, in words: the audit looks there for the recordings it asks about."""
     seen = f"{recordings.name}: recordings without reports or labels (HeartLang)"
     if vqhbr is None or vqhbr.config.pretrained_on == seen:
         return seen

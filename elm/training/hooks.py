@@ -31,7 +31,7 @@ class HookedTrainer(SFTTrainer):
     """TRL's trainer with two of its private methods as public ones, which a subclass overrides."""
 
     def ordered(self, sampler: Sampler[int] | None) -> Sampler[int] | None:
-        """The sampler of training rows, given the stock one."""
+        """The sampler of training rows in place of the stock one."""
         return sampler
 
     def check_loaded(self, missing: Collection[str]) -> None:

@@ -28,7 +28,7 @@ ENGLISH_ONLY = {"mimic_iv_ecg": "MIMIC-IV-ECG", "synthetic": "simulated recordin
 
 @dataclass(kw_only=True)
 class MelpArguments(PretrainingArguments):
-    """What is added for MELP."""
+    """Settings of MELP's pretraining."""
 
     reports: list[str] = field(
         default_factory=lambda: ["english", "labels"],
@@ -116,7 +116,7 @@ def new_model(
 
 
 def pretrained_on(arguments: MelpArguments, recordings: Recordings, before: str) -> str:
-    """What the weights have seen, in words: the audit looks for its own recordings there."""
+    """Data that the weights have seen, in words: the audit looks there for the recordings it asks about."""
     labels = " and sentences made from labels" if arguments.corpus == "ptbxl" and "labels" in arguments.reports else ""
     seen = f"{recordings.name}: recordings and their reports{labels} (MELP)"
     return f"{seen}; begun with an encoder pretrained on: {before or 'nothing stated'}" if arguments.encoder else seen

@@ -43,7 +43,7 @@ _OF_A_RUN = (
 
 @dataclass
 class PretrainingArguments:
-    """What is pretrained on which recordings."""
+    """Settings of a pretraining: which encoder, on which recordings."""
 
     corpus: str = setting("ptbxl", "ptbxl, mimic_iv_ecg or synthetic.")
     corpus_args: Settings | str | None = setting(
@@ -97,9 +97,9 @@ def parse_stages(
     argv = argv if place is None else argv[:place] + argv[place + 2 :]
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     stages = config.pop("stages", {})
-    known = {each.name for kind in kinds for each in dataclasses.fields(kind)}
+    names_of_all = {each.name for kind in kinds for each in dataclasses.fields(kind)}
     for where, settings in ((str(path), config), *((f"{path}, stage {n}", each) for n, each in stages.items())):
-        if unknown := sorted(settings.keys() - known):
+        if unknown := sorted(settings.keys() - names_of_all):
             raise ValueError(f"{where}: unknown setting {', '.join(unknown)}")
     if wrong := sorted(stages.keys() - set(names)):
         raise ValueError(f"{path}: there is no stage {wrong[0]!r}: {', '.join(names)}")
@@ -160,7 +160,7 @@ def trainer_args(training_args: TrainingArguments, **changes: object) -> Trainin
 def small(
     arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, object]
 ) -> tuple[Arguments, TrainingArguments]:
-    """The settings of a `--dev` run: a small encoder, and a folder and a cache of its own."""
+    """The settings of a `--dev` run: a small encoder, a temporary folder and cache."""
     folder = dev.temporary_folder()
     arguments = dataclasses.replace(
         arguments, cache_dir=str(folder / "cache"), encoder_args=arguments.mapping("encoder_args") | dict(encoder_args)

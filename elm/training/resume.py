@@ -64,7 +64,7 @@ def newest_whole_checkpoint(folder: Path | str) -> str | None:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())
         except (OSError, ValueError):
-            logger.warning("%s was not written to its end: left aside", checkpoint)
+            logger.warning("%s was not written to its end: left out", checkpoint)
             continue
         return str(checkpoint)
     return None

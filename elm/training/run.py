@@ -83,9 +83,9 @@ class Run:
             records = [record for row in rows for record in row["ecgs"]]
             if collator.measured is not None:
                 collator.measured.fill(records)
-        if collator.features is not None:  # here the processes share the work
+        if collator.features is not None:  # the processes share this work
             collator.features.fill(records, device=training_args.device)
-        if arguments.threads:  # `accelerate launch` leaves a process one thread unless told otherwise
+        if arguments.threads:  # `accelerate launch` leaves a process one thread by default
             torch.set_num_threads(arguments.threads)
         model.requires_grad_(False)
         model.model.projector.requires_grad_(True)

@@ -58,7 +58,7 @@ _INSTEAD = {
     "TRL computes it over all positions of a row, not over answers alone": "label_smoothing_factor",
     "there are no such kernels for models of this type": "use_liger_kernel liger_kernel_config",
     "training caches no keys and values": "use_cache",
-    "none of the families of language models here has experts": "router_aux_loss_coef lora_target_parameters",
+    "none of the families of language models has experts": "router_aux_loss_coef lora_target_parameters",
     "questions are answered in words: it is CAUSAL_LM": "lora_task_type",
 }
 REFUSED = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
@@ -87,7 +87,7 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
     """Refuse what cannot be trained before anything is loaded.
 
     Raises:
-        ImportError: A package that is asked for is not installed.
+        ImportError: A package that the settings need is not installed.
         ValueError: Settings that would be ignored, that say one thing twice, or that contradict each other.
     """
     for settings in (training_args, model_args):

@@ -105,7 +105,7 @@ class Cell:
         return self.folder.name
 
     def run_logged(self) -> str:
-        """The same in another process, with its output in a file beside the folder."""
+        """Run in another process, with the output in a file beside the folder."""
         log = Path(f"{self.folder}.log")
         with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             return self.run()
