@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
 from elm.training.hooks import attention_of
 from encoders import load_encoder, new_encoder
-from encoders.base import EcgEncoder, EcgFeatureExtractor
+from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.registry import find_config
 
 
@@ -63,16 +63,8 @@ def build(
         "vocab_size": language.model.get_input_embeddings().num_embeddings,
         "tie_word_embeddings": language.model.config.tie_word_embeddings,
     }
-    config = ElmConfig(
-        text_config=text_config,
-        encoder_config=encoder.config,
-        ecg_token_id=language.tokenizer.convert_tokens_to_ids(language.ecg_token),
-        projector_type=arguments.projector_type,
-        projector_norm=arguments.projector_norm,
-        projector_pool=arguments.projector_pool,
-        projector_pool_mode=arguments.projector_pool_mode,
-        vocabulary_start=start,
-    )
+    token = language.tokenizer.convert_tokens_to_ids(language.ecg_token)
+    config = config_of(arguments, text_config, encoder.config, vocabulary_start=start, ecg_token_id=token)
     torch.manual_seed(seed)  # the projector's weights
     model = ElmForConditionalGeneration.from_parts(config, encoder, language.model)
     families.refuse_other_logits(model, language.model)
@@ -86,6 +78,18 @@ def build(
     )
     families.end_answers(model, processor)
     return model, processor
+
+
+def config_of(
+    arguments: ElmArguments,
+    text_config: PreTrainedConfig | Mapping[str, object],
+    encoder_config: EcgEncoderConfig,
+    **settings: int | None,
+) -> ElmConfig:
+    """Configuration of a model of these parts, with the projector that the arguments say."""
+    names = ("projector_type", "projector_norm", "projector_pool", "projector_pool_mode")
+    projector = {name: getattr(arguments, name) for name in names}
+    return ElmConfig(text_config=text_config, encoder_config=encoder_config, **projector, **settings)
 
 
 def _paths(arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from elm.model.quantization import BYTES_PER_WEIGHT
 from elm.saved.arguments import ElmArguments, as_mapping, setting
 from elm.saved.questions import questions_for
 from elm.training import dev, tiny
-from elm.training.build import lora
+from elm.training.build import config_of, lora
 from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig
@@ -102,17 +102,8 @@ def skeleton(
     start = None
     if isinstance(encoder, EcgByteConfig):
         start, text.vocab_size = text.vocab_size, text.vocab_size + encoder.vocabulary
-    config = ElmConfig(
-        text_config=text,
-        encoder_config=encoder,
-        projector_type=arguments.projector_type,
-        projector_norm=arguments.projector_norm,
-        projector_pool=arguments.projector_pool,
-        projector_pool_mode=arguments.projector_pool_mode,
-        vocabulary_start=start,
-    )
     with torch.device("meta"):
-        model = ElmForConditionalGeneration(config)
+        model = ElmForConditionalGeneration(config_of(arguments, text, encoder, vocabulary_start=start))
     model.requires_grad_(False)
     return model
 
