@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 
 from data.conversations.rows import assistant, user
 from data.ecg import Ecg
-from data.http import ServerError, bearer, failure, opener
 from data.wire import chat_messages
+from data.wire.http import ServerError, bearer, failure, opener
 
 if TYPE_CHECKING:
     from data.conversations.rows import Message

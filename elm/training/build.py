@@ -25,9 +25,9 @@ from data.conversations.rows import QuestionSet
 from elm.inputs.collator import EcgCollator
 from elm.inputs.processing import ElmProcessor
 from elm.model import families, vocabulary
+from elm.model.attention import refuse_unmasked
 from elm.model.configuration import ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.model.prefix import refuse_unmasked
 from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import feature_store, measured_store
@@ -76,7 +76,7 @@ def build(
         measured=arguments.measured,
         measured_amplitudes=arguments.measured_amplitudes,
     )
-    families.end_answers(model, processor)
+    families.end_answers(model, language.tokenizer, processor.answer_ids("yes")[-1])
     return model, processor
 
 

@@ -12,8 +12,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from data.conversations.reports import check_kinds, find_reports
-from data.corpora.mimic_iv_ecg import MimicIvEcg
-from data.corpora.ptbxl import PtbXl
+from data.corpus import Corpus
 from data.experiment.recordings import Recordings
 from data.support.translate import translate
 from data.synthetic import SyntheticCohort
@@ -78,7 +77,7 @@ def reports(arguments: MelpArguments, recordings: Recordings) -> tuple[dict[str,
 
     stands_in = arguments.dev and isinstance(recordings.source, SyntheticCohort)
     kinds = ["english"] if stands_in else arguments.reports
-    source = cast(PtbXl | MimicIvEcg | SyntheticCohort, recordings.source)  # those that have reports
+    source = cast(Corpus, recordings.source)
     train, held_out = (
         find_reports(source, side, kinds, translated=translated, voltage=arguments.voltage) for side in recordings.sides
     )

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from data.experiment.conditions import Altered, condition_named
-from data.http import ServerError, bearer, failure, opener
 from data.wire import chat_messages
+from data.wire.http import ServerError, bearer, failure, opener
 from eval.answerers.model import question_messages
 
 if TYPE_CHECKING:

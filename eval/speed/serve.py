@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.http import bearer, opener
+from data.wire.http import bearer, opener
 
 if TYPE_CHECKING:
     from data.conversations.rows import Message

@@ -18,7 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is i
 import gradio as gr
 
 from data.paper import GAINS, LAYOUTS, SECONDS, SPEEDS, Paper
-from data.readers.staging import Budget
+from data.readers.budget import Budget
 from serve.page.desk import (
     COMPARISONS,
     MOST_CHARACTERS,

@@ -10,7 +10,8 @@ from trl import SFTConfig
 from data.conversations.rows import QuestionSet, assistant, dialogues, packed, question_row, user
 from elm import EcgCollator
 from elm.inputs.features import FeatureStore
-from elm.model.prefix import join, mask_of_questions
+from elm.inputs.packing import join
+from elm.model.attention import mask_of_questions
 from elm.saved.arguments import ElmArguments
 from elm.training.build import build_collator
 from elm.training.rows import as_dataset, under_condition
