@@ -7,12 +7,10 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from data.conversations.reports import check_kinds, find_reports
-from data.corpus import Corpus
 from data.experiment.recordings import Recordings
 from data.support.translate import translate
 from data.synthetic import SyntheticCohort
@@ -77,9 +75,9 @@ def reports(arguments: MelpArguments, recordings: Recordings) -> tuple[dict[str,
 
     stands_in = arguments.dev and isinstance(recordings.source, SyntheticCohort)
     kinds = ["english"] if stands_in else arguments.reports
-    source = cast(Corpus, recordings.source)
     train, held_out = (
-        find_reports(source, side, kinds, translated=translated, voltage=arguments.voltage) for side in recordings.sides
+        find_reports(recordings.source, side, kinds, translated=translated, voltage=arguments.voltage)
+        for side in recordings.sides
     )
     return train[0] | held_out[0], train[1]
 
