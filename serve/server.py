@@ -81,15 +81,18 @@ class Settings:
 def model_hash(folder: Path | str) -> str:
     """Which model a saved folder holds: `TRAINING-FILES`, 16 hexadecimal digits each.
 
-    The first part is that by which an audit's report names the training (`elm.saved.folder.training_digest`); the
+    The first part is that by which an audit's report names the training (`elm.saved.run.SavedRun.digest`); the
     second is of the bytes of weights, tokenizer, processor and configurations.
 
     Raises:
         FileNotFoundError: It is no saved model.
     """
-    from elm.saved.folder import training_digest
+    from elm.saved.run import SavedRun
 
-    return f"{training_digest(Path(folder))}-{_digest(Path(folder))}"
+    digest = SavedRun(folder).digest
+    if not digest:
+        raise FileNotFoundError(f"{folder} is no saved model: it has no training.json")
+    return f"{digest}-{_digest(Path(folder))}"
 
 
 def _digest(folder: Path) -> str:

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar as hide_bars_of_transformers
 
-SECONDS = 60.0  # between two lines of a stage, where no terminal shows a bar
+SECONDS = 120.0  # between two lines of a stage, where no terminal shows a bar
 
 
 def quiet() -> None:

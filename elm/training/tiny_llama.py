@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,8 @@ def train(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
         encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return encoded
 
-    with tqdm(range(steps), desc="Tiny Llama learns the language", unit="step", disable=None, position=1) as progress:
+    line = int(parent_process() is not None)  # a second process has its bar below that of the first
+    with tqdm(range(steps), "Tiny Llama learns the language", unit="step", disable=None, position=line) as progress:
         for step in progress:
             if not batches:  # of rows of like length: no time is wasted on padding
                 two = TWO if step > TWO_FROM * steps else TWO_BEFORE

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b, sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # torch and scipy take seconds to import, which `--help` need
     from data.conversations.rows import Message, QuestionSet, Row
     from data.ecg import EcgSource
     from data.measure import Measurements
+    from elm.saved.run import SavedRun
 
 logger = logging.getLogger(__name__)
 
@@ -412,36 +412,26 @@ def question_messages(row: Row) -> list[Message]:
     return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
 
 
-def load_questions(model_dir: Path) -> QuestionSet:
-    """The questions a saved model was trained for, as its folder records them."""
-    from elm.training.run import questions_of
-
-    questions: QuestionSet = questions_of(model_dir)
-    return questions
-
-
-def load_responder(model_dir: Path, questions: QuestionSet, batch_size: int) -> ModelResponder:
+def load_responder(saved: SavedRun, questions: QuestionSet, batch_size: int) -> ModelResponder:
     """A saved model, ready to be asked, on the GPU if there is one. Its frozen encoder runs once per recording.
 
     An answer may be as long as the longest right one, lest a right answer be cut and count as wrong.
     """
     import torch
 
-    import elm
     from data.conversations.rows import answer_text
-    from elm.training.run import measured_of, stores_of
 
-    model, processor = elm.load(model_dir)
+    model, processor = saved.model, saved.processor
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    features, zeros, altered = stores_of(model_dir, model, processor, questions)
+    stores = saved.stores(questions)
     answers = {answer_text(row["answer"]) for row in questions.test}
     return ModelResponder(
         model,
         processor,
         questions.source,
-        SplitStore(features, altered),
-        zeros=zeros,
-        measured=measured_of(model_dir, questions),
+        SplitStore(stores.features, stores.altered),
+        zeros=stores.zeros,
+        measured=saved.measured(questions),
         training_records=(record for row in questions.train for record in row["ecgs"]),
         batch_size=batch_size,
         max_new_tokens=max(48, *(len(processor.answer_ids(answer)) for answer in answers)),

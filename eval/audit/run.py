@@ -30,7 +30,7 @@ from data.experiment.conditions import CONDITIONS, FAST, condition_named
 from data.support.commands import command_line
 from data.support.files import written_whole
 from eval.answerers.memory import remembering
-from eval.answerers.model import Responder, load_questions, load_responder
+from eval.answerers.model import Responder, load_responder
 from eval.audit.plan import Plan, check, choose_conditions, sample, with_simulated
 from eval.report import write as reporting
 
@@ -85,6 +85,7 @@ def run(
         ValueError: Unknown conditions, conditions the responder cannot be asked under, or questions that cannot be
             asked; names the question.
     """
+    from elm.saved.run import SavedRun
     from eval.audit.examples import examples
     from eval.audit.journal import Journal
     from eval.scoring.lines import Key
@@ -94,16 +95,17 @@ def run(
     for name in conditions or ():
         condition_named(name)
     out = Path(out) if out is not None else default_out(model_dir)
-    folder = _folder_of(model_dir) if responder is None or questions is None else model_dir
+    saved = SavedRun(model_dir)
+    named_only = responder is not None and questions is not None and not model_dir.is_dir()
     if responder is None:
-        _require(folder, "config.json", "so it is not a saved model")
+        _require(saved.folder, "config.json", "so it is not a saved model")
     if text_only is None and (model_dir / TEXT_ONLY / "config.json").is_file():
         text_only = model_dir / TEXT_ONLY
     elif text_only is not None:
         _require(Path(text_only), "config.json", "so it is not a saved model")
     if questions is None:
-        _require(folder, "training.json", "so what it was trained on is not known")
-        questions = with_simulated(load_questions(folder))
+        _require(saved.folder, "training.json", "so what it was trained on is not known")
+        questions = with_simulated(saved.questions)
 
     # What can fail does so before hours of asking.
     rows = sample(questions.test, limit, seed)
@@ -112,7 +114,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan(questions, rows, key, seed)
     if responder is None:
-        responder = load_responder(folder, questions, batch_size)
+        responder = load_responder(saved, questions, batch_size)
     names, notes = choose_conditions(conditions, full, responder, plan)
 
     memory = remembering(responder)
@@ -125,12 +127,12 @@ def run(
             for name in REPORT_CONDITIONS:
                 lines += about.ask(memory, name, journal, batch_size)
     if text_only is not None:
-        other = load_responder(Path(text_only), questions, batch_size)
+        other = load_responder(SavedRun(text_only), questions, batch_size)
         with Journal(out, {"model": other.name, **settings}) as journal:
             lines += plan.ask(remembering(other), "none", journal, batch_size, called=TEXT_ONLY)
     report = {
         "model": str(model_dir),
-        "training": _training(folder),
+        "training": None if named_only else saved.digest or None,
         "dataset": questions.name,
         "command": _command(model_dir, conditions, full, limit, batch_size, seed, out, text_only),
         "seed": seed,
@@ -154,24 +156,6 @@ def default_out(model: Path | str) -> Path:
     """Where a model's audit is written: into its folder, or below out/ where it comes from the hub."""
     model = Path(model)
     return model / "ablation" if model.is_dir() or model.is_absolute() else Path("out") / model.name / "ablation"
-
-
-def _folder_of(model_dir: Path) -> Path:
-    """The model's files: its folder, or those of a hub id."""
-    if model_dir.is_dir():
-        return model_dir
-    from elm.saved.folder import resolve
-
-    return resolve(model_dir)
-
-
-def _training(folder: Path) -> str | None:
-    """Which training the audited model is the result of, so that no other model passes for audited."""
-    if not (folder / "training.json").is_file():
-        return None
-    from elm.saved.folder import training_digest
-
-    return training_digest(folder)
 
 
 def finish(report: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
@@ -336,9 +320,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             questions = responder = None
             if args.server is not None:
-                folder = _folder_of(args.model)
-                _require(folder, "training.json", "so what to ask is not known")
-                questions = with_simulated(load_questions(folder))
+                from elm.saved.run import SavedRun
+
+                saved = SavedRun(args.model)
+                _require(saved.folder, "training.json", "so what to ask is not known")
+                questions = with_simulated(saved.questions)
                 responder = _served(args, questions)
             report = run(
                 args.model,

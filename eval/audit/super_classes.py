@@ -301,10 +301,11 @@ def run(model_dir: Path | str, *, ptbxl: Path | None = None, folds: Collection[i
 
     from data.conversations.super_classes import super_class_rows
     from data.corpora.ptbxl import PtbXl
-    from eval.answerers.model import load_questions, load_responder
+    from elm.saved.run import SavedRun
+    from eval.answerers.model import load_responder
 
-    model_dir = Path(model_dir)
-    questions = load_questions(model_dir)
+    saved = SavedRun(model_dir)
+    questions = saved.questions
     if (found := folds_of(questions)) is None:
         raise ValueError(f"{model_dir} was trained on {questions.name}, which is not split along PTB-XL's folds")
     trained, train_folds, test_folds = found
@@ -312,7 +313,7 @@ def run(model_dir: Path | str, *, ptbxl: Path | None = None, folds: Collection[i
     folds = folds or test_folds
     rows = super_class_rows(asked, folds)
     responder = load_responder(
-        model_dir, dataclasses.replace(questions, source=asked, source_key=asked.key, test=rows), batch_size=256
+        saved, dataclasses.replace(questions, source=asked, source_key=asked.key, test=rows), batch_size=256
     )
     numbers = measure(responder, asked, folds, (trained, train_folds), seed=seed)
     return {"model": str(model_dir), "recordings": str(asked.root), **numbers}

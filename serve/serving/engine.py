@@ -105,16 +105,14 @@ class LocalEngine:
     def __init__(self, folder: Path | str, max_new_tokens: int = 256, loaded: tuple[Any, Any] | None = None) -> None:
         import torch
 
-        import elm
-        from elm.saved.folder import resolve, training_digest
+        from elm.saved.run import SavedRun
 
         self.max_new_tokens = max_new_tokens
         self.name = str(folder).rstrip("/").rpartition("/")[2] if Path(folder).is_dir() else str(folder)
         self.digest = ""
         if loaded is None:
-            where = resolve(folder)
-            loaded = elm.load(where)
-            self.digest = training_digest(where) if (where / "training.json").exists() else ""
+            saved = SavedRun(folder)
+            loaded, self.digest = (saved.model, saved.processor), saved.digest
             loaded[0].to("cuda" if torch.cuda.is_available() else "cpu")
         self._model, self._processor = loaded
         self._lock = Lock()

@@ -23,11 +23,13 @@ from data.conversations.rows import assistant, question_row, user
 from elm import EcgCollator
 from elm.inputs.features import weights_hash
 from elm.model import families
+from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
 from elm.training import dev
 from elm.training import plan as planning
-from elm.training import run as training
-from elm.training.settings import ElmArguments
+from elm.training.build import build as build_model
+from elm.training.build import lora
+from elm.training.stages import stage_args, train_stage
 from eval.answerers.model import ModelResponder
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -198,7 +200,7 @@ class Built:
 def build(folder, **settings):
     encoder_args = {"patch_size": 200, "hidden_size": 12}
     arguments = ElmArguments(encoder="ecg_patch", encoder_args=encoder_args, projector_pool=2, **settings)
-    return training.build(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
+    return build_model(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
 
 
 def saved(name, folder, positions=160):
@@ -569,7 +571,7 @@ def tuned(built, **settings):
     """LoRA on a new copy, its weights moved as training would."""
     model, processor = build(built.folder)
     base = weights_hash(model)
-    changed = get_peft_model(model, training.lora(ModelConfig(lora_r=4, **settings), model, train_encoder=False))
+    changed = get_peft_model(model, lora(ModelConfig(lora_r=4, **settings), model, train_encoder=False))
     torch.manual_seed(2)
     with torch.no_grad():
         for weight in changed.parameters():
@@ -630,10 +632,8 @@ def test_the_loss_in_training_is_the_models_own(built, make_ecg, tmp_path):
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, learning_rate=1e-3, bf16=False,
         use_cpu=True, logging_steps=1, report_to="none", disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
-    lora = training.lora(ModelConfig(lora_r=2, lora_dropout=0.0), model, train_encoder=False)
-    trainer = training.train_stage(
-        model, processor, rows, collator, training.stage_args(args, "sft"), resume=False, peft_config=lora
-    )
+    config = lora(ModelConfig(lora_r=2, lora_dropout=0.0), model, train_encoder=False)
+    trainer = train_stage(model, processor, rows, collator, stage_args(args, "sft"), resume=False, peft_config=config)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(wanted, abs=1e-4)
 
 

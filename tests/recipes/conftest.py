@@ -9,8 +9,8 @@ import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations import load_questions
+from elm.saved.arguments import ElmArguments
 from elm.training import tiny
-from elm.training.settings import ElmArguments
 
 REPO = Path(__file__).resolve().parents[2]
 DATASET = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}
@@ -46,7 +46,7 @@ def flags(parts):
             **parts, "output_dir": str(output_dir), "turns": 3, "align_steps": 2, "max_steps": 6, "save_steps": 2,
             "per_device_train_batch_size": 4, "logging_steps": 1, "report_to": "none", "bf16": False, "use_cpu": True,
             "gradient_checkpointing": False, "ablation": False, "text_only": False, "disable_tqdm": True, "threads": 1,
-            "jobs": 1, "dataloader_num_workers": 0, "questions_per_row": 1, "reports_in_sft": False,
+            "processes": 1, "dataloader_num_workers": 0, "questions_per_row": 1, "reports_in_sft": False,
             "learning_rate": 1e-3, **changes,
         }  # fmt: skip
         words = ["--config", REPO / "recipes" / "configs" / "tiny_cpu.yaml", "--dataset_args", json.dumps(DATASET)]

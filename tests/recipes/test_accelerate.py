@@ -18,7 +18,8 @@ from trl import ModelConfig, SFTConfig
 
 import elm
 from data.readers import read_ecg
-from elm.training.settings import ElmArguments, check_settings
+from elm.saved.arguments import ElmArguments
+from elm.training.settings import check_settings
 
 REPO = Path(__file__).resolve().parents[2]
 FILES = sorted((REPO / "recipes" / "accelerate").glob("*.yaml"))

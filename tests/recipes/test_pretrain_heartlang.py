@@ -17,8 +17,9 @@ import yaml
 from safetensors.torch import load_file
 
 from data.experiment.recordings import load_recordings
+from elm.saved.questions import DEV_NOTE
 from elm.training import dev
-from elm.training.run import newest_whole_checkpoint
+from elm.training.resume import newest_whole_checkpoint
 from encoders import load_encoder
 from encoders.heartlang import HeartLangForMaskedSentence, HeartLangModel, HeartLangVQ
 from recipes import pretrain_heartlang
@@ -236,8 +237,8 @@ def test_every_config_runs_with_dev(config_file, stage, tmp_path, monkeypatch):
     (folder,) = (tmp_path / "temporary").glob("ecg-elm-dev-*/model")
     assert list(Path.cwd().iterdir()) == [], "something went to a folder of the config's own"
     told = metrics(folder)
-    assert len(told["losses"]) == dev.STEPS and told["notes"] == [dev.NOTE]
-    assert dev.NOTE in (folder / "README.md").read_text()
+    assert len(told["losses"]) == dev.STEPS and told["notes"] == [DEV_NOTE]
+    assert DEV_NOTE in (folder / "README.md").read_text()
     encoder, tokenizer = load_encoder(folder)
     assert sum(weight.numel() for weight in encoder.parameters()) < 1_000_000
     own = yaml.safe_load(config_file.read_text())["extractor_args"]

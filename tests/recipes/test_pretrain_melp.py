@@ -17,8 +17,9 @@ import yaml
 from safetensors.torch import load_file
 
 from data.experiment.recordings import load_recordings
+from elm.saved.questions import DEV_NOTE
 from elm.training import dev, tiny_encoder
-from elm.training.run import newest_whole_checkpoint
+from elm.training.resume import newest_whole_checkpoint
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpModel
 from encoders.melp.files import load_pretraining
@@ -292,7 +293,7 @@ def test_every_config_runs_with_dev(config_file, tmp_path, monkeypatch):
     (folder,) = (tmp_path / "temporary").glob("ecg-elm-dev-*/model")
     assert list(Path.cwd().iterdir()) == [], "something went to a folder of the config's own"
     told = metrics(folder)
-    assert len(told["losses"]) == dev.STEPS and told["notes"] == [dev.NOTE]
+    assert len(told["losses"]) == dev.STEPS and told["notes"] == [DEV_NOTE]
     model, extractor, _ = load_pretraining(folder / "pretraining")
     assert sum(weight.numel() for weight in model.parameters()) < 1_000_000
     arguments, _ = pretrain_melp.parse(["--config", str(config_file), "--use_cpu", "true"])

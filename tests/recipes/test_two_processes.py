@@ -47,14 +47,14 @@ def finish(process):
 @pytest.fixture(scope="module")
 def alone(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    output = finish(start(flags, folder, jobs=1))
+    output = finish(start(flags, folder, processes=1))
     return written(folder / "out"), output
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(alone, flags, tmp_path):
     one, output = alone
-    lines = finish(start(flags, tmp_path, jobs=2, dataloader_num_workers=1)).splitlines()
+    lines = finish(start(flags, tmp_path, processes=2, dataloader_num_workers=1)).splitlines()
     assert written(tmp_path / "out") == one
     assert len(lines) <= 40 and not any("it/s" in line or "{'loss'" in line for line in lines), lines
     assert len(output.splitlines()) <= 40
@@ -64,7 +64,7 @@ def test_two_processes_write_the_bytes_of_one(alone, flags, tmp_path):
 @pytest.mark.slow
 def test_killed_both_end_and_go_on_to_the_same_bytes(alone, flags, tmp_path):
     one, _ = alone
-    process = start(flags, tmp_path, jobs=2, save_steps=1)
+    process = start(flags, tmp_path, processes=2, save_steps=1)
     checkpoints = [tmp_path / "out" / place / "checkpoints" / "sft" / "checkpoint-2" for place in (".", "text-only")]
     deadline = time.monotonic() + 400
     while not all(path.exists() for path in checkpoints) and time.monotonic() < deadline:
@@ -72,7 +72,7 @@ def test_killed_both_end_and_go_on_to_the_same_bytes(alone, flags, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # the pipe closes when the last process that writes to it has ended
     assert not (tmp_path / "out" / "ablation" / "report.json").exists()
-    finish(start(flags, tmp_path, jobs=2))
+    finish(start(flags, tmp_path, processes=2))
     assert written(tmp_path / "out") == one
 
 
