@@ -17,7 +17,7 @@ from data.conversations.rows import Message, assistant, user
 from data.ecg import Ecg
 
 if TYPE_CHECKING:
-    from serve.client import EcgChat
+    from serve.serving.client import EcgChat
 
 _LOOK = 0.1  # s between two looks at whether to stop
 

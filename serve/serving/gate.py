@@ -20,7 +20,7 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serve.client import HEADER
+from serve.serving.client import HEADER
 
 API_KEY = "ECG_API_KEY"  # names in the environment
 MODELS = "ECG_SERVED_MODELS"
