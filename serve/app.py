@@ -67,11 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     try:
         from serve.page.desk import Desk, Shelf
-        from serve.serving.engine import LocalEngine, RemoteEngine
+        from serve.serving.engine import RemoteEngine
+        from serve.serving.local import LocalEngine
 
         folder: Path | None = None
         if args.server:
-            from serve.client import EcgChat
+            from serve.serving.client import EcgChat
 
             engine: LocalEngine | RemoteEngine = RemoteEngine(EcgChat(args.server, args.api_key))
         else:
