@@ -11,7 +11,7 @@
 Answers are greedy. Questions and recordings go to this server alone: redirections are not followed.
 """
 
-from data.http import ServerError
+from data.wire.http import ServerError
 from serve.serving.client import Answer, EcgChat
 
 __all__ = ["Answer", "EcgChat", "ServerError"]

@@ -19,8 +19,8 @@ from typing import TypeVar
 from data.conversations.rows import Message, Row
 from data.ecg import EcgSource
 from data.experiment.conditions import Altered, condition_named
-from data.http import Client, Reply, ServerError
 from data.wire import chat_messages
+from data.wire.http import Client, Reply, ServerError
 from eval.answerers.model import question_messages
 
 logger = logging.getLogger(__name__)

@@ -36,9 +36,9 @@ from pathlib import Path
 
 from data.conversations.rows import Message, user
 from data.ecg import Ecg
-from data.http import Client, ServerError
 from data.synthetic import SyntheticCohort
 from data.wire import MEDIA_TYPE, chat_messages
+from data.wire.http import Client, ServerError
 
 QUESTION = "Is this a normal ECG?"
 CHAT = "/v1/chat/completions"

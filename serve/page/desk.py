@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 
 from data.ecg import LEADS, Ecg
-from data.http import ServerError
 from data.measure import Measurements, measure
 from data.paper import SECONDS
 from data.readers import read_ecg
 from data.readers.staging import Budget, UploadError, read_uploaded
 from data.synthetic import SyntheticCohort, categories, findings
+from data.wire.http import ServerError
 from serve.serving.engine import Engine
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from functools import cached_property
 
 from data.conversations.rows import Message, assistant, user
 from data.ecg import Ecg
-from data.http import Client, Reply
 from data.wire import chat_messages
+from data.wire.http import Client, Reply
 
 HEADER = "X-Ecg-Model"  # NAME=HASH of every model that is served, with commas between
 _CHAT, _MODELS = "/v1/chat/completions", "/v1/models"

@@ -11,10 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from data import http
 from data.conversations.rows import question_row
 from data.ecg import LEADS, Ecg
-from data.wire import MEDIA_TYPE, from_wire
+from data.wire import MEDIA_TYPE, from_wire, http
 from eval.answerers.server import ServerError, ServerResponder
 
 ECG, USER, ASSISTANT, END = 1, 2, 3, 4  # tokens; every other one is a character

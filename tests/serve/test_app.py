@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from data.ecg import LEADS, Ecg
-from data.http import ServerError
 from data.measure import Measurements
 from data.paper import Paper
 from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
+from data.wire.http import ServerError
 from serve import app
 from serve.page.desk import MOST_SESSIONS, Desk, Recording, Session, Sessions, Shelf, agree, remarks, unlike
 from serve.page.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, text, warning_html

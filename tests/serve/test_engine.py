@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 
 from data.conversations.rows import assistant, user
-from data.http import ServerError
+from data.wire.http import ServerError
 from elm.ask import ask
 from serve.serving.client import conversation
 from serve.serving.engine import RemoteEngine

@@ -335,7 +335,7 @@ class Worker:
         program: Python code it runs: for tests of what a worker that hangs or dies is answered by.
     """
 
-    def __init__(self, program: str = "from data.measure import serve; serve()") -> None:
+    def __init__(self, program: str = "from data.measure.worker import serve; serve()") -> None:
         self.program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = Lock()
