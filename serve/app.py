@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     atexit.register(uploads.cleanup)
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     try:
-        from serve.page.desk import Desk, Shelf
+        from serve.page.desk import Desk
+        from serve.page.recordings import Shelf
         from serve.serving.engine import RemoteEngine
         from serve.serving.local import LocalEngine
 

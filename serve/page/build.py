@@ -19,16 +19,8 @@ import gradio as gr
 
 from data.paper import GAINS, LAYOUTS, SECONDS, SPEEDS, Paper
 from data.readers.staging import Budget
-from serve.page.desk import (
-    COMPARISONS,
-    MOST_CHARACTERS,
-    QUESTIONS,
-    Condition,
-    Desk,
-    Session,
-    can_ask_again,
-    needs_words,
-)
+from serve.page.desk import COMPARISONS, MOST_CHARACTERS, QUESTIONS, Desk
+from serve.page.session import Condition, Session, can_ask_again, needs_words
 from serve.page.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, warning_html
 
 FILES_KEPT = 600  # s that a file stays at most which was sent but never read

@@ -12,7 +12,8 @@ import logging
 from pathlib import Path
 
 from data.paper import SECONDS, Paper
-from serve.page.desk import Answer, Recording, Session, Turn, meaning, remarks
+from serve.page.recordings import Recording, remarks
+from serve.page.session import Answer, Session, Turn, meaning
 
 logger = logging.getLogger(__name__)
 

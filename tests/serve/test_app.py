@@ -17,7 +17,9 @@ from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
 from data.wire.http import ServerError
 from serve import app
-from serve.page.desk import MOST_SESSIONS, Desk, Recording, Session, Sessions, Shelf, agree, remarks, unlike
+from serve.page.desk import Desk
+from serve.page.recordings import Recording, Shelf, remarks, unlike
+from serve.page.session import MOST_SESSIONS, Session, Sessions, agree
 from serve.page.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, text, warning_html
 
 ROOT = Path(__file__).parents[2]
