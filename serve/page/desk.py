@@ -12,7 +12,8 @@ from data.ecg import Ecg
 from data.readers.staging import Budget, UploadError, read_uploaded
 from data.wire.http import ServerError
 from serve.page.recordings import Recording, Shelf, described
-from serve.page.session import Answer, Condition, Session, Sessions, Turn, _only, can_ask_again, needs_words
+from serve.page.session import Answer, Condition, Session, Sessions, Turn
+from serve.serving.client import Turns
 from serve.serving.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -31,16 +32,16 @@ COMPARISONS = (  # of two
     "Which of the two ECGs shows left bundle branch block?",
     "Which of the two ECGs shows atrial fibrillation?",
 )
-MOST_TURNS = 40  # kept of a conversation
+MOST_TURNS = 40  # of a conversation that are kept
 MOST_CHARACTERS = 2000  # of a question
 
 
 class Desk:
-    """What visitors can do.
+    """Actions of visitors.
 
     Args:
-        engine: What answers.
-        shelf: The page's own recordings.
+        engine: Gives the answers.
+        shelf: Recordings that the page brings along.
     """
 
     def __init__(self, engine: Engine, shelf: Shelf) -> None:
@@ -56,10 +57,10 @@ class Desk:
         session.put(place, self.shelf.examples[number])
 
     def upload(self, session: Session, place: int, files: Sequence[tuple[str, bytes]]) -> None:
-        """Take files a visitor sent; where they do not say what their numbers mean, keep them until he does."""
+        """Take files that a visitor sent; keep those that do not say what their numbers mean until he does."""
         session.put(place, None)
         session.waiting[place] = list(files)
-        if not needs_words(session, place):
+        if not session.needs_words(place):
             self.read(session, place)
             session.waiting[place] = []
 
@@ -69,29 +70,29 @@ class Desk:
         """Read the files that wait.
 
         Args:
-            session: Whose.
+            session: The visitor's.
             place: 0 or 1.
             fs: Sampling rate, Hz.
-            units: Of the samples.
+            units: Units of the samples.
             leads: Names, with spaces or commas between them; empty where the file has them.
         """
-        files, named = session.waiting[place], [lead for lead in re.split(r"[\s,;]+", leads) if lead]
+        files, names = session.waiting[place], [lead for lead in re.split(r"[\s,;]+", leads) if lead]
         try:
-            ecg = read_uploaded(files, fs=fs, units=units, leads=named or None, budget=Budget())
+            ecg = read_uploaded(files, fs=fs, units=units, leads=names or None, budget=Budget())
         except UploadError as error:
             session.notes[place] = str(error)
             return
         session.put(place, Recording(ecg, "uploaded ECG"))
 
     def compare(self, session: Session, on: bool) -> None:
-        """Ask about one recording, or about two. What was asked before was about other ones."""
+        """Ask about one recording, or about two; the conversation so far was about others."""
         if on != session.compare:
             session.stop.set()
             session.compare, session.turns = on, []
 
     def problem(self, session: Session, question: str) -> str:
-        """Why a question cannot be asked now, as a sentence; empty where it can."""
-        if len(session.asked_about()) < (2 if session.compare else 1):
+        """Sentence on why a question cannot be asked now; empty where it can."""
+        if len(session.subjects()) < (2 if session.compare else 1):
             return "Choose two ECGs first." if session.compare else "Choose an ECG first: an example, or upload one."
         if not question.strip():
             return "Type a question first."
@@ -100,20 +101,20 @@ class Desk:
         return ""
 
     def ask(self, session: Session, question: str) -> Iterator[None]:
-        """Ask; the session changes with every step.
+        """Ask a question; the session changes with every step.
 
         Raises:
-            ValueError: It cannot be asked (`problem`).
+            ValueError: The question cannot be asked (`problem`).
         """
         if problem := self.problem(session, question):
             raise ValueError(problem)
-        with _only(session):
+        with session.answering():
             history = [(turn.question, turn.answer.words) for turn in session.turns if turn.answer.state == "done"]
             turn = Turn(question.strip(), Answer(), history)
             session.turns = [*session.turns, turn][-MOST_TURNS:]
             yield
-            ecgs = [recording.ecg for recording in session.asked_about()]
-            yield from self._say(session, turn.answer, ecgs, turn.question, history)
+            ecgs = [recording.ecg for recording in session.subjects()]
+            yield from self._answer(session, turn.answer, ecgs, turn.question, history)
 
     def again(self, session: Session, condition: Condition) -> Iterator[None]:
         """Ask the last question again under a condition.
@@ -124,36 +125,37 @@ class Desk:
         Raises:
             ValueError: There is no answer to compare with.
         """
-        with _only(session):
-            if not can_ask_again(session):
+        with session.answering():
+            if not session.can_ask_again():
                 raise ValueError("Ask a question first, and let the model finish its answer.")
-            turn, mine = session.turns[-1], session.asked_about()
-            ecgs = [recording.ecg for recording in mine]
+            turn, recordings = session.turns[-1], session.subjects()
+            ecgs = [recording.ecg for recording in recordings]
             if turn.history and turn.columns.get("real", Answer()).state != "done":
                 turn.columns["real"] = Answer()
                 yield
-                yield from self._say(session, turn.columns["real"], ecgs, turn.question)
+                yield from self._answer(session, turn.columns["real"], ecgs, turn.question)
                 if turn.columns["real"].state != "done":
                     return
             if condition == "none":
                 turn.columns["none"], ecgs = Answer(), []
             else:
                 donors: list[Recording] = []
-                for recording in mine:
-                    donors.append(self.shelf.donor(recording, [*mine, *donors]))
+                for recording in recordings:
+                    donors.append(self.shelf.donor(recording, [*recordings, *donors]))
                 about = " and ".join(described(donor) for donor in donors)
                 turn.columns["swap"], ecgs = Answer(about=about), [donor.ecg for donor in donors]
             yield
-            yield from self._say(session, turn.columns[condition], ecgs, turn.question)
+            yield from self._answer(session, turn.columns[condition], ecgs, turn.question)
 
-    def _say(
+    def _answer(
         self,
         session: Session,
         answer: Answer,
         ecgs: Sequence[Ecg],
         question: str,
-        history: Sequence[tuple[str, str]] = (),
+        history: Turns = (),
     ) -> Iterator[None]:
+        """Let the engine answer; a failure becomes the words of the answer."""
         stop = session.stop
         try:
             for piece in self.engine.stream(ecgs, question, history, stop):
@@ -165,7 +167,7 @@ class Desk:
             answer.state, answer.words = "failed", f"This cannot be answered: {error}"
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            # Not the message: it may quote what was asked, or the recording.
+            # Not the message: it may quote the question or the recording.
             logger.error("an answer failed: %s in %s, line %d", type(error).__name__, where.filename, where.lineno)
             answer.state, answer.words = "failed", f"The model failed ({type(error).__name__}). Ask again."
         else:

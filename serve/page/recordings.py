@@ -24,9 +24,9 @@ class Recording:
     """A recording on the desk.
 
     Attributes:
-        ecg: It.
+        ecg: Signal, rate and leads.
         name: What the page calls it.
-        measured: What was measured in it; None until it was, and where that is not possible.
+        measured: Measurements; None before they are taken, and where that is not possible.
         unmeasured: Why that is not possible.
     """
 
@@ -36,7 +36,7 @@ class Recording:
     unmeasured: str = ""
 
     def measure(self) -> Recording:
-        """Measure it, once."""
+        """Take the measurements, once."""
         if self.measured is None and not self.unmeasured:
             try:
                 self.measured = measure(self.ecg)
@@ -46,27 +46,28 @@ class Recording:
 
 
 def remarks(ecg: Ecg) -> list[str]:
-    """What is wrong with the signal, in sentences; empty where nothing is.
+    """Sentences about what is wrong with the signal; none where nothing is.
 
-    Told are leads that are missing, flat (less than 0.01 mV from top to bottom), or cut off: 20 ms or more at the very
+    They name leads that are missing, flat (less than 0.01 mV from top to bottom), or cut off: 20 ms or more at the very
     same extreme value.
     """
-    bare = {lead.removeprefix("-"): row for lead, row in zip(ecg.leads, ecg.signal, strict=True)}
-    flat = [lead for lead, row in bare.items() if np.ptp(row) < _FLAT]
-    cut = [lead for lead, row in bare.items() if lead not in flat and _is_cut(row, max(5, round(_PLATEAU * ecg.fs)))]
-    told = []
-    if missing := [lead for lead in LEADS if lead not in bare]:
-        told.append(f"Not recorded: {', '.join(missing)}.")
+    rows = {lead.removeprefix("-"): row for lead, row in zip(ecg.leads, ecg.signal, strict=True)}
+    flat = [lead for lead, row in rows.items() if np.ptp(row) < _FLAT]
+    cut = [lead for lead, row in rows.items() if lead not in flat and _is_cut(row, max(5, round(_PLATEAU * ecg.fs)))]
+    sentences = []
+    if missing := [lead for lead in LEADS if lead not in rows]:
+        sentences.append(f"Not recorded: {', '.join(missing)}.")
     if flat:
-        told.append(f"Flat: {', '.join(flat)}.")
+        sentences.append(f"Flat: {', '.join(flat)}.")
     if cut:
-        told.append(f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there.")
+        sentences.append(f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there.")
     if ecg.duration < SECONDS - 0.05:
-        told.append(f"Only {ecg.duration:.3g} s long.")
-    return told
+        sentences.append(f"Only {ecg.duration:.3g} s long.")
+    return sentences
 
 
 def _is_cut(row: np.ndarray, least: int) -> bool:
+    """Whether a lead `[samples]` stays at its highest or lowest value for at least so many samples."""
     for extreme in (row.max(), row.min()):
         ends = np.flatnonzero(np.diff(row == extreme, prepend=False, append=False)).reshape(-1, 2)
         if (ends[:, 1] - ends[:, 0]).max() >= least:
@@ -75,7 +76,7 @@ def _is_cut(row: np.ndarray, least: int) -> bool:
 
 
 def _kinds(measured: Measurements | None) -> dict[str, str]:
-    """What was measured, in classes: what tells one recording from another at a glance."""
+    """Classes of the measurements, by which one recording differs from another at a glance."""
     if measured is None or measured.quality == "failed":
         return {}
     m = measured
@@ -89,9 +90,9 @@ def _kinds(measured: Measurements | None) -> dict[str, str]:
     return kinds
 
 
-def unlike(mine: Measurements | None, theirs: Measurements | None) -> int:
-    """In how many classes of measurements two recordings differ."""
-    a, b = _kinds(mine), _kinds(theirs)
+def unlike(one: Measurements | None, other: Measurements | None) -> int:
+    """Number of classes of measurements in which two recordings differ."""
+    a, b = _kinds(one), _kinds(other)
     return sum(a[name] != b[name] for name in a.keys() & b.keys())
 
 
@@ -99,19 +100,19 @@ class Shelf:
     """Recordings the page brings along: examples to click on, and other patients' ECGs to ask with.
 
     Args:
-        folder: A saved model, whose `examples/` are shown; without them, simulated recordings are.
+        folder: Folder of a saved model, whose `examples/` are shown; without them, simulated recordings are.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         cohort = SyntheticCohort(60, records_per_patient=1, seed=11, fs=500)
         simulated = [
-            Recording(cohort[record], f"simulated patient {int(cohort.patient_of[record][1:])}: {said}")
-            for said, record in _told_apart(cohort).items()
+            Recording(cohort[record], f"simulated patient {int(cohort.patient_of[record][1:])}: {finding}")
+            for finding, record in _one_of_each(cohort).items()
         ]
-        found = sorted((folder / "examples").glob("*.hea")) if folder is not None else []
-        kept = [Recording(read_ecg(path), f"record {path.stem}") for path in found]
-        self.examples = (kept or simulated)[:EXAMPLES]
-        self.donors = [*kept, *simulated]
+        paths = sorted((folder / "examples").glob("*.hea")) if folder is not None else []
+        saved = [Recording(read_ecg(path), f"record {path.stem}") for path in paths]
+        self.examples = (saved or simulated)[:EXAMPLES]
+        self.donors = [*saved, *simulated]
 
     def warm(self) -> None:
         """Measure all of them, so that the first visitor need not wait."""
@@ -137,8 +138,8 @@ def _same(one: Ecg, other: Ecg) -> bool:
     return one.signal.shape == other.signal.shape and bool(np.allclose(one.signal, other.signal, atol=1e-3))
 
 
-def _told_apart(cohort: SyntheticCohort) -> dict[str, str]:
-    """A few records of a cohort with one finding each, by what that is."""
+def _one_of_each(cohort: SyntheticCohort) -> dict[str, str]:
+    """Records of a cohort with one finding each, by the finding."""
     present = {name: flags for name, (flags, _) in findings(cohort.parameters).items()}
     quiet = categories(cohort.parameters)["noise"] == 0
     wanted = ("normal ECG", "atrial fibrillation", "left bundle branch block", "tachycardia", "bradycardia")
@@ -153,12 +154,12 @@ def _told_apart(cohort: SyntheticCohort) -> dict[str, str]:
 
 
 def described(recording: Recording) -> str:
-    """Whose recording it is, and what was measured in it."""
+    """Name of a recording, and its measurements in brackets."""
     m = recording.measured
     if m is None or m.quality == "failed":
         return recording.name
-    said = [f"rate {m.rate:.0f}/min"] if m.rate is not None else []
-    said += [f"PR {m.pr:.0f} ms" if m.pr is not None else "no P waves found"]
-    said += [f"QRS {m.qrs:.0f} ms"] if m.qrs is not None else []
-    said += [f"axis {m.axis:.0f}\N{DEGREE SIGN}"] if m.axis is not None else []
-    return f"{recording.name} ({', '.join(said)})"
+    values = [f"rate {m.rate:.0f}/min"] if m.rate is not None else []
+    values += [f"PR {m.pr:.0f} ms" if m.pr is not None else "no P waves found"]
+    values += [f"QRS {m.qrs:.0f} ms"] if m.qrs is not None else []
+    values += [f"axis {m.axis:.0f}\N{DEGREE SIGN}"] if m.axis is not None else []
+    return f"{recording.name} ({', '.join(values)})"

@@ -18,12 +18,12 @@ Condition = Literal["none", "swap"]
 
 @dataclass
 class Answer:
-    """What the model said, or is saying.
+    """An answer of the model, also while it is being given.
 
     Attributes:
-        words: So far.
-        state: Whether it is at it, has finished, was stopped, or failed.
-        about: Whose ECG it was asked with, where that is not the one in the question.
+        words: The words so far.
+        state: Whether the model is answering, has finished, was stopped, or failed.
+        about: The patient and measurements of the ECG, where it is not the one in the question.
     """
 
     words: str = ""
@@ -36,9 +36,9 @@ class Turn:
     """A question, its answer, and the answers to it under other conditions.
 
     Attributes:
-        question: Its words.
-        answer: The model's.
-        history: Earlier turns the model was told.
+        question: The words of the visitor.
+        answer: The first answer.
+        history: Earlier turns that the model was asked with.
         columns: The same question asked again, by condition: "real" where the first answer had a history.
     """
 
@@ -50,12 +50,12 @@ class Turn:
 
 @dataclass
 class Session:
-    """One visitor.
+    """State of one visitor's page.
 
     Attributes:
         recordings: The first ECG, and the second.
         compare: Whether questions are about both.
-        notes: What is to be said about each place: why an upload was not read.
+        notes: Message about each place: why an upload was not read.
         waiting: Uploaded files of each place that do not say what their numbers mean.
         turns: The conversation about these recordings. Other recordings begin another one.
         stop: Ends the answer that is being given.
@@ -70,20 +70,45 @@ class Session:
     stop: Event = field(default_factory=Event)
     busy: Lock = field(default_factory=Lock)
 
-    def asked_about(self) -> list[Recording]:
+    def subjects(self) -> list[Recording]:
         """The recordings questions are about."""
-        return [each for each in self.recordings[: 2 if self.compare else 1] if each is not None]
+        return [recording for recording in self.recordings[: 2 if self.compare else 1] if recording is not None]
 
     def put(self, place: int, recording: Recording | None) -> None:
-        """Lay a recording on the desk: what was said about the one before is over."""
+        """Lay a recording on the desk; the conversation about the one before is over."""
         self.stop.set()
         self.recordings[place] = recording
         self.waiting[place], self.notes[place] = [], ""
         self.turns = []
 
+    def needs_words(self, place: int) -> bool:
+        """Whether the files that wait are bare numbers: their sender must say rate, units and leads."""
+        files = self.waiting[place]
+        return len(files) == 1 and files[0][0].lower().endswith((".npy", ".csv"))
+
+    def can_ask_again(self) -> bool:
+        """Whether there is a finished answer about the recordings on the desk."""
+        return bool(self.turns) and self.turns[-1].answer.state == "done"
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Stop the answer that is still being given, and hold the session for the next one.
+
+        Raises:
+            ValueError: The answer before does not end.
+        """
+        self.stop.set()
+        if not self.busy.acquire(timeout=60):
+            raise ValueError("The answer before this one does not end. Wait a little, and ask again.")
+        self.stop = Event()
+        try:
+            yield
+        finally:
+            self.busy.release()
+
 
 class Sessions:
-    """The visitors, by Gradio's name for the open page. Of too many, the one who came first is forgotten."""
+    """Sessions by Gradio's name for the open page. Beyond the limit, the visitor who came first is forgotten."""
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
@@ -101,7 +126,7 @@ class Sessions:
             return self._open[name]
 
     def close(self, name: str) -> None:
-        """Forget a visitor, and stop what is computed for him."""
+        """Forget a visitor, and stop the answer that is computed for him."""
         with self._lock:
             self._close(name)
 
@@ -110,24 +135,13 @@ class Sessions:
             session.stop.set()
 
 
-def needs_words(session: Session, place: int) -> bool:
-    """Whether the files that wait are bare numbers: their sender must say rate, units and leads."""
-    files = session.waiting[place]
-    return len(files) == 1 and files[0][0].lower().endswith((".npy", ".csv"))
-
-
-def can_ask_again(session: Session) -> bool:
-    """Whether there is a finished answer about the recordings on the desk."""
-    return bool(session.turns) and session.turns[-1].answer.state == "done"
-
-
 def agree(one: str, other: str) -> bool:
-    """Whether two answers say the same: their words are the same, whatever stands between them."""
+    """Whether two answers have the same words, whatever stands between them."""
     return re.findall(r"\w+", one.casefold()) == re.findall(r"\w+", other.casefold())
 
 
 def meaning(turn: Turn, condition: Condition) -> str:
-    """What it says about the model that an answer stayed, or did not; empty while one is missing."""
+    """Sentence on what it means that an answer stayed, or did not; empty while one is missing."""
     first, second = turn.columns.get("real", turn.answer), turn.columns.get(condition)
     if second is None or second.state != "done" or first.state != "done":
         return ""
@@ -142,16 +156,3 @@ def meaning(turn: Turn, condition: Condition) -> str:
             "from the ECG."
         )
     return "The answer changed with the ECG, as that of a model that reads it would. That does not make it right."
-
-
-@contextmanager
-def _only(session: Session) -> Iterator[None]:
-    """One answer at a time: one that is still being given is stopped."""
-    session.stop.set()
-    if not session.busy.acquire(timeout=60):
-        raise ValueError("The answer before this one does not end. Wait a little, and ask again.")
-    session.stop = Event()
-    try:
-        yield
-    finally:
-        session.busy.release()

@@ -254,7 +254,7 @@ def wfdb_files(folder, record="rec"):
 
 def test_an_upload_is_read_and_not_kept(desk, tmp_path):
     pytest.importorskip("gradio")
-    from serve.page.build import taken
+    from serve.page.place import taken
 
     wfdb_files(tmp_path)
     paths = [tmp_path / "rec.hea", tmp_path / "rec.dat"]
