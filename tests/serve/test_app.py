@@ -20,6 +20,7 @@ from serve import app
 from serve.page.desk import Desk
 from serve.page.recordings import Recording, Shelf, remarks, unlike
 from serve.page.session import MOST_SESSIONS, Session, Sessions, agree
+from serve.page.settings import is_local
 from serve.page.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, text, warning_html
 
 ROOT = Path(__file__).parents[2]
@@ -407,7 +408,7 @@ def test_others_are_let_in_only_with_a_password(host, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         app.main(["--model", "nowhere", "--host", host])
     assert stopped.value.code == 2 and "give a --password" in capsys.readouterr().err
-    assert all(map(app.is_local, ("127.0.0.1", "::1", "localhost")))
+    assert all(map(is_local, ("127.0.0.1", "::1", "localhost")))
 
 
 @pytest.mark.parametrize(("arguments", "said"), [(["--model", "no/such/model"], "no saved model"), ([], "required")])
