@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -41,7 +42,19 @@ class Reply:
 
     url: str
     value: Any
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, url: str, data: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+        """The reply in these bytes.
+
+        Raises:
+            ServerError: They are no JSON.
+        """
+        try:
+            return cls(url, json.loads(data), headers)
+        except ValueError as error:
+            raise ServerError(f"{url} does not answer in JSON: {data[:200]!r}") from error
 
     def at(self, *path: str | int) -> Any:
         """The field at this path of keys and indices.
@@ -85,9 +98,9 @@ class Client:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.Client(headers=headers, timeout=timeout, limits=limits)
 
-    def text(self, path: str, body: Mapping[str, object] | None = None) -> str:
-        """The reply to a GET, or to a POST of a JSON body, as text; errors are those of `json`."""
-        return self._reply(path, body).text
+    def text(self, path: str) -> str:
+        """The reply to a GET as text; errors are those of `json`."""
+        return self._reply(path, None).text
 
     def json(self, path: str, body: Mapping[str, object] | None = None) -> Reply:
         """The reply to a GET, or to a POST of a JSON body.
@@ -96,9 +109,9 @@ class Client:
             ServerError: The server cannot be reached, refuses the request, fails, or does not answer in JSON.
         """
         reply = self._reply(path, body)
-        return _parsed(self.url + path, reply.content, reply.headers)
+        return Reply.parse(self.url + path, reply.content, reply.headers)
 
-    def events(self, path: str, body: Mapping[str, object]) -> Iterator[Reply]:
+    def events(self, path: str, body: Mapping[str, object]) -> Generator[Reply, None, None]:
         """Parts of a streamed reply. Closing the generator closes the connection, which ends the server's work on it.
 
         Raises:
@@ -111,7 +124,7 @@ class Client:
                 data = line.removeprefix(b"data:").strip()
                 if data == b"[DONE]":
                     return
-                event = _parsed(self.url + path, data)
+                event = Reply.parse(self.url + path, data)
                 if isinstance(event.value, dict) and "error" in event.value:
                     raise ServerError(f"{event.url}: the answer broke off: {event.at('error', 'message')}")
                 yield event
@@ -148,13 +161,6 @@ class Client:
             hint = f". {self.hint}" if self.hint else ""
             problem = str(error) or type(error).__name__
             raise ServerError(f"{method} {self.url}{path}: {problem}{hint}") from error
-
-
-def _parsed(url: str, data: bytes, headers: Mapping[str, str] | None = None) -> Reply:
-    try:
-        return Reply(url, json.loads(data), headers or {})
-    except ValueError as error:
-        raise ServerError(f"{url} does not answer in JSON: {data[:200]!r}") from error
 
 
 def _lines(reply: httpx.Response) -> Iterator[bytes]:

@@ -34,10 +34,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from data.conversations.rows import Message, user
 from data.ecg import Ecg
 from data.synthetic import SyntheticCohort
-from data.wire import MEDIA_TYPE, chat_messages
+from data.wire import MEDIA_TYPE, chat_messages, data_url, to_wire
 from data.wire.http import Client, ServerError
 
 QUESTION = "Is this a normal ECG?"
@@ -138,10 +140,9 @@ def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
 
 def _reply(server: Server, ecg: Ecg, kind: str) -> str:
     """The status, or what went wrong."""
+    messages = question(ecg, "word " * 40_000 if kind == "long" else QUESTION, 20 if kind == "many" else 1)
     if kind in ("nan", "leads", "fetched"):
-        messages = _broken(ecg, kind)
-    else:
-        messages = question(ecg, "word " * 40_000 if kind == "long" else QUESTION, 20 if kind == "many" else 1)
+        messages[0]["content"][0]["audio_url"]["url"] = _unfit(ecg, kind)
     body = server.body(messages, 8)
     if kind == "unknown":
         body["model"] = "no-such-model"
@@ -156,17 +157,15 @@ def _reply(server: Server, ecg: Ecg, kind: str) -> str:
         return str(error.status or error)
 
 
-def _broken(ecg: Ecg, kind: str) -> list[Message]:
-    """A question about a recording that no server may take."""
-    samples = ecg.signal.astype("<f4")
-    if kind == "nan":
-        samples[0, 0] = float("nan")
-    leads = ["I", "II"] if kind == "leads" else list(ecg.leads)
-    signal = base64.b64encode((samples[:2] if kind == "leads" else samples).tobytes()).decode()
-    wire = json.dumps({"fs": ecg.fs, "leads": leads, "units": "mV", "signal": signal}).encode()
-    url = f"data:{MEDIA_TYPE};base64,{base64.b64encode(wire).decode()}"
-    part = {"type": "audio_url", "audio_url": {"url": "http://127.0.0.1/" if kind == "fetched" else url}}
-    return [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
+def _unfit(ecg: Ecg, kind: str) -> str:
+    """URL of a recording that no server may take."""
+    if kind == "fetched":
+        return "http://127.0.0.1/"
+    if kind == "leads":
+        return data_url(ecg.select(["I", "II"]))
+    signal = np.full(ecg.signal.shape, np.nan, "<f4").tobytes()
+    wire = json.loads(to_wire(ecg)) | {"signal": base64.b64encode(signal).decode()}
+    return f"data:{MEDIA_TYPE};base64,{base64.b64encode(json.dumps(wire).encode()).decode()}"
 
 
 def _resident(pid: int) -> int:
@@ -260,7 +259,7 @@ def _measure(server: Server, args: argparse.Namespace) -> None:
 
     print(f"{title}. Medians; least and greatest ratio in brackets.")
     _row(f"{args.chats} chats, tokens/s", "in turn", "at once", rates, lambda turn, once: once / turn)
-    _row("first word, ms", "new ECG", "known ECG", waits, lambda new, known: new / known)
+    _row("first word, ms", "new ECG", "known ECG", waits, lambda new, again: new / again)
     if args.soak:
         sizes, kinds = [server.memory()], Counter[str]()
         for requests in (args.soak // 2, args.soak - args.soak // 2):  # caches fill in the first half; a leak goes on

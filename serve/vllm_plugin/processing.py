@@ -12,7 +12,8 @@ import numpy as np
 from transformers import BatchFeature
 from vllm.config.multimodal import BaseDummyOptions
 from vllm.exceptions import VLLMValidationError
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalInput, MultiModalKwargsItems
+from vllm.inputs import MultiModalInput
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import ModalityDataParser, MultiModalDataItems, MultiModalDataParser, ProcessorBatchItems
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
