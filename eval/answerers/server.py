@@ -1,7 +1,7 @@
 """Asks a server: an OpenAI-compatible one that takes ECGs, such as vLLM with our plugin.
 
 An ECG travels as an `audio_url` part, a kind that vLLM's chat API knows and hands on unread, with a `data:` URL of
-`data.wire`. Altered recordings are altered here and sent like any other.
+`data.wire`. Recordings are altered on this side and sent like any other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import TypeVar
@@ -34,19 +34,19 @@ class ServerResponder:
     """Asks an OpenAI-compatible chat server, greedily, several questions at a time.
 
     The server prepares recordings by itself, so it can be asked under conditions that change the row or the recording.
-    What answers a server gives can depend on which requests it computes together, in the last digits of probabilities.
+    Its answers can depend on which requests it computes together, in the last digits of probabilities.
 
     Log-probabilities come from vLLM's `prompt_logprobs`, by two kinds of requests to `/chat/completions`: the question
     with `return_token_ids`, and for each option the question and the option as the assistant's turn, with
     `add_generation_prompt` false and `prompt_logprobs` 0. The tokens by which the second prompt is longer are the
     option, end of turn included. With prefix caching the numbers depend on the order of requests
-    (github.com/vllm-project/vllm/issues/42019), so the caller must say that it is off; where the server has /metrics,
-    they are asked whether that is so.
+    (github.com/vllm-project/vllm/issues/42019), so the caller must say that it is off; /metrics is asked whether that is
+    so, where the server has it.
 
     Args:
         url: Base of the API, such as `http://127.0.0.1:8000/v1`.
         model: Name under which the server knows the model.
-        source: The recordings, as they are; the alterations of `data.experiment.conditions` are made of them.
+        source: The recordings, from which `data.experiment.conditions` makes altered ones.
         api_key: Sent as a bearer token.
         prefix_caching_off: The server was started with `--no-enable-prefix-caching`.
         concurrency: Requests in flight.
@@ -60,7 +60,7 @@ class ServerResponder:
     url: str
     model: str
     source: EcgSource
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     _: KW_ONLY
     prefix_caching_off: bool = False
     concurrency: int = 16
@@ -69,7 +69,6 @@ class ServerResponder:
     retries: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse a URL that is none of HTTP and a concurrency below 1."""
         if self.concurrency < 1:
             raise ValueError(f"concurrency must be positive, got {self.concurrency}")
         self.url, self.source = self.url.rstrip("/"), Altered(self.source)
@@ -88,7 +87,7 @@ class ServerResponder:
         return sha256(json.dumps([self.url, self.model, self.max_new_tokens]).encode()).hexdigest()[:16]
 
     def prepare(self, rows: Sequence[Row], condition: str) -> None:
-        """Refuses a condition the server cannot be asked under.
+        """Refuse a condition the server cannot be asked under.
 
         Raises:
             ValueError: It is done to what a model computes from a recording.
