@@ -40,8 +40,8 @@ class ServerResponder:
     with `return_token_ids`, and for each option the question and the option as the assistant's turn, with
     `add_generation_prompt` false and `prompt_logprobs` 0. The tokens by which the second prompt is longer are the
     option, end of turn included. With prefix caching the numbers depend on the order of requests
-    (github.com/vllm-project/vllm/issues/42019), so the caller must say that it is off; /metrics is asked whether that is
-    so, where the server has it.
+    (github.com/vllm-project/vllm/issues/42019), so the caller must say that it is off; /metrics is asked whether
+    that is so, where the server has it.
 
     Args:
         url: Base of the API, such as `http://127.0.0.1:8000/v1`.
