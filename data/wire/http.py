@@ -131,7 +131,7 @@ class Client:
         raise ServerError(f"{self.url + path}: the answer broke off: the server closed the connection")
 
     def _reply(self, path: str, body: Mapping[str, object] | None) -> httpx.Response:
-        """The whole reply, after as many repetitions as it takes and are allowed."""
+        """The whole reply, after as many repetitions as are needed and allowed."""
         attempt = 1
         while True:
             try:
@@ -141,8 +141,9 @@ class Client:
             except ServerError as error:
                 passing = error.status is None or error.status == 429 or error.status >= 500
                 if not passing or attempt > self.retries:
-                    attempts = f" ({attempt} attempts)" if attempt > 1 else ""
-                    raise ServerError(f"{error}{attempts}", error.status) from error
+                    if attempt == 1:
+                        raise
+                    raise ServerError(f"{error} ({attempt} attempts)", error.status) from error
             time.sleep(min(WAIT[0] * 2 ** (attempt - 1), WAIT[1]))
             attempt += 1
 
