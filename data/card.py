@@ -8,14 +8,15 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined
+
+from data.conversations.contract import ROW_FIELDS
+from data.conversations.rows import QuestionSet, Row
 from data.support.hub import check_repo_id, commit
-
-if TYPE_CHECKING:
-    from data.conversations.rows import QuestionSet, Row
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Source:
 
     Attributes:
         title: What a card calls it.
-        licence: Its licence in words.
+        licence: Licence in words.
         hub_licence: The same as the hub's identifier.
         link: Where it is published.
         words: Pattern that finds it in the name of a question set or corpus.
@@ -58,30 +59,16 @@ SOURCES = (
     MIMIC,
 )
 
-_FIELDS = {
-    "id": "name of the row",
-    "messages": "the conversation; each part of type `ecg` stands for one recording",
-    "ecgs": "record ids of the recordings, in the order of these parts",
-    "patient_ids": "patient of each recording",
-    "question_type": "kind of question",
-    "template_id": "number of the template it was made from, 0 for none",
-    "attribute": "what the question names, e.g. a finding; empty where unknown",
-    "group": "family of the attribute",
-    "question": "the question's text",
-    "answer": "the right answer: a set, in canonical order",
-    "control": "empty, or the group that is kept out of headline numbers",
-}
-
 
 def sources_of(words: Iterable[str]) -> list[Source]:
     """The known sources that names of question sets and corpora speak of."""
-    said = " ".join(words).lower()
-    return [source for source in SOURCES if re.search(source.words, said)]
+    text = " ".join(words).lower()
+    return [source for source in SOURCES if re.search(source.words, text)]
 
 
 def corpora_of(questions: QuestionSet) -> list[str]:
     """Names of the corpora that a set's recordings come from, as far as it says."""
-    return sorted({str(known["corpus"]) for known in questions.traits.values() if "corpus" in known})
+    return sorted({str(traits["corpus"]) for traits in questions.traits.values() if "corpus" in traits})
 
 
 def source_lines(sources: Iterable[Source]) -> list[str]:
@@ -91,8 +78,8 @@ def source_lines(sources: Iterable[Source]) -> list[str]:
 
 def licence_of(sources: Sequence[Source]) -> str:
     """The hub's identifier of the licence all sources share, or `"other"`."""
-    found = {source.hub_licence for source in sources}
-    return found.pop() if len(found) == 1 else "other"
+    licences = {source.hub_licence for source in sources}
+    return licences.pop() if len(licences) == 1 else "other"
 
 
 def dataset_card(
@@ -103,8 +90,8 @@ def dataset_card(
     Args:
         questions: The set.
         repo_id: OWNER/NAME it gets on the hub.
-        licence: The hub's identifier; that of its sources if not given, `"other"` where these are unknown or differ.
-        leaks: What a check of the split found, in sentences.
+        licence: The hub's identifier; by default that of its sources, `"other"` where these are unknown or differ.
+        leaks: Findings of a check of the split, in sentences.
     """
     from huggingface_hub import DatasetCardData
 
@@ -123,39 +110,25 @@ def dataset_card(
             for name, files in configs.items()
         ],
     )
-    lines = [
-        "---", str(data.to_yaml()), "---", "",
-        f"# Questions about ECGs: {questions.name}", "",
-        "**Research use only. Not a medical device. Not for diagnosis or treatment.**", "",
-        "Questions about 12-lead ECGs with their right answers, split by patient. **Rows only: there are no recordings "
-        "here.** A row names its recordings by the ids under which their corpus is published.", "",
-    ]  # fmt: skip
-    if any("derived" in source.title for source in sources):
-        lines += [
-            "**Questions derived from labels are not ECG-QA.** They share its schema, not its questions: a result on "
-            "them is not a result on ECG-QA.", "",
-        ]  # fmt: skip
-    lines += [
-        "## Intended use", "",
-        "To train models that answer questions about ECGs, and to find out whether they read the ECG. Not for "
-        "decisions about patients, nor to find out who a patient is.", "",
-        "## Sources and licences", "",
-        *(source_lines(sources) or ["- Not stated: ask whoever made these questions."]), "",
-        "## Splits", "",
-        "| | questions | patients | recordings |", "|---|---|---|---|",
-        *(f"| {config}, {split} | {_counts(rows)} |" for (config, split), rows in parts.items()), "",
-        *_by_type(questions), "",
-        *(f"- {sentence}" for sentence in (_shared(questions), *leaks)), "",
-    ]  # fmt: skip
-    if questions.notes:
-        lines += ["## How the rows were chosen", "", *(f"- {note}" for note in questions.notes), ""]
-    lines += ["## Fields", "", "| field | what it holds |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in _FIELDS.items()]
-    lines += [
-        "", "## Use", "", "```python", "from datasets import load_dataset", "",
-        f'rows = load_dataset("{repo_id or "OWNER/NAME"}", "questions", split="test")', "```", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    sides = {
+        "train": [*questions.train, *questions.reports],
+        "test": [*questions.test, *questions.test_reports],
+    }
+    shared = [set.intersection(*(of(rows) for rows in sides.values())) for of in (_patients, _records)]
+    counts = [Counter(row["question_type"] for row in rows) for rows in (questions.train, questions.test)]
+    template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(template).render(
+        data=str(data.to_yaml()),
+        questions=questions,
+        repo_id=repo_id or "OWNER/NAME",
+        derived=any("derived" in source.title for source in sources),
+        sources=source_lines(sources),
+        parts={name: (len(rows), len(_patients(rows)), len(_records(rows))) for name, rows in parts.items()},
+        kinds={kind: [count[kind] for count in counts] for kind in sorted(set().union(*counts))},
+        shared=[len(ids) for ids in shared],
+        leaks=leaks,
+    )
 
 
 def push_questions(
@@ -173,9 +146,9 @@ def push_questions(
         questions: The set.
         repo_id: OWNER/NAME.
         private: Only the owner, or the members of an organization, may see it.
-        licence: As in `dataset_card`.
-        leaks: As in `dataset_card`.
-        token: Of an account that may write there; the one that is logged in if not given.
+        licence: The hub's identifier, see `dataset_card`.
+        leaks: Findings of a check of the split, in sentences.
+        token: Access token of an account that may write there; that of the account logged in by default.
 
     Returns:
         The address of the commit.
@@ -194,7 +167,7 @@ def push_questions(
     files = {"README.md": card.encode()}
     for (config, split), rows in _parts(questions).items():
         buffer = io.BytesIO()
-        Dataset.from_list([{name: _values(row)[name] for name in _FIELDS} for row in rows]).to_parquet(buffer)
+        Dataset.from_list([_published(row) for row in rows]).to_parquet(buffer)
         files[f"data/{config}-{split}.parquet"] = buffer.getvalue()
     message = f"Questions about ECGs: {questions.name}"
     ours = ["README.md", "data/*.parquet"]
@@ -240,29 +213,14 @@ def _parts(questions: QuestionSet) -> dict[tuple[str, str], list[Row]]:
     return {where: rows for where, rows in parts.items() if rows}
 
 
-def _values(row: Row) -> Mapping[str, Any]:
-    return row
+def _published(row: Row) -> dict[str, object]:
+    values: dict[str, object] = {**row}
+    return {name: values[name] for name in ROW_FIELDS}
 
 
-def _counts(rows: Sequence[Row]) -> str:
-    patients = {patient for row in rows for patient in row["patient_ids"]}
-    records = {record for row in rows for record in row["ecgs"]}
-    return f"{len(rows):,} | {len(patients):,} | {len(records):,}"
+def _patients(rows: Sequence[Row]) -> set[str]:
+    return {patient for row in rows for patient in row["patient_ids"]}
 
 
-def _by_type(questions: QuestionSet) -> list[str]:
-    train, test = (Counter(row["question_type"] for row in rows) for rows in (questions.train, questions.test))
-    head = ["| kind of question | train | test |", "|---|---|---|"]
-    return [*head, *(f"| {kind} | {train[kind]:,} | {test[kind]:,} |" for kind in sorted({*train, *test}))]
-
-
-def _shared(questions: QuestionSet) -> str:
-    """How many patients and recordings training and test have in common: counted, not promised."""
-    ours, theirs = (questions.train + questions.reports), (questions.test + questions.test_reports)
-    patients = len(_all(ours, "patient_ids") & _all(theirs, "patient_ids"))
-    records = len(_all(ours, "ecgs") & _all(theirs, "ecgs"))
-    return f"Patients in both splits: {patients:,}; recordings in both: {records:,}."
-
-
-def _all(rows: Sequence[Row], field: str) -> set[str]:
-    return {value for row in rows for value in _values(row)[field]}
+def _records(rows: Sequence[Row]) -> set[str]:
+    return {record for row in rows for record in row["ecgs"]}

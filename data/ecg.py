@@ -124,7 +124,7 @@ class Ecg:
         """The recording lengthened at its end to `seconds` with a constant (mV).
 
         Raises:
-            ValueError: It is already longer; crop it instead.
+            ValueError: The recording is already longer; crop it instead.
         """
         missing = round(seconds * self.fs) - self.signal.shape[1]
         if missing < 0:

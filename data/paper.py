@@ -51,7 +51,7 @@ _PULSE = 0.2  # s, of 1 mV
 _COLUMN = 0.1  # mm: of all samples within, the highest and the lowest are drawn
 _UNIT = 0.01  # mm: what coordinates are rounded to
 
-_PAPER = "#ffffff"  # said, not left out: a page in dark mode must not shine through
+_PAPER = "#ffffff"  # stated, not left out: a page in dark mode must not shine through
 # Colour, and width of the line or height of the letters in mm.
 _STYLES = {
     "minor": ("#fad9dd", 0.12),
@@ -91,13 +91,13 @@ class Segment:
     """Where a lead is drawn: a time t (s) lies at `x + (t - start) * speed`, a level v (mV) at `baseline - v * gain`.
 
     Attributes:
-        lead: Its name.
+        lead: Name of the lead.
         start: Time at its left edge, in seconds from the start of the recording.
-        seconds: Its length; the recording may end before.
+        seconds: Length; the recording may end before.
         x: Left edge, mm from the left of the page.
-        baseline: Of 0 mV, mm from the top of the page.
+        baseline: Level of 0 mV, mm from the top of the page.
         top: Upper edge of its row, mm.
-        height: Of its row, mm.
+        height: Height of its row, mm.
         drawn: Whether there is a trace: the lead was recorded, and has a finite sample here.
     """
 
@@ -116,8 +116,8 @@ class Drawing:
     """A page of paper, in mm: `strokes` first, `texts` above them.
 
     Attributes:
-        width: Of the page.
-        height: Of the page.
+        width: Width of the page.
+        height: Height of the page.
         speed: mm per second.
         gain: mm per mV.
         strokes: From the lowest to the uppermost.

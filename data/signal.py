@@ -48,10 +48,10 @@ def bandpass(signal: NDArray[np.floating], fs: float, low: float, high: float, o
 
     Args:
         signal: `[..., samples]`.
-        fs: Its sampling rate, Hz.
+        fs: Sampling rate, Hz.
         low: Lower corner (-6 dB), Hz.
         high: Upper corner, Hz.
-        order: Of the filter.
+        order: Order of the filter.
 
     Returns:
         float64 `[..., samples]`.

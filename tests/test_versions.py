@@ -13,7 +13,7 @@ from data import measure, synthetic
 from data.conversations import load_questions
 from data.ecg import Ecg
 from data.experiment import conditions
-from data.experiment import leaks as splits
+from data.experiment import duplicates as copies
 from elm.training import tiny
 from encoders.heartlang import QrsTokenizer, feature_extraction
 
@@ -43,7 +43,7 @@ def duplicates(cohort):
     source = {f"{n}": ecg for n, ecg in enumerate(ecgs)}
     source |= {f"copy {n}": Ecg(0.5 * ecg.signal[:, 100:700], ecg.fs, ecg.leads) for n, ecg in enumerate(ecgs[:3])}
     train, test = list(map(str, range(len(ecgs)))), [f"copy {n}" for n in range(3)]
-    pairs = splits.find_duplicates(source, train, test)
+    pairs = copies.find_duplicates(source, train, test)
     return [[int(name.split()[-1]) for name in (pair.train, pair.test)] for pair in pairs]
 
 
@@ -66,7 +66,7 @@ def tiny_texts(_):
 CASES = {
     (simulated, synthetic): (1, [0.72503, 0.00222, 0.64269]),
     (altered, conditions): (1, [0.10421, -0.24348, -0.03375]),
-    (duplicates, splits): (1, [0.16215, -1.27906, -1.51023]),
+    (duplicates, copies): (1, [0.16215, -1.27906, -1.51023]),
     (measurements, measure): (1, [6.75131, 28.94752, -247.52632]),
     (words, feature_extraction): (1, [0.03348, 0.15465, 0.23317]),
     (tiny_texts, tiny): (1, [-255.59816, 351.39947, 503.5925]),

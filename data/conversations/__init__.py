@@ -30,10 +30,9 @@ def load_questions(name: str, **settings: Any) -> QuestionSet:
             counted wrongly.
     """
     load = _load_function(name)
-    known = inspect.signature(load).parameters
-    unknown = settings.keys() - known.keys()
-    if unknown:
-        raise ValueError(f"dataset {name!r} has no setting {', '.join(sorted(unknown))}: it has {', '.join(known)}")
+    names = inspect.signature(load).parameters
+    if unknown := settings.keys() - names.keys():
+        raise ValueError(f"dataset {name!r} has no setting {', '.join(sorted(unknown))}: it has {', '.join(names)}")
     questions = load(**settings)
     if not isinstance(questions, QuestionSet):
         raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from data.conversations.rows import QuestionSet, Row, answer_text, question_row
 
-_FIELDS = tuple(question_row(id="", ecgs=[], patient_ids=[], question_type="", question="", answer=[]))
+ROW_FIELDS = tuple(question_row(id="", ecgs=[], patient_ids=[], question_type="", question="", answer=[]))
 _BUILD = "build rows with data.conversations.rows.question_row"
 
 
@@ -32,7 +32,7 @@ def check_rows(name: str, rows: Sequence[Row]) -> None:
     """Refuse rows whose id, recordings, messages or answers are not what `Row` says.
 
     Args:
-        name: Of the question set, for messages.
+        name: Name of the question set, for messages.
         rows: Single-turn rows.
 
     Raises:
@@ -40,7 +40,7 @@ def check_rows(name: str, rows: Sequence[Row]) -> None:
     """
     seen: set[str] = set()
     for place, row in enumerate(rows):
-        if missing := [field for field in _FIELDS if field not in row]:
+        if missing := [field for field in ROW_FIELDS if field not in row]:
             raise ValueError(f"{name}: question number {place} has no field {missing[0]!r}: {_BUILD}")
         if row["id"] in seen:
             raise ValueError(f"{name}: two questions have the id {row['id']!r}")
@@ -65,9 +65,9 @@ def _fault(row: Row) -> str | None:
     if shown != len(row["ecgs"]):
         return f"has {shown} ecg parts in its messages and {len(row['ecgs'])} ECGs: {_BUILD}"
     last = row["messages"][-1]
-    said = "".join(part["text"] for part in last["content"])
-    if last["role"] != "assistant" or said != answer_text(row["answer"]):
-        return f"ends with {last['role']} {said!r}, but what is scored is {answer_text(row['answer'])!r}: {_BUILD}"
+    text = "".join(part["text"] for part in last["content"])
+    if last["role"] != "assistant" or text != answer_text(row["answer"]):
+        return f"ends with {last['role']} {text!r}, but what is scored is {answer_text(row['answer'])!r}: {_BUILD}"
     return None
 
 

@@ -13,10 +13,12 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from data.corpus import Traits
 from data.ecg import LEADS, EcgSource, canonical_lead
 
 Part = dict[str, str]
 Message = dict[str, Any]  # {"role": "user" | "assistant" | "system", "content": str | list[Part]}
+QuestionKey = tuple[str, int, str, str, tuple[str, ...], str]  # type, template, attribute, control, leads, wording
 
 
 class Row(TypedDict):
@@ -59,8 +61,7 @@ class QuestionSet:
         test_reports: Rows that ask for the report of one held-out recording.
         patient_of: Patient of every record id, of both splits.
         notes: What was dropped and why, in sentences for the model card.
-        traits: Of each record id, what donors are matched on where it is known: `"corpus"` (str), `"sex"` (str),
-            `"age"` (float, years).
+        traits: What donors are matched on, of each record id: `"corpus"`, `"sex"` and `"age"`, where they are known.
         fold_of: Fold of each record id in its corpus' published split, where there is one.
     """
 
@@ -72,7 +73,7 @@ class QuestionSet:
     reports: list[Row]
     patient_of: dict[str, str]
     notes: list[str] = field(default_factory=list)
-    traits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    traits: dict[str, Traits] = field(default_factory=dict)
     test_reports: list[Row] = field(default_factory=list)
     fold_of: dict[str, str] = field(default_factory=dict)
 
@@ -134,7 +135,7 @@ def named_leads(text: str) -> tuple[str, ...]:
 
     I, II and III are words of other meanings too, so they count only after `lead` or in a list with another lead.
     """
-    found: set[str] = set()
+    leads: set[str] = set()
     for prefix, names in _LIST_OF_LEADS.findall(_SHORT_RANGE.sub(r"\1V", text)):
         if not prefix and not re.search("V", names, re.IGNORECASE):
             continue
@@ -145,20 +146,20 @@ def named_leads(text: str) -> tuple[str, ...]:
                 continue
             lead = canonical_lead(name)
             start = LEADS.index(last) if in_range else LEADS.index(lead)
-            found.update(LEADS[start : LEADS.index(lead) + 1], (lead,))
+            leads.update(LEADS[start : LEADS.index(lead) + 1], (lead,))
             last, in_range = lead, False
-    return tuple(lead for lead in LEADS if lead in found)
+    return tuple(lead for lead in LEADS if lead in leads)
 
 
-def same_question(row: Row) -> tuple[Any, ...]:
+def same_question(row: Row) -> QuestionKey:
     """A key that rows share which ask the same, up to paraphrase: their answers differ only because their ECGs do.
 
     It is made of what is asked (type, template, attribute, control) and the leads the question names: ECG-QA asks for
     noise "in lead V6" under the attribute "noise". Where there is no attribute, the wording stands for it.
     """
-    asked = "" if row["attribute"] else " ".join(row["question"].casefold().split())
+    wording = "" if row["attribute"] else " ".join(row["question"].casefold().split())
     leads = named_leads(row["question"])
-    return row["question_type"], row["template_id"], row["attribute"], row["control"], leads, asked
+    return row["question_type"], row["template_id"], row["attribute"], row["control"], leads, wording
 
 
 def dialogues(rows: Sequence[Row], turns: int, seed: int = 0) -> list[Row]:
@@ -199,7 +200,7 @@ def balanced(rows: Sequence[Row], most: int) -> list[list[Row]]:
     """
     if most < 1:
         raise ValueError(f"a row is used at least once, got balance {most}")
-    answers: dict[tuple[Any, ...], dict[tuple[str, ...], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    answers: dict[QuestionKey, dict[tuple[str, ...], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["question_type"].endswith("verify"):
             answers[same_question(row)][tuple(row["answer"])].append(row)
@@ -215,9 +216,9 @@ def balanced(rows: Sequence[Row], most: int) -> list[list[Row]]:
 def packed(rows: Sequence[Row], questions_per_row: int) -> list[Row]:
     """Pack rows about the same recordings, at most so many together, each where the first of its rows stood.
 
-    What is packed are whole conversations, dialogues too: the first one's `messages`, the rest in `others`. Unlike the
-    turns of a dialogue they do not follow each other: none of them can read another (`elm.model.prefix`). The `id`
-    names all; `question`, `answer` and the like are those of the first.
+    What is packed are whole conversations, dialogues too: the first one's `messages`, those of the others in `others`.
+    Unlike the turns of a dialogue they do not follow each other: none of them can read another (`elm.model.prefix`).
+    The `id` names all; `question`, `answer` and the like are those of the first.
 
     Raises:
         ValueError: `questions_per_row` is less than 1.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from data.conversations.rows import Row, question_row
-from data.corpora.ptbxl import PtbXl
+from data.corpus import Corpus
 
 SUPER_CLASSES = {
     "NORM": "Is this a normal ECG?",
@@ -20,22 +20,22 @@ SUPER_CLASSES = {
 }  # class and question, in the order of PTB-XL's benchmark
 
 
-def super_class_rows(ptbxl: PtbXl, folds: Collection[int]) -> list[Row]:
+def super_class_rows(corpus: Corpus, folds: Collection[int]) -> list[Row]:
     """Five rows for each record of these folds whose super-classes are known; `attribute` is the class."""
-    labels = ptbxl.labels("super_class")
+    labels = corpus.labels("super_class")
     return [
         question_row(
             id=f"super-class/{record}/{name}",
             ecgs=[record],
-            patient_ids=[ptbxl.patient_of[record]],
+            patient_ids=[corpus.patient_of[record]],
             question_type="single-verify",
             question=question,
-            answer=["yes" if name in known else "no"],
+            answer=["yes" if name in present else "no"],
             template_id=2 if name == "NORM" else 1,
             attribute=name,
             group="scp_code",
         )
-        for record in ptbxl.records
-        if ptbxl.fold_of[record] in folds and (known := labels[record]) is not None
+        for record in corpus.records
+        if corpus.fold_of[record] in folds and (present := labels[record]) is not None
         for name, question in SUPER_CLASSES.items()
     ]

@@ -65,34 +65,6 @@ _HELD_OUT_REPORTS = 200
 _ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does this ECG show?")
 
 
-def report(cohort: SyntheticCohort, record_id: str, rng: np.random.Generator) -> str:
-    """A report in a cardiologist's words: all that is planted in the recording, each in one of several phrasings."""
-    i = cohort.index(record_id)
-    of = {name: int(index[i]) for name, index in cohort.categories.items()}
-
-    def say(*phrasings: str) -> str:
-        return phrasings[rng.integers(len(phrasings))]
-
-    # In the order in which an ECG is read: rhythm, rate, conduction, axis, ectopic beats, ST segment, voltage, quality.
-    block = "first degree AV block"
-    sentences = [
-        (say("sinus rhythm", "the rhythm is sinus rhythm"),
-         say("atrial fibrillation", "the rhythm is atrial fibrillation"))[of["rhythm"]],
-        (say("normal rate", "normal heart rate"), say("bradycardia", "slow heart rate, bradycardia"),
-         say("tachycardia", "fast heart rate, tachycardia"))[of["rate"]],
-        *([say(block, f"long PR interval, {block}")] if cohort.present(block)[i] else []),
-        (say("normal conduction", "no bundle branch block"), CONDUCTIONS[1], CONDUCTIONS[2])[of["conduction"]],
-        AXES[of["axis"]],
-        *(["premature ventricular complexes"] if cohort.present("premature ventricular complexes")[i] else []),
-        ("no ST elevation", say(ST_SITES[1], f"anterior leads with {ST_SITES[1]}"),
-         say(ST_SITES[2], f"inferior leads with {ST_SITES[2]}"))[of["st"]],
-        VOLTAGES[of["voltage"]],
-        *([NOISES[of["noise"]]] if of["noise"] else []),
-        *(["normal ECG"] if cohort.present("normal ECG")[i] else []),
-    ]  # fmt: skip
-    return ". ".join(sentences) + "."
-
-
 class _Asker:
     """Draws balanced questions about a part of the cohort."""
 
@@ -121,14 +93,14 @@ class _Asker:
     ) -> None:
         """Rows that ask about equally many items of `about` `[items, ecgs]` for each (answer, bool `[items]`).
 
-        None where fewer than two answers are given: the question would tell its answer.
+        None where fewer than two answers are given: the question would give its answer away.
         """
-        found = [(answer, np.flatnonzero(where)) for answer, where in answers]
-        each = min(round(self.per_question * share), *(len(items) for _, items in found)) if len(found) > 1 else 0
+        items_of = [(answer, np.flatnonzero(where)) for answer, where in answers]
+        each = min(round(self.per_question * share), *(len(items) for _, items in items_of)) if len(items_of) > 1 else 0
         records, patient_of = self.cohort.records, self.cohort.patient_of
         groups = {_GROUPS[name] for name in attribute.split(" / ")}
         group = groups.pop() if len(groups) == 1 else "several"
-        for answer, items in found:
+        for answer, items in items_of:
             alike = [
                 question_row(
                     id="", ecgs=[""] * about.shape[1], patient_ids=[], question_type=kind, question=text, answer=answer,
@@ -192,7 +164,7 @@ class _Asker:
 def _report_row(cohort: SyntheticCohort, i: int, rng: np.random.Generator) -> Row:
     """Asks for the report of recording number `i`."""
     record = cohort.records[i]
-    text = report(cohort, record, rng)
+    text = cohort.report(record, rng)
     return question_row(
         id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]], question_type="report",
         question=_ASK_REPORT[rng.integers(len(_ASK_REPORT))], answer=[text],
@@ -217,7 +189,7 @@ def load(
         questions: How many recordings each verify question is asked about per answer, in training; fewer where a
             finding is rarer. The other kinds of question get a fixed share of it.
         held_out_questions: The same for the held-out split.
-        seed: Of the cohort and of the questions.
+        seed: Seed of the cohort and of the questions.
         cache: Folder for the simulated recordings.
     """
     if held_out not in ("test", "validation"):

@@ -12,11 +12,13 @@ number of the recording, since patients are not published. A recording may have 
 
 from __future__ import annotations
 
+from data.corpora import register
 from data.corpora.labelled_wfdb import LabelledWfdb
 
 
+@register
 class Cpsc2018(LabelledWfdb):
-    """CPSC2018 as an `EcgSource`: `source["A0001"]`."""
+    """CPSC2018: `source["A0001"]`."""
 
     name = "cpsc2018"
     title = "CPSC2018"

@@ -11,18 +11,20 @@ none of the labels; the tables' `age` is 12 for everybody. Every recording is of
 The columns of the published tables are not what the diagnoses beside them say. They were filled by looking for a name
 anywhere in the text, so that `AFIB` also counts as `AF` (atrial flutter), `STTC` as `ST` (sinus tachycardia), `LVQRSAL`
 as `SA` (sinus arrhythmia) and `CCR` as `CR`: 3,817 of the 23,026 recordings have labels too many, none has too few.
-`labels` gives the columns, which published numbers are about, `stated` what the diagnoses say.
+`split_labels` gives the columns, which published numbers are about, `stated` what the diagnoses say.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from data.corpora import register
 from data.corpora.labelled_wfdb import LabelledWfdb
 
 
+@register
 class Csn(LabelledWfdb):
-    """CSN as an `EcgSource`: `source["JS00001"]`."""
+    """CSN: `source["JS00001"]`."""
 
     name = "csn"
     title = "CSN"
@@ -38,5 +40,5 @@ class Csn(LabelledWfdb):
 
     @classmethod
     def stated(cls, folder: Path | str) -> dict[str, dict[str, frozenset[str]]]:
-        """As `labels`, by the text of the diagnoses: the classes that it names, each as a word of its own."""
-        return cls._read(folder, lambda row: set(row["diagnose"].split(",")) & set(cls.classes), "diagnose")
+        """`split_labels` by the text of the diagnoses: the classes that it names, each as a word of its own."""
+        return cls._labels(folder, lambda row: set(row["diagnose"].split(",")) & set(cls.classes), "diagnose")

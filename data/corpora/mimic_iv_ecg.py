@@ -11,8 +11,7 @@ is taken to be there, and a record that is not says so when it is read. Beside a
 record_list.csv of that part. Two numbers per record are held in memory, 13 MB for the whole corpus; reports are read
 when asked for.
 
-Age and sex are in the clinical database (MIMIC-IV, credentialed access) and unknown here. The corpus has no published
-split.
+Age and sex are in the clinical database alone (MIMIC-IV, credentialed access). The corpus has no published split.
 """
 
 from __future__ import annotations
@@ -20,40 +19,42 @@ from __future__ import annotations
 import csv
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.corpora.ptbxl import VOLTAGE_WORDS
+from data.corpora import register
+from data.corpora.folder import CorpusFolder
+from data.corpora.words import VOLTAGE_WORDS
 from data.ecg import Ecg
-from data.readers import read_ecg
 
 _WHERE = "download MIMIC-IV-ECG from https://physionet.org/content/mimic-iv-ecg/ and pass the folder that holds it"
 _MIN_WORDS = 4  # shorter reports are left out, as MELP leaves them out
 _IDS = ("subject_id", "study_id")
 
 
-class MimicIvEcg:
-    """MIMIC-IV-ECG as an `EcgSource`: `source["40689238"]` is the recording of that `study_id`.
+@register
+class MimicIvEcg(CorpusFolder):
+    """MIMIC-IV-ECG: `source["40689238"]` is the recording of that `study_id`.
 
     Missing samples, of which the corpus is full, are interpolated; `meta["repaired_samples"]` counts them by lead.
 
     Attributes:
-        root: The folder described above.
-        rate: The corpus' sampling rate, Hz.
         patient_of: `subject_id` of each record, in ascending order of records.
 
     Raises:
         ValueError: record_list.csv is missing, lacks a column, breaks a row, or lists no record or one twice.
     """
 
-    rate = 500
+    name = "mimic-iv-ecg"
+    title = "MIMIC-IV-ECG"
+    rates = (500,)
+    languages = ("en",)
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str, rate: int = 500) -> None:
+        super().__init__(root, rate)
         table = self.root / "record_list.csv"
         studies, subjects = array("q"), array("q")
         # The path follows from the ids; where it does not, it is kept.
@@ -68,60 +69,44 @@ class MimicIvEcg:
         if not studies:
             raise ValueError(f"{table}: lists no record: {_WHERE}")
         order = np.argsort(studies, kind="stable")
-        self.patient_of = _Patients(np.array(studies)[order], np.array(subjects)[order])
-        twice = np.flatnonzero(np.diff(self.patient_of.studies) == 0)
+        patients = _Patients(np.array(studies)[order], np.array(subjects)[order])
+        twice = np.flatnonzero(np.diff(patients.studies) == 0)
         if len(twice):
-            raise ValueError(f"{table}: study_id {self.patient_of.studies[twice[0]]} is there twice: remove one row")
-
-    @property
-    def key(self) -> str:
-        """A name for these recordings, for caches of what is made of them."""
-        return f"mimic-iv-ecg {self.root.resolve()} {self.rate} Hz"
-
-    def __len__(self) -> int:
-        return len(self.patient_of)
+            raise ValueError(f"{table}: study_id {patients.studies[twice[0]]} is there twice: remove one row")
+        self.records = self.patient_of = patients
 
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording, with its `patient_id`.
 
         Raises:
             KeyError: record_list.csv does not list it.
-            ValueError: It cannot be read; names the record and the file.
+            ValueError: The record cannot be read; names the record and the file.
         """
         if record_id not in self.patient_of:
             raise KeyError(f"no record {record_id!r} in {self.root / 'record_list.csv'}")
-        patient = self.patient_of[record_id]
-        path = self._paths.get(int(record_id)) or _path(int(patient), int(record_id))
-        try:
-            ecg = read_ecg(self.root / f"{path}.hea", fs=self.rate, nan="interpolate")
-        except ValueError as error:
-            raise ValueError(f"record {record_id}: {error}") from error
-        return replace(ecg, record_id=record_id, patient_id=patient)
+        path = self._paths.get(int(record_id)) or _path(int(self.patient_of[record_id]), int(record_id))
+        return self._read(record_id, self.root / f"{path}.hea", "interpolate")
 
-    def reports(self, records: Iterable[str], *, voltage: bool = True) -> dict[str, str]:
+    def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
         """The machine's English reports of those of `records` that have one.
 
         The up to 18 lines of a report are joined by full stops and put in lower case, without the asterisks and dashes
         around warnings; reports of fewer than four words are left out (as MELP does, Wang et al. 2025). Reads the table
         once from top to bottom.
 
-        Args:
-            records: Record ids.
-            voltage: Whether to keep lines about voltage, which only true millivolts can show.
-
         Raises:
             ValueError: machine_measurements.csv is missing, lacks a column, or breaks a row.
         """
-        wanted = {int(record) for record in records if record in self.patient_of}
-        found = {}
+        wanted = {int(record) for record in records if language == "en" and record in self.patient_of}
+        reports = {}
         table = self.root / "machine_measurements.csv"
         for _, study, lines in _rows(table, tuple(f"report_{i}" for i in range(18))) if wanted else ():
             if study in wanted:
-                kept = [text for line in lines if (text := " ".join(line.lower().split()).strip("*-. "))]
-                text = ". ".join(line for line in kept if voltage or not VOLTAGE_WORDS.search(line))
+                sentences = [text for line in lines if (text := " ".join(line.lower().split()).strip("*-. "))]
+                text = ". ".join(line for line in sentences if voltage or not VOLTAGE_WORDS.search(line))
                 if len(text.split()) >= _MIN_WORDS:
-                    found[str(study)] = f"{text}."
-        return found
+                    reports[str(study)] = f"{text}."
+        return reports
 
 
 class _Patients(Mapping[str, str]):

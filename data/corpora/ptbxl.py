@@ -15,7 +15,6 @@ share patients; the makers recommend 1-8 for training, 9 for validation and 10 f
 from __future__ import annotations
 
 import ast
-import csv
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -23,36 +22,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.corpora import register
+from data.corpora.folder import CorpusFolder, table_rows
+from data.corpora.words import language_of, mended, without_voltage
+from data.corpus import Traits
 from data.ecg import Ecg
-from data.readers import read_ecg
 
 LABEL_COLUMNS = ("super_class", "sub_class", "form", "rhythm")
 TRAIN_FOLDS = tuple(range(1, 9))  # what the makers recommend for training, and encoders are commonly pretrained on
 VOLTAGE_CODES = frozenset({"LVOLT", "HVOLT", "VCLVH"})  # statements that need true millivolts
 
+_NO_REPORT = "trace only requested"  # 70 of the reports say just that
 _WHERE = "download PTB-XL from https://physionet.org/content/ptb-xl/ and pass the folder that holds this file"
 _REQUIRED = ("ecg_id", "patient_id", "strat_fold", "filename_lr", "filename_hr", "age", "sex", "scp_codes")
-
-# Words that reports in one language have and those in the others do not. PTB-XL's are lower-case machine text in
-# English or German, a few in Swedish. On all 8,982 reports of release 1.0.3's public labels this leaves ten undecided.
-_MARKERS = {
-    "en": r"rhythm|ecg|waves?|leads?|are|is|the|this|these|of|with|and|may|be|branch|bundle|contraction|pathology|"
-    r"tachycardia|bradycardia|fibrillation|flutter|complexes|prolonged|deviation|rotation",
-    "de": r"sinus(rhythmus|tachykardie|bradykardie)|rhythmus|arrhythmie|vorhofflimmern|(lage|links|rechts|steil)typ|"
-    r"ekg|bericht|nicht|oder|mit|und|wahrscheinlich|infarkt|myokardschaden|(rechts|links)?schenkelblock|schrittmacher|"
-    r"ableitungen|unspezifisches|pathologisches|verdacht",
-    "sv": r"sinusrytm|rytm|och|ej|ingen|inga|inget|för|vänster|höger|normalt|patologiskt|extraslag",
-}
-VOLTAGE_WORDS = re.compile(r"voltage|sokolow|\blvh\b", re.IGNORECASE)
-# German reports come without full stops: a phrase is cut out, and what cannot be is known by its words.
-_GERMAN_VOLTAGE = re.compile(
-    r"\b((periphere|zentrale|allgemeine)\s+)?(niederspannung(s-ekg)?|low\s?voltage|niedervoltage)\b"
-    r"|\b((mässige|deutliche)\s+)?amplitudenkriterien\s+für\s+(links|rechts)hypertrophie\b"
-)
-_GERMAN_VOLTAGE_WORDS = re.compile(r"volt|spannung|amplitud|sokolow")
-# The ECG cart's program version, and its "unconfirmed report", cut off where the table's field ended.
-_GERMAN_FOOTER = re.compile(r"\s*\b(4\.\d\d(\s+unbest\w*(\s+b\w*)?)?|unbestätigter?\s+b\w*)$")
-_NO_REPORT = "trace only requested"  # 70 of the reports say just that
 
 # Sub-classes gather statements; these have no statement of their own name to describe them.
 _SUB_CLASSES = {
@@ -64,15 +46,13 @@ _SUB_CLASSES = {
 }
 
 
-class PtbXl:
-    """PTB-XL as an `EcgSource`: `source["1"]` is the recording of `ecg_id` 1.
+@register
+class PtbXl(CorpusFolder):
+    """PTB-XL: `source["1"]` is the recording of `ecg_id` 1.
 
     Attributes:
-        root: The folder described above.
-        rate: Which of the two published sampling rates is read, Hz.
         records: Ids whose files are there, in ascending order.
         listed: How many records the table lists, there or not.
-        patient_of: Patient of each record.
         fold_of: `strat_fold` (1-10) of each record.
         age: Age in years of each record's patient; 90 for "over 89", which the table codes as 300; None when unknown.
         sex: `"female"` or `"male"` of each record's patient; empty when unknown.
@@ -81,18 +61,22 @@ class PtbXl:
         ValueError: The rate is not published, a table is missing or lacks a column, or no record is there.
     """
 
+    name = "ptbxl"
+    title = "PTB-XL"
+    rates = (100, 500)
+    train_folds = TRAIN_FOLDS
+    languages = ("en", "de")
+
     def __init__(self, root: Path | str, rate: int = 100) -> None:
-        if rate not in (100, 500):
-            raise ValueError(f"PTB-XL is published at 100 and 500 Hz, not at {rate}: resample after reading")
-        self.root, self.rate = Path(root), rate
+        super().__init__(root, rate)
         filename = "filename_lr" if rate == 100 else "filename_hr"
         table = self.root / "ptbxl_database.csv"
-        listed = _read_table(table, _REQUIRED)
+        listed = self._table("ptbxl_database.csv", _REQUIRED)
         self.listed = len(listed)
         rows = [row for row in listed if (self.root / f"{row[filename]}.hea").is_file()]
         if not rows:
             raise ValueError(f"{self.root}: none of the records of ptbxl_database.csv is in records{rate}/: {_WHERE}")
-        self._statements = {row[""]: row for row in _read_table(self.root / "scp_statements.csv", ("", "description"))}
+        self._statements = {row[""]: row for row in self._table("scp_statements.csv", ("", "description"))}
         self._rows = {str(int(self._number(row, "ecg_id"))): row for row in rows}
         if len(self._rows) < len(rows):
             raise ValueError(f"{table}: an ecg_id is there twice: download the table again")
@@ -107,25 +91,25 @@ class PtbXl:
         sexes = {"0": "male", "1": "female", "male": "male", "female": "female"}
         self.sex = {record: sexes.get(row["sex"].removesuffix(".0"), "") for record, row in self._rows.items()}
 
-    @property
-    def key(self) -> str:
-        """A name for these recordings, for caches of what is made of them."""
-        return f"ptbxl {self.root.resolve()} {self.rate} Hz"
-
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording, with `patient_id`, and age and sex in `meta`; `KeyError` when its files are not there."""
-        ecg = read_ecg(self._files[self._known(record_id)], fs=self.rate)
-        meta = {**ecg.meta, "age": self.age[record_id], "sex": self.sex[record_id]}
-        return replace(ecg, record_id=record_id, patient_id=self.patient_of[record_id], meta=meta)
+        ecg = self._read(record_id, self._files[self._checked(record_id)], "raise")
+        return replace(ecg, meta={**ecg.meta, "age": self.age[record_id], "sex": self.sex[record_id]})
 
-    def labels(self, column: str) -> dict[str, tuple[str, ...] | None]:
+    def traits(self, record_id: str) -> Traits:
+        """Corpus, and sex and age where they are known."""
+        traits = super().traits(record_id)
+        if sex := self.sex[record_id]:
+            traits["sex"] = sex
+        if (age := self.age[record_id]) is not None:
+            traits["age"] = age
+        return traits
+
+    def labels(self, kind: str) -> dict[str, tuple[str, ...] | None]:
         """Labels of every record, by name.
 
         Args:
-            column: `super_class` (5 classes), `sub_class` (23), `form` (19) or `rhythm` (12).
+            kind: `super_class` (5 classes), `sub_class` (23), `form` (19) or `rhythm` (12).
 
         Returns:
             Sorted labels of each record: `()` when it is known to have none of this kind, None when nothing is known.
@@ -135,14 +119,13 @@ class PtbXl:
         Raises:
             ValueError: There is no such kind of label.
         """
-        if column not in LABEL_COLUMNS:
-            raise ValueError(f"no labels {column!r}: expected one of {', '.join(LABEL_COLUMNS)}")
-        return {record: self._labels(record, column) for record in self.records}
+        if kind not in LABEL_COLUMNS:
+            raise ValueError(f"no labels {kind!r}: expected one of {', '.join(LABEL_COLUMNS)}")
+        return {record: self._labels(record, kind) for record in self.records}
 
     def codes(self) -> dict[str, tuple[str, ...] | None]:
         """SCP-ECG statements of every record, of any likelihood, without outer underscores; None when unknown."""
-        found = {record: self._codes(record) for record in self.records}
-        return {record: tuple(sorted({c.strip("_") for c in codes})) or None for record, codes in found.items()}
+        return {record: tuple(sorted({c.strip("_") for c in self._codes(record)})) or None for record in self.records}
 
     @property
     def code_names(self) -> tuple[str, ...]:
@@ -155,25 +138,19 @@ class PtbXl:
         A report's language is `"en"`, `"de"`, `"sv"` or `"unknown"`: that of the most marker words, `"unknown"` without
         a winner. Column `report_en`, where it is filled in, is preferred to an English `report`. What an editor noted
         after `Edit:` is cut (it lists label codes), and so is the ECG cart's note that a report is unconfirmed.
-
-        Args:
-            records: Record ids.
-            language: Which language.
-            voltage: Whether to keep what is said of voltage, which only true millivolts can show.
         """
-        found = {record: self._report(record, language, voltage) for record in records}
-        return {record: text for record, text in found.items() if text}
+        return {record: text for record in records if (text := self._report(record, language, voltage))}
 
     def _report(self, record_id: str, language: str, voltage: bool) -> str:
-        row = self._rows[self._known(record_id)]
+        row = self._rows[self._checked(record_id)]
         for column in ("report_en", "report"):
             text = " ".join(re.split(r"\bEdit:", row.get(column) or "", flags=re.IGNORECASE)[0].split())
             if not text or text.lower().startswith(_NO_REPORT):
                 continue
-            if ("en" if column == "report_en" else _language(text)) != language:
+            if ("en" if column == "report_en" else language_of(text)) != language:
                 continue
-            text = _mended(text) if language == "de" else text
-            if text := text if voltage else _without_voltage(text, language):
+            text = mended(text) if language == "de" else text
+            if text := text if voltage else without_voltage(text, language):
                 return text
         return ""
 
@@ -183,24 +160,24 @@ class PtbXl:
         Rhythm first, then diagnoses, then form. Made from `scp_codes` where they are known, with `possible` before a
         diagnosis of at most 50 % likelihood; otherwise from the labels.
 
-        Args:
-            record_id: The record.
-            voltage: Whether to say what only true millivolts can show (low or high voltage, hypertrophy by voltage).
-
-        Returns:
-            The sentences; None when nothing is known.
+        Without `voltage` it leaves out what only true millivolts can show: low or high voltage, hypertrophy by voltage.
         """
-        codes = self._codes(self._known(record_id))
+        codes = self._codes(self._checked(record_id))
         if codes:
             ranked = sorted(codes, key=lambda code: (self._rank(code), -codes[code]))
             # Likelihoods are given for diagnoses only: 0 means "not stated".
-            said = [("possible " if 0 < codes[code] <= 50 else "", code) for code in ranked]
+            doubted = [("possible " if 0 < codes[code] <= 50 else "", code) for code in ranked]
         else:
             kinds = (self._labels(record_id, column) or () for column in ("rhythm", "sub_class", "form"))
-            said = [("", code) for labels in kinds for code in labels]
-        texts = [doubt + self._describe(code) for doubt, code in said if voltage or code not in VOLTAGE_CODES]
+            doubted = [("", code) for labels in kinds for code in labels]
+        texts = [doubt + self._describe(code) for doubt, code in doubted if voltage or code not in VOLTAGE_CODES]
         sentences = [f"{text[0].upper()}{text[1:]}." for text in dict.fromkeys(texts)]
         return " ".join(sentences) or None
+
+    def _table(self, name: str, required: tuple[str, ...]) -> list[dict[str, str]]:
+        if not (table := self.root / name).is_file():
+            raise ValueError(f"{table}: missing: {_WHERE}")
+        return list(table_rows(table, required, f"the table of PTB-XL; {_WHERE}"))
 
     def _number(self, row: Mapping[str, str], column: str) -> float:
         try:
@@ -214,16 +191,15 @@ class PtbXl:
             )
         return number
 
-    def _known(self, record_id: str) -> str:
+    def _checked(self, record_id: str) -> str:
         if record_id not in self._rows:
             raise KeyError(f"no record {record_id!r} of {self.rate} Hz in {self.root}")
         return record_id
 
     def _labels(self, record: str, column: str) -> tuple[str, ...] | None:
         row, codes = self._rows[record], self._codes(record)
-        given = self._parsed(record, column) if row.get(column) else None
-        if given is not None:
-            return tuple(sorted({name.strip("_") for name in given}))
+        if row.get(column):
+            return tuple(sorted({name.strip("_") for name in self._parsed(record, column)}))
         if codes:
             names = (self._label(self._statements[code], code, column) for code in codes)
             return tuple(sorted({name.strip("_") for name in names if name}))
@@ -265,33 +241,3 @@ class PtbXl:
             return _SUB_CLASSES.get(code, code)
         # "ischemic in lateral leads" and "non-specific ischemic" lack their noun.
         return re.sub(r"\bischemic\b", "ischemic ST-T changes", statement["description"])
-
-
-def _language(text: str) -> str:
-    counts = {language: len(re.findall(rf"\b({words})\b", text.lower())) for language, words in _MARKERS.items()}
-    best = max(counts.values())
-    winners = [language for language, count in counts.items() if count == best]
-    return winners[0] if best and len(winners) == 1 else "unknown"
-
-
-def _mended(text: str) -> str:
-    """A German report with its umlauts, which the table holds as capitals in lower-case text or as `#`."""
-    text = text.translate(str.maketrans("ÄÖÜ", "äöü")).replace("#", "ü")
-    return _GERMAN_FOOTER.sub("", text)
-
-
-def _without_voltage(text: str, language: str) -> str:
-    words = VOLTAGE_WORDS
-    if language == "de":
-        text, words = " ".join(_GERMAN_VOLTAGE.sub(" ", text).split()), _GERMAN_VOLTAGE_WORDS
-    return " ".join(sentence for sentence in re.split(r"(?<=\.)\s", text) if not words.search(sentence.lower()))
-
-
-def _read_table(path: Path, required: tuple[str, ...]) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise ValueError(f"{path}: missing: {_WHERE}")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if lacking := [column for column in required if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path}: no column {', '.join(map(repr, lacking))}: not the table of PTB-XL; {_WHERE}")
-        return list(reader)

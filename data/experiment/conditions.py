@@ -29,29 +29,7 @@ inputs a model may never have seen: a blind model can break on them and then loo
 `question-swap`, `both-swap`, `swap` and `real` are the four coalitions of two players, question and ECG, of which the
 Shapley values are made; answers are held against the row's own in all four.
 
-What the alterations become in each family of inputs:
-
-| condition   | signal encoder                 | HeartLang words                   | ECG-Byte tokens                 |
-|-------------|--------------------------------|-----------------------------------|---------------------------------|
-| `zero`      | the normalised signal is 0     | words of 0 (float `[B, 256, 96]`) | the lowest symbol throughout    |
-| `flat`      | a constant, normalised         | no beats: windows of 0 mV         | one symbol throughout           |
-| `mean`      | training mean at each position | training mean at each position    | mean row of the training tokens |
-| `noise`     | noise, normalised              | accidental beats                  | more tokens, not an ECG's       |
-| `phase`     | surrogate, normalised          | accidental beats                  | other tokens                    |
-| `lead-drop` | constants in these leads       | words of 0 mV in these leads      | runs of one symbol              |
-| `reverse`   | backwards                      | backwards, last word first        | other tokens                    |
-
-and what stays readable under them, so that a right answer proves less than it seems to:
-
-* Under `zero`, the places of HeartLang's words (`in_chan`, `in_time`) stay, and with them rate and rhythm. ECG-Byte's
-  tokens keep their number and all become one (`zero_token` of `zero_features`): a sample at 0 mV, or at the low end of
-  the range where that is the recording's own. Under `flat`, merges make few tokens of a recording. Under `mean`, every
-  family keeps its number of tokens.
-* HeartLang takes beats from the leads that are left under `lead-drop`. (Its mode "parity" takes them from the first
-  lead alone: without that one, and under `flat`, no words are left at all.)
-* `phase` keeps the amplitude at each frequency and how the leads relate: voltage, axis and the rate of a regular rhythm
-  (Theiler et al., Physica D 1992; Prichard, Theiler, Phys Rev Lett 1994). `reverse` keeps rate, voltage and axis.
-* `lead-drop` of limb leads hides little unless at least five of the six go: any two of them give the others.
+docs/audit.md says what the alterations become in each family of inputs, and what stays readable under them.
 """
 
 from __future__ import annotations
@@ -61,17 +39,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from zlib import crc32
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:  # the readers of recordings import scipy, which `--help` need not wait for
-    from data.conversations.rows import Message, Row
-    from data.ecg import Ecg, EcgSource
-    from data.experiment.donors import Donor, Question
+from data.conversations.rows import Message, Row, named_leads, user
+from data.ecg import LEADS, Ecg, EcgSource, canonical_lead
+from data.experiment.donors import Donor, Question
+from data.experiment.surrogates import drop, flat, noise, phase, reverse, rng_of
 
-VERSION = 1  # in cache keys: tests/test_versions.py says when to raise it
+VERSION = 1  # of alterations, in cache keys: tests/test_versions.py says when to raise it
 
 T = TypeVar("T")
 
@@ -154,35 +131,37 @@ def apply(
     Raises:
         ValueError: An unknown condition, or donors or questions that do not fit the rows; names the row.
     """
-    known = condition_named(condition)
-    asked = list(rows)
-    if known.donors:
-        asked = [_with_ecgs(row, donor) for row, donor in _each(known, asked, donors, "donors")]
-    if known.questions:
-        asked = [_with_question(row, other) for row, other in _each(known, asked, questions, "questions")]
+    rule = condition_named(condition)
+    changed = list(rows)
+    if rule.donors:
+        changed = [_with_ecgs(row, donor) for row, donor in _each(rule, changed, donors, "donors")]
+    if rule.questions:
+        changed = [_with_question(row, other) for row, other in _each(rule, changed, questions, "questions")]
     if condition == "none":
-        return [_without_ecgs(row) for row in asked]
+        return [_without_ecgs(row) for row in changed]
     if condition == "planted":
-        if ordinary := [row for row in asked if row["control"] != "planted"]:
+        if ordinary := [row for row in changed if row["control"] != "planted"]:
             raise ValueError(f"row {ordinary[0]['id']!r} is not planted: see data.experiment.planted.planted_rows")
-        return asked
-    if known.level == "recording":
-        return [{**row, "ecgs": [f"{e}~{_change(condition, row, e)}" for e in row["ecgs"]]} for row in asked]
-    return asked
+        return changed
+    if rule.level == "recording":
+        return [
+            {**row, "ecgs": [altered_id(ecg, _change(condition, row, ecg)) for ecg in row["ecgs"]]} for row in changed
+        ]
+    return changed
 
 
 def _each(
-    condition: Condition, rows: Sequence[Row], given: Sequence[T | None] | None, what: str
+    condition: Condition, rows: Sequence[Row], values: Sequence[T | None] | None, what: str
 ) -> list[tuple[Row, T]]:
-    """Rows and what each is given; refuses where there is nothing for a row."""
-    if given is None or len(given) != len(rows):
-        count = "no" if given is None else str(len(given))
+    """Rows, each with its value; refuses where there is none for a row."""
+    if values is None or len(values) != len(rows):
+        count = "no" if values is None else str(len(values))
         raise ValueError(
             f"condition {condition.name!r} of {len(rows)} rows was given {count} {what}: "
             f"see data.experiment.donors.choose_{what}"
         )
     pairs = []
-    for row, value in zip(rows, given):
+    for row, value in zip(rows, values):
         if value is None:
             raise ValueError(
                 f"row {row['id']!r} has none of the {what} that condition {condition.name!r} needs: leave it out"
@@ -198,8 +177,6 @@ def _with_ecgs(row: Row, donor: Donor) -> Row:
 
 
 def _with_question(row: Row, other: Question) -> Row:
-    from data.conversations.rows import user
-
     turns = [i for i, message in enumerate(row["messages"]) if message["role"] == "user"]
     if len(turns) != 1:
         raise ValueError(f"row {row['id']!r} has {len(turns)} turns: only a single question can be exchanged")
@@ -225,11 +202,9 @@ def _change(condition: str, row: Row, record: str) -> str:
     """What is to be done to a recording of a row, as `Altered` reads it."""
     if condition != "lead-drop":
         return condition
-    from data.ecg import LEADS
-
     leads = asked_leads(row["question"])
     if not leads:
-        drawn = _rng(f"{record}~drop").permutation(len(LEADS))[: len(LEADS) // 2]
+        drawn = rng_of(altered_id(record, "drop")).permutation(len(LEADS))[: len(LEADS) // 2]
         leads = tuple(lead for i, lead in enumerate(LEADS) if i in drawn)
     return f"drop:{','.join(leads)}"
 
@@ -249,69 +224,30 @@ def asked_leads(question: str) -> tuple[str, ...]:
     Those it names; else those of the territories it names: anterior V1-V4, inferior II, III and aVF, lateral I, aVL, V5
     and V6, septal V1 and V2. A left anterior fascicular block is in no territory.
     """
-    from data.conversations.rows import named_leads
-    from data.ecg import LEADS
-
     if named := named_leads(question):
         return named
     text = re.sub(_NO_TERRITORY, "", question, flags=re.IGNORECASE)
-    found = {lead for name, leads in _TERRITORIES if re.search(name, text, re.IGNORECASE) for lead in leads}
-    return tuple(lead for lead in LEADS if lead in found)
+    territory = {lead for name, leads in _TERRITORIES if re.search(name, text, re.IGNORECASE) for lead in leads}
+    return tuple(lead for lead in LEADS if lead in territory)
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 
-def _rng(record_id: str) -> np.random.Generator:
-    """The same draws for a recording on every machine and in every run."""
-    return np.random.default_rng(crc32(record_id.encode()))
+def altered_id(record_id: str, change: str) -> str:
+    """The id under which `Altered` gives a recording after a change."""
+    return f"{record_id}~{change}"
 
 
-def flat(ecg: Ecg) -> Ecg:
-    """0 mV everywhere."""
-    return replace(ecg, signal=np.zeros_like(ecg.signal))
+def split_id(record_id: str) -> tuple[str, str | None]:
+    """Recording and last change of an id; None where it names no change."""
+    base, mark, change = record_id.rpartition("~")
+    return (base, change) if mark else (record_id, None)
 
 
-def noise(ecg: Ecg) -> Ecg:
-    """White Gaussian noise with the mean and the variance of each lead, drawn for this `record_id`."""
-    white = _rng(ecg.record_id).standard_normal(ecg.signal.shape)
-    mean = ecg.signal.mean(axis=1, keepdims=True, dtype=np.float64)
-    deviation = ecg.signal.std(axis=1, keepdims=True, dtype=np.float64)
-    return replace(ecg, signal=(mean + deviation * white).astype(np.float32))
-
-
-def phase(ecg: Ecg) -> Ecg:
-    """A phase-randomised surrogate (Theiler et al. 1992), drawn for this `record_id`.
-
-    Each lead keeps its amplitude spectrum and mean. At each frequency all leads are turned by the same phase (Prichard
-    and Theiler 1994), so that linear relations between leads survive: I + III is still II.
-    """
-    samples = ecg.signal.shape[1]
-    spectrum = np.fft.rfft(ecg.signal.astype(np.float64), axis=1)
-    turn = 2 * np.pi * _rng(ecg.record_id).random(spectrum.shape[1:])
-    turn[0] = 0  # the mean
-    if samples % 2 == 0:
-        turn[-1] = 0  # the highest frequency has a sign, not a phase
-    surrogate = np.fft.irfft(spectrum * np.exp(1j * turn), samples, axis=1)
-    return replace(ecg, signal=surrogate.astype(np.float32))
-
-
-def reverse(ecg: Ecg) -> Ecg:
-    """The recording backwards."""
-    return replace(ecg, signal=ecg.signal[:, ::-1])
-
-
-def drop(ecg: Ecg, leads: Iterable[str]) -> Ecg:
-    """0 mV in these leads, in any spelling; those the recording does not have are absent anyway.
-
-    Raises:
-        ValueError: A name is not a lead.
-    """
-    from data.ecg import canonical_lead
-
-    dropped = {canonical_lead(lead) for lead in leads}
-    kept = np.array([lead.removeprefix("-") not in dropped for lead in ecg.leads])
-    return replace(ecg, signal=np.where(kept[:, None], ecg.signal, 0))
+def is_altered(record_id: str) -> bool:
+    """Whether an id names a change."""
+    return split_id(record_id)[1] is not None
 
 
 _ALTERATIONS: Mapping[str, Callable[[Ecg], Ecg]] = {"flat": flat, "noise": noise, "phase": phase, "reverse": reverse}
@@ -319,8 +255,6 @@ _ALTERATIONS: Mapping[str, Callable[[Ecg], Ecg]] = {"flat": flat, "noise": noise
 
 def _alteration(change: str) -> Callable[[Ecg], Ecg] | None:
     """The function an alteration names; None where there is none."""
-    from data.ecg import canonical_lead
-
     name, _, leads = change.partition(":")
     if name != "drop":
         return _ALTERATIONS.get(change)
@@ -359,8 +293,8 @@ class Altered:
             KeyError: The source has no such recording, or there is no such alteration.
             ValueError: Parameters are to be moved that are not, or of a source that has none.
         """
-        base, mark, change = record_id.rpartition("~")
-        if not mark:
+        base, change = split_id(record_id)
+        if change is None:
             return self.source[record_id]
         if moved := _moved(change):
             return replace(self._render(base, moved), record_id=record_id)

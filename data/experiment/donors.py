@@ -1,4 +1,4 @@
-"""Which recordings, or which question, stand in for a row's own.
+"""Which recordings, or which question, stand in for those of a row.
 
 A donor is another **row that asks the same** (`same_question`): it gives all of its ECGs, so that a question about two
 ECGs gets two that are related as its own are, and the right answer to the question about the ECGs that are shown is
@@ -20,17 +20,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # the readers of recordings import scipy, which `--help` need not wait for
-    from data.conversations.rows import Row
+from data.conversations.rows import Row, same_question
+from data.corpus import Traits
 
 Rule = Literal["any", "flip", "same"]
-Traits = Mapping[str, Mapping[str, Any]]
+Key = tuple[str, int, str, str, tuple[str, ...], str, int]  # of a question: `same_question`, and how many ECGs
 
 # A matching takes time with the third power of its rows: larger groups are split at random.
 _PART = 1000
@@ -39,12 +39,12 @@ _OTHER_CORPUS, _OTHER_SEX = 100.0, 11.0
 
 
 class Donor(NamedTuple):
-    """What a row is given in place of its ECGs.
+    """Stands in for the ECGs of a row.
 
     Attributes:
         row: Index of the row whose ECGs are given.
-        ecgs: They.
-        answer: The right answer to the question about them, as in `Row["answer"]`; empty where nobody knows it.
+        ecgs: These ECGs.
+        answer: The right answer to the question about them, as in `Row["answer"]`; empty where it is unknown.
     """
 
     row: int
@@ -53,11 +53,11 @@ class Donor(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What is asked in place of a row's question.
+    """Stands in for the question of a row.
 
     Attributes:
         row: Index of the row whose question is asked.
-        text: Its words.
+        text: Words of that question.
     """
 
     row: int
@@ -65,7 +65,11 @@ class Question(NamedTuple):
 
 
 def choose_donors(
-    rows: Sequence[Row], patient_of: Mapping[str, str], rule: Rule, seed: int, traits: Traits | None = None
+    rows: Sequence[Row],
+    patient_of: Mapping[str, str],
+    rule: Rule,
+    seed: int,
+    traits: Mapping[str, Traits] | None = None,
 ) -> list[Donor | None]:
     """A donor for every row that has one under the rule, from these rows and no other split.
 
@@ -105,13 +109,13 @@ def choose_donors(
 
 
 def choose_questions(rows: Sequence[Row], seed: int) -> list[Question | None]:
-    """For every row, another question in its place: of the same type, about as many ECGs, and of the same control.
+    """Another question for every row, asked in its place: of the same type and control, about as many ECGs.
 
     Returns:
         One per row; None where all rows of its type ask the same.
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i]["id"])
-    kinds: dict[tuple[Any, ...], list[tuple[tuple[Any, ...], list[int]]]] = defaultdict(list)
+    kinds: dict[tuple[str, str, int], list[tuple[Key, list[int]]]] = defaultdict(list)
     for question, members in sorted(_by_question(rows, order).items()):
         row = rows[members[0]]
         kinds[row["question_type"], row["control"], len(row["ecgs"])].append((question, members))
@@ -133,8 +137,8 @@ def choose_questions(rows: Sequence[Row], seed: int) -> list[Question | None]:
 def derangement(patient_of: Mapping[str, str], seed: int) -> dict[str, str]:
     """A fixed map from every recording to one of another patient, each used once: ECGs that say nothing about answers.
 
-    For training on them. Recordings of a patient go to neighbouring ones, so that two of his often become two of one
-    other patient.
+    For training on them. Recordings of a patient go to neighbouring ones, so that two of one patient often become
+    two of one other.
 
     Args:
         patient_of: Patient of every recording to be mapped. Pass the recordings of one split only: a recording of
@@ -156,7 +160,7 @@ def derangement(patient_of: Mapping[str, str], seed: int) -> dict[str, str]:
     patients = sorted(set(patient_of.values()))
     place = dict(zip(patients, rng.permutation(len(patients)).tolist()))
     shuffled = sorted((records[i] for i in rng.permutation(len(records))), key=lambda record: place[patient_of[record]])
-    # No patient's recordings are more than `most` in a row, so moving all of them on by that many leaves his own.
+    # No patient's recordings are more than `most` in a row, so moving all of them on by that many leaves that patient.
     return dict(zip(shuffled, shuffled[most:] + shuffled[:most]))
 
 
@@ -166,17 +170,15 @@ def _patients(row: Row, patient_of: Mapping[str, str]) -> frozenset[str]:
     return frozenset((*row["patient_ids"], *(patient_of[record] for record in row["ecgs"])))
 
 
-def _by_question(rows: Sequence[Row], order: Sequence[int]) -> dict[tuple[Any, ...], list[int]]:
+def _by_question(rows: Sequence[Row], order: Sequence[int]) -> dict[Key, list[int]]:
     """Rows that can stand in for each other: they ask the same about as many ECGs."""
-    from data.conversations.rows import same_question
-
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    groups: dict[Key, list[int]] = defaultdict(list)
     for i in order:
         groups[(*same_question(rows[i]), len(rows[i]["ecgs"]))].append(i)
     return groups
 
 
-def _rng(seed: int, question: tuple[Any, ...]) -> np.random.Generator:
+def _rng(seed: int, question: Key) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(repr(question).encode())])
 
 
@@ -193,7 +195,7 @@ def _match(
     members: Sequence[int],
     patients: Sequence[frozenset[str]],
     rule: Rule,
-    traits: Traits,
+    traits: Mapping[str, Traits],
     rng: np.random.Generator,
 ) -> dict[int, int]:
     """Row to donor, one to one, for as many of the members as can be, at the least cost."""
@@ -205,9 +207,9 @@ def _match(
     alike = _equal(answers, answers)
     barred = {"any": np.zeros_like(alike), "flip": alike, "same": ~alike}[rule]
     owners = _padded([sorted(patients[i]) for i in members])
-    for mine in owners.T:
-        for theirs in owners.T:
-            barred |= _equal(mine, theirs) & (mine >= 0)[:, None]
+    for row_owner in owners.T:
+        for donor_owner in owners.T:
+            barred |= _equal(row_owner, donor_owner) & (row_owner >= 0)[:, None]
     np.fill_diagonal(barred, True)
     cost = rng.random(alike.shape) / len(members)  # ties: all of them together weigh less than one decade
     for position in zip(*(rows[i]["ecgs"] for i in members)):
@@ -217,22 +219,22 @@ def _match(
     return {members[i]: members[j] for i, j in pairs if not barred[i, j]}
 
 
-def _unlike(traits: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+def _unlike(traits: Sequence[Traits]) -> NDArray[np.float64]:
     """How unlike recordings are in what is known of both, `[n, n]`."""
     cost = np.zeros((len(traits), len(traits)))
     for name, weight in (("corpus", _OTHER_CORPUS), ("sex", _OTHER_SEX)):
         codes = _codes([each.get(name) for each in traits])
-        known = codes >= 0
-        cost += weight * (~_equal(codes, codes) & known[:, None] & known)
+        has_trait = codes >= 0
+        cost += weight * (~_equal(codes, codes) & has_trait[:, None] & has_trait)
     decade = np.array([each.get("age", np.nan) for each in traits], float) // 10
     cost += np.nan_to_num(np.abs(decade[:, None] - decade))
     return cost
 
 
-def _codes(values: Sequence[Any]) -> NDArray[np.int64]:
+def _codes(values: Sequence[object]) -> NDArray[np.int64]:
     """A number for each value, -1 for None."""
-    known: dict[Any, int] = {None: -1}
-    return np.array([known.setdefault(value, len(known)) for value in values], np.int64)
+    codes: dict[object, int] = {None: -1}
+    return np.array([codes.setdefault(value, len(codes)) for value in values], np.int64)
 
 
 def _padded(lists: Sequence[Sequence[str]]) -> NDArray[np.int64]:
@@ -242,31 +244,29 @@ def _padded(lists: Sequence[Sequence[str]]) -> NDArray[np.int64]:
     return _codes(padded).reshape(len(lists), longest)
 
 
-def _equal(mine: NDArray[np.int64], theirs: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return np.asarray(mine[:, None] == theirs)
+def _equal(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return np.asarray(first[:, None] == second)
 
 
 def _elsewhere(
     rows: Sequence[Row], alone: Sequence[int], patients: Sequence[frozenset[str]], seed: int
 ) -> dict[int, int]:
-    """For rows whose question offers nobody, rows that ask something else, dealt in shuffled rounds."""
-    from data.conversations.rows import same_question
-
+    """Donors that ask something else, for rows whose question offers nobody; dealt in shuffled rounds."""
     if not alone:
         return {}
     order = sorted(range(len(rows)), key=lambda i: rows[i]["id"])
-    pools: dict[tuple[Any, ...], deque[int]] = defaultdict(deque)
+    pools: dict[tuple[object, ...], deque[int]] = defaultdict(deque)
     for i in (order[k] for k in np.random.default_rng(seed).permutation(len(order))):
         count = len(rows[i]["ecgs"])
         pools[(count,)].append(i)
         pools[count, rows[i]["question_type"]].append(i)
-    found: dict[int, int] = {}
+    donor: dict[int, int] = {}
     for i in alone:
         count, question = len(rows[i]["ecgs"]), same_question(rows[i])
         for pool in (pools[count, rows[i]["question_type"]], pools[(count,)]):
-            for _ in range(len(pool) if i not in found else 0):
+            for _ in range(len(pool) if i not in donor else 0):
                 pool.rotate(-1)
                 if patients[pool[-1]].isdisjoint(patients[i]) and same_question(rows[pool[-1]]) != question:
-                    found[i] = pool[-1]
+                    donor[i] = pool[-1]
                     break
-    return found
+    return donor

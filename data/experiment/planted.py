@@ -30,6 +30,7 @@ import numpy as np
 
 from data.conversations.rows import Row, question_row
 from data.ecg import Ecg, EcgSource
+from data.experiment.conditions import altered_id
 from data.synthetic import SyntheticCohort
 
 
@@ -134,14 +135,14 @@ def planted_rows(
 ) -> list[PlantedRow]:
     """Verify questions about recordings with one parameter moved, to be asked of `Altered(cohort)`.
 
-    Every patient is asked about at every dose, under one of his recordings, so that each has a curve of his own.
+    Every patient is asked about at every dose, under one recording, so that each has a curve of their own.
 
     Args:
         cohort: The simulated patients.
         records: Recordings of those that may be asked about: held-out ones, if the model was trained on this cohort.
         patients: How many of them are asked about; fewer where there are fewer.
         seed: Which patients, and which of their recordings.
-        question: Its words, with `{finding}` where the finding stands: those the model was trained on.
+        question: Words of the question, with `{finding}` where the finding stands: those the model was trained on.
         doses: What to plant.
 
     Raises:
@@ -150,23 +151,24 @@ def planted_rows(
     """
     if "{finding}" not in question:
         raise ValueError(f"question {question!r} has no {{finding}} in it, so it asks the same of all")
-    of: dict[str, list[str]] = {}
+    records_of: dict[str, list[str]] = {}
     for record in sorted(set(records)):
         cohort.index(record)  # raises for a record of another cohort
-        of.setdefault(cohort.patient_of[record], []).append(record)
-    if not of:
+        records_of.setdefault(cohort.patient_of[record], []).append(record)
+    if not records_of:
         raise ValueError("no recordings to plant findings in: give those of the held-out patients")
     rng = np.random.default_rng([seed, 6])
-    chosen = [sorted(of)[i] for i in rng.permutation(len(of))[:patients]]
-    asked = [(patient, of[patient][rng.integers(len(of[patient]))]) for patient in sorted(chosen)]
+    chosen = [sorted(records_of)[i] for i in rng.permutation(len(records_of))[:patients]]
+    visits = [(patient, records_of[patient][rng.integers(len(records_of[patient]))]) for patient in sorted(chosen)]
     rows: list[PlantedRow] = []
     for each in doses:
-        for patient, record in asked:
+        for patient, record in visits:
             for dose in each.values:
                 moved = {**NORMAL, **each.fixed, each.parameter: dose}
+                settings = ",".join(f"{name}={value:g}" for name, value in moved.items())
                 row = question_row(
                     id=f"planted/{each.finding}/{record}/{each.parameter}={dose:g}",
-                    ecgs=[f"{record}~set:{','.join(f'{name}={value:g}' for name, value in moved.items())}"],
+                    ecgs=[altered_id(record, f"set:{settings}")],
                     patient_ids=[patient],
                     question_type="single-verify",
                     question=question.format(finding=each.finding),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.ecg import Ecg
 from data.readers.arrays import is_csv, is_npy, read_csv, read_npy
-from data.readers.common import Nan, first_bytes
+from data.readers.common import Nan, Stated, first_bytes
 from data.readers.wfdb import WfdbFolder, is_wfdb, read_wfdb, write_wfdb
 
 __all__ = ["READERS", "Reader", "WfdbFolder", "read_ecg", "write_wfdb"]
@@ -25,12 +25,12 @@ class Reader:
     Attributes:
         name: What the user calls it.
         accepts: From the path and the first bytes of the file (none when there is no such file), whether it is ours.
-        read: Path and the keywords of `read_ecg` to a recording.
+        read: Reads a file, as the caller of `read_ecg` states what it is.
     """
 
     name: str
     accepts: Callable[[Path, bytes], bool]
-    read: Callable[..., Ecg]
+    read: Callable[[Path, Stated], Ecg]
 
 
 # In order of how surely the content tells: magic bytes, then a grammar, then a mere comma.
@@ -74,4 +74,4 @@ def read_ecg(
         raise ValueError(f"{path}: {'empty' if path.is_file() else 'missing, or not a regular file'}")
     if not accepted:
         raise ValueError(f"{path}: not a known format: expected a {', '.join(reader.name for reader in READERS)}")
-    return accepted[0].read(path, fs=fs, units=units, leads=leads, nan=nan)
+    return accepted[0].read(path, Stated(fs, units, leads, nan))

@@ -7,15 +7,14 @@ names of the leads may stand in the file, as the header row of a table.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg
-from data.readers.common import Nan, agree, known_leads, millivolts, sampling_rate, to_ecg
+from data.readers.common import Stated, known_leads, to_ecg
+from data.units import millivolts, sampling_rate
 
 
 def is_npy(path: Path, head: bytes) -> bool:
@@ -29,7 +28,7 @@ def is_csv(path: Path, head: bytes) -> bool:
     return path.suffix.lower() == ".csv" or (b"\0" not in head and first.count(b",") == second.count(b",") > 0)
 
 
-def read_npy(path: Path, *, fs: float | None, units: str | None, leads: Sequence[str] | None, nan: Nan) -> Ecg:
+def read_npy(path: Path, stated: Stated) -> Ecg:
     """Read `[leads, samples]` or `[samples, leads]`: the number of names tells which.
 
     Raises:
@@ -42,10 +41,10 @@ def read_npy(path: Path, *, fs: float | None, units: str | None, leads: Sequence
         raise ValueError(f"{path}: not a readable .npy array of numbers: {error}") from error
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path}: values are of type {array.dtype}: expected real numbers")
-    return _ecg(path, np.array(array, dtype=np.float64), None, fs=fs, units=units, leads=leads, nan=nan)
+    return _ecg(path, np.array(array, dtype=np.float64), None, stated)
 
 
-def read_csv(path: Path, *, fs: float | None, units: str | None, leads: Sequence[str] | None, nan: Nan) -> Ecg:
+def read_csv(path: Path, stated: Stated) -> Ecg:
     """Read a table of one column per lead (or one row per lead), with or without a header row; empty cells are NaN.
 
     Raises:
@@ -68,7 +67,7 @@ def read_csv(path: Path, *, fs: float | None, units: str | None, leads: Sequence
             if not _is_number(cell):
                 raise ValueError(f"{path}: row {number}, column {column + 1}: {cell!r} is not a number")
         values[number - (2 if names else 1)] = [float(cell) if cell.strip() else np.nan for cell in row]
-    return _ecg(path, values, names, fs=fs, units=units, leads=leads, nan=nan)
+    return _ecg(path, values, names, stated)
 
 
 def _is_number(cell: str) -> bool:
@@ -80,24 +79,13 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _ecg(
-    path: Path,
-    array: NDArray[np.float64],
-    header: tuple[str, ...] | None,
-    *,
-    fs: float | None,
-    units: str | None,
-    leads: Sequence[str] | None,
-    nan: Nan,
-) -> Ecg:
-    words: dict[str, Any] = {"fs": fs, "units": units, "leads": leads if header is None else header}
-    if unsaid := [f"{name}=..." for name, value in words.items() if value is None]:
-        raise ValueError(f"{path}: a bare array does not say what its numbers mean: pass {', '.join(unsaid)}")
-    assert fs is not None and units is not None
-    names = tuple(words["leads"])
-    rows, known, others = known_leads(names, str(path))
-    if header is not None and leads is not None:
-        agree("leads", known_leads(tuple(leads), str(path))[1], known, str(path))
+def _ecg(path: Path, array: NDArray[np.float64], header: tuple[str, ...] | None, stated: Stated) -> Ecg:
+    fs, units, names = stated.fs, stated.units, tuple(header or stated.leads or ())
+    if fs is None or units is None or (header is None and stated.leads is None):
+        words = {"fs": fs, "units": units, "leads": stated.leads if header is None else header}
+        missing = ", ".join(f"{name}=..." for name, value in words.items() if value is None)
+        raise ValueError(f"{path}: a bare array does not say what its numbers mean: pass {missing}")
+    leads = known_leads(names, str(path), None if header is None else stated.leads)
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2 or len(names) not in array.shape:
@@ -108,6 +96,5 @@ def _ecg(
         )
     # Below a header row the columns are the leads, whatever the number of rows.
     by_lead = array.T if header is not None or array.shape[0] != len(names) else array
-    signal = by_lead[rows] * millivolts(units, f"{path}: units=")
-    rate = sampling_rate(fs, str(path))
-    return to_ecg(signal, rate, known, path, record_id=path.stem, nan=nan, meta={}, others=others)
+    signal = by_lead[leads.rows] * millivolts(units, f"{path}: units=")
+    return to_ecg(signal, sampling_rate(fs, str(path)), leads, path, stated.nan, {})

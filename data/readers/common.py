@@ -1,12 +1,12 @@
-"""What all readers share: units, lead names, sampling rate and missing samples mean the same in every format."""
+"""What all readers share: lead names and missing samples mean the same in every format."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,6 @@ from data.ecg import Ecg, canonical_lead
 
 Nan = Literal["raise", "interpolate"]
 
-_MILLIVOLTS = {"v": 1e3, "mv": 1.0, "μv": 1e-3, "uv": 1e-3, "nv": 1e-6}  # `casefold` makes the micro sign a mu
-_MAX_FS = 100_000.0
 _log = logging.getLogger(__name__)
 
 
@@ -28,37 +26,29 @@ def first_bytes(path: Path, count: int = 4096) -> bytes:
         return file.read(count)
 
 
-def millivolts(unit: str, where: str) -> float:
-    """How many millivolts one `unit` is: V, mV, uV, µV or nV, in any case.
+@dataclass(frozen=True)
+class Stated:
+    """What the caller of `read_ecg` says, by its keywords."""
+
+    fs: float | None = None
+    units: str | None = None
+    leads: Sequence[str] | None = None
+    nan: Nan = "raise"
+
+
+class Leads(NamedTuple):
+    """Which of a file's signals are ECG leads: their rows and canonical names, and the names of the other signals."""
+
+    rows: list[int]
+    names: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def known_leads(names: Sequence[str], where: str, stated: Sequence[str] | None = None) -> Leads:
+    """The leads among the names of a file's signals, which must be those that the caller states, if any.
 
     Raises:
-        ValueError: The unit is none of these. Begins with `where`.
-    """
-    scale = _MILLIVOLTS.get(unit.strip().casefold())
-    if scale is None:
-        raise ValueError(f"{where}: unknown units {unit!r}: expected V, mV, uV or nV, in any case")
-    return scale
-
-
-def sampling_rate(fs: float, where: str) -> float:
-    """`fs` in Hz, if it can be one.
-
-    Raises:
-        ValueError: It is not above 0 and at most 100 kHz. Begins with `where`.
-    """
-    if not (math.isfinite(fs) and 0 < fs <= _MAX_FS):
-        raise ValueError(f"{where}: sampling rate {fs:g} Hz is not above 0 and at most {_MAX_FS:g}: correct it")
-    return float(fs)
-
-
-def known_leads(names: Sequence[str], where: str) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
-    """Which of a file's signals are ECG leads.
-
-    Returns:
-        Rows that are leads, their canonical names, and the names of the other signals (respiration, time, ...).
-
-    Raises:
-        ValueError: None is a lead, or a lead is named twice. Begins with `where`.
+        ValueError: None is a lead, a lead is named twice, or the caller states others. Begins with `where`.
     """
     rows: list[int] = []
     leads: list[str] = []
@@ -77,71 +67,64 @@ def known_leads(names: Sequence[str], where: str) -> tuple[list[int], tuple[str,
         raise ValueError(f"{where}: leads: none of {list(names)} is an ECG lead: name them I, II, ..., V6 (any case)")
     if others:
         _log.warning("%s: signals that are not ECG leads are left out: %s", where, ", ".join(others))
-    return rows, tuple(leads), tuple(others)
+    if stated is not None:
+        agree("leads", known_leads(stated, where).names, tuple(leads), where)
+    return Leads(rows, tuple(leads), tuple(others))
 
 
-def agree(field: str, given: object, found: object, where: str) -> None:
-    """Refuse a caller's word that contradicts the file; `None` is no word.
+def agree(field: str, wanted: object, stated: object, where: str) -> None:
+    """Refuse what a caller says against the file; None says nothing.
 
     Raises:
         ValueError: Both are known and differ. Begins with `where`.
     """
-    if given is not None and given != found:
-        raise ValueError(f"{where}: {field}: the file says {found}, the caller says {given}: one is wrong, so decide")
+    if wanted is not None and wanted != stated:
+        raise ValueError(f"{where}: {field}: the file says {stated}, the caller says {wanted}: one is wrong, so decide")
 
 
 def to_ecg(
-    signal: NDArray[np.floating[Any]],
-    fs: float,
-    leads: tuple[str, ...],
-    path: Path,
-    *,
-    record_id: str,
-    nan: Nan,
-    meta: Mapping[str, Any],
-    others: tuple[str, ...] = (),
+    signal: NDArray[np.floating], fs: float, leads: Leads, path: Path, nan: Nan, meta: Mapping[str, object]
 ) -> Ecg:
     """The recording, with its missing samples refused or repaired.
 
     Args:
         signal: `[leads, samples]` in mV; NaN where a sample is missing.
         fs: Sampling rate, Hz.
-        leads: Canonical names of the rows.
-        path: The file, for messages and `meta["file"]`.
-        record_id: Name of the record.
+        leads: Names of the rows; those of other signals go to `meta["other_signals"]`.
+        path: The file, for messages, `meta["file"]` and the name of the record.
         nan: `"raise"`, or `"interpolate"`: a line between the neighbours in the same lead, constant at the ends;
             `meta["repaired_samples"]` then counts them by lead.
         meta: What else is known.
-        others: Signals of the file that are not leads, kept by name in `meta["other_signals"]`.
 
     Raises:
         ValueError: Samples are infinite, or missing and not to be repaired, or all of a lead is missing.
     """
+    names = leads.names
     if nan not in ("raise", "interpolate"):
         raise ValueError(f"nan must be 'raise' or 'interpolate', got {nan!r}")
     if np.isinf(signal).any():
-        lead = leads[int(np.isinf(signal).any(axis=1).argmax())]
+        lead = names[int(np.isinf(signal).any(axis=1).argmax())]
         raise ValueError(f"{path}: lead {lead}: {np.isinf(signal).sum()} infinite samples: export the file again")
     missing = np.isnan(signal)
-    counts = {lead: int(count) for lead, count in zip(leads, missing.sum(axis=1)) if count}
+    counts = {lead: int(count) for lead, count in zip(names, missing.sum(axis=1)) if count}
     if counts and nan == "raise":
         listed = ", ".join(f"{lead} {count}" for lead, count in counts.items())
         raise ValueError(
             f"{path}: missing samples (NaN) in leads {listed}, of {signal.shape[1]} each: pass nan='interpolate'"
         )
     for lead in counts:
-        row, gone = signal[leads.index(lead)], missing[leads.index(lead)]
-        if gone.all():
+        row, absent = signal[names.index(lead)], missing[names.index(lead)]
+        if absent.all():
             raise ValueError(
-                f"{path}: lead {lead}: all {gone.size} samples are missing (NaN): there is nothing to repair"
+                f"{path}: lead {lead}: all {absent.size} samples are missing (NaN): there is nothing to repair"
             )
-        row[gone] = np.interp(np.flatnonzero(gone), np.flatnonzero(~gone), row[~gone])
-    notes: dict[str, Any] = {"file": str(path), **meta}
+        row[absent] = np.interp(np.flatnonzero(absent), np.flatnonzero(~absent), row[~absent])
+    notes: dict[str, object] = {"file": str(path), **meta}
     if counts:
         notes["repaired_samples"] = counts
-    if others:
-        notes["other_signals"] = others
+    if leads.others:
+        notes["other_signals"] = leads.others
     try:
-        return Ecg(signal.astype(np.float32), fs, leads, record_id=record_id, meta=notes)
+        return Ecg(signal.astype(np.float32), fs, names, record_id=path.stem, meta=notes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

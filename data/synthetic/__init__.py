@@ -1,37 +1,20 @@
-"""A cohort of simulated 12-lead ECGs with planted findings: `SyntheticCohort`, and what is planted."""
+"""Simulated 12-lead ECGs with planted findings: `SyntheticCohort`, and the names of what is planted."""
 
-from data.synthetic.cohort import (
+from data.synthetic.cohort import VERSION, SyntheticCohort
+from data.synthetic.parameters import (
     AXES,
     CONDUCTIONS,
-    ELECTRODES,
-    LEAD_FIELD,
     NOISES,
     RATES,
-    ST_LEAD,
     ST_SITES,
-    VERSION,
+    VALUES,
     VOLTAGES,
     Array,
     Parameters,
-    SyntheticCohort,
     categories,
     findings,
 )
+from data.synthetic.waves import ELECTRODES, LEAD_FIELD, ST_LEAD
 
-__all__ = [
-    "AXES",
-    "CONDUCTIONS",
-    "ELECTRODES",
-    "LEAD_FIELD",
-    "NOISES",
-    "RATES",
-    "ST_LEAD",
-    "ST_SITES",
-    "VERSION",
-    "VOLTAGES",
-    "Array",
-    "Parameters",
-    "SyntheticCohort",
-    "categories",
-    "findings",
-]
+__all__ = ["AXES", "CONDUCTIONS", "ELECTRODES", "LEAD_FIELD", "NOISES", "RATES", "ST_LEAD", "ST_SITES", "VALUES"]
+__all__ += ["VERSION", "VOLTAGES", "Array", "Parameters", "SyntheticCohort", "categories", "findings"]

@@ -11,17 +11,16 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg
-from data.readers.common import millivolts, sampling_rate
+from data.units import millivolts, sampling_rate
 
-if TYPE_CHECKING:
-    from data.conversations.rows import Message
+Message = dict[str, Any]  # {"role": ..., "content": str | list of parts}
 
 MEDIA_TYPE = "application/x-ecg+json"
 _KEYS = ("fs", "leads", "units", "signal")
@@ -44,15 +43,15 @@ def from_wire(data: bytes) -> Ecg:
     """The recording that `to_wire` or another client wrote; its units may be V, mV, uV or nV.
 
     Raises:
-        ValueError: It is anything else; says which field is wrong, and what it must be.
+        ValueError: The data is anything else; says which field is wrong, and what it must be.
     """
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{MEDIA_TYPE}: not JSON: {error}") from error
     if not isinstance(fields, dict) or set(fields) != set(_KEYS):
-        found = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
-        raise ValueError(f"{MEDIA_TYPE}: must be an object of {', '.join(_KEYS)}, got {found}")
+        got = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
+        raise ValueError(f"{MEDIA_TYPE}: must be an object of {', '.join(_KEYS)}, got {got}")
     fs, leads, units, signal = (fields[key] for key in _KEYS)
     if isinstance(fs, bool) or not isinstance(fs, (int, float)):
         raise ValueError(f"{MEDIA_TYPE}: fs must be a number, got {fs!r}")
@@ -84,7 +83,7 @@ def data_url(ecg: Ecg) -> str:
     return f"data:{MEDIA_TYPE};base64,{base64.b64encode(to_wire(ecg)).decode()}"
 
 
-def chat_messages(messages: Sequence[Message], ecgs: Iterable[Ecg]) -> list[Message]:
+def chat_messages(messages: Sequence[Mapping[str, Any]], ecgs: Iterable[Ecg]) -> list[Message]:
     """Messages as they are sent to a chat server: each ECG part holds its recording, in the order given.
 
     The part's kind is `audio_url`, which vLLM's chat API and every OpenAI client know and hand on unread.
@@ -94,7 +93,7 @@ def chat_messages(messages: Sequence[Message], ecgs: Iterable[Ecg]) -> list[Mess
     """
     left = iter(ecgs)
 
-    def sent(part: dict[str, str]) -> dict[str, Any]:
+    def sent(part: dict[str, str]) -> Message:
         if part["type"] != "ecg":
             return {"type": "text", "text": part["text"]}
         ecg = next(left, None)
@@ -102,13 +101,13 @@ def chat_messages(messages: Sequence[Message], ecgs: Iterable[Ecg]) -> list[Mess
             raise ValueError("the messages have more ECG parts than ECGs are given")
         return {"type": "audio_url", "audio_url": {"url": data_url(ecg)}}
 
-    def content(content: str | list[dict[str, str]]) -> str | list[dict[str, Any]]:
+    def content(content: str | list[dict[str, str]]) -> str | list[Message]:
         return content if isinstance(content, str) else [sent(part) for part in content]
 
     return [{**message, "content": content(message["content"])} for message in messages]
 
 
-def _require_finite(signal: NDArray[np.floating[Any]], leads: Sequence[str], where: str) -> None:
+def _require_finite(signal: NDArray[np.floating], leads: Sequence[str], where: str) -> None:
     bad = [lead for lead, row in zip(leads, signal) if not np.isfinite(row).all()]
     if bad:
         raise ValueError(f"{where}: samples that are not finite (NaN or infinite) in {', '.join(bad)}")

@@ -165,7 +165,7 @@ def load_task(
     if tables is None:
         raise ValueError(f"{name}: pass the folder of its split tables (--splits)")
     corpus = _WFDB[name.partition("-")[0]](root)
-    found = Csn.stated(tables) if name == _STATED else corpus.labels(tables)
+    found = Csn.stated(tables) if name == _STATED else corpus.split_labels(tables)
     task = _from_tables(name, corpus, found, leave_out)
     if name == Csn.name:
         stated = {record: names for part in Csn.stated(tables).values() for record, names in part.items()}

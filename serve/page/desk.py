@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from threading import Thread
 
 from data.ecg import Ecg
-from data.readers.staging import Budget, UploadError, read_uploaded
+from data.readers.budget import Budget, UploadError
+from data.readers.staging import read_uploaded
 from data.wire.http import ServerError
 from serve.page.recordings import Recording, Shelf, described
 from serve.page.session import Answer, Condition, Session, Sessions, Turn

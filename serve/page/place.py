@@ -11,7 +11,7 @@ from gradio.blocks import Block
 from gradio.events import Dependency
 
 from data.paper import SECONDS, Paper
-from data.readers.staging import Budget
+from data.readers.budget import Budget
 from serve.page.desk import Desk
 from serve.page.session import Session
 from serve.page.talk import QUIET, Talk, Update

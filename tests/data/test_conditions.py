@@ -295,3 +295,14 @@ def test_zeroing_nothing_is_an_error():
         zero_features({"ecg_times": np.ones(2, int)}, ["ecg_times"])
     with pytest.raises(ValueError, match="cannot zero 'ecg_tokens' without zero_token"):
         zero_features({"ecg_tokens": np.ones(2, np.int32)}, ["ecg_tokens"])
+
+
+@pytest.mark.parametrize(
+    ("record", "base", "change"),
+    [("a", "a", None), ("a~noise", "a", "noise"), ("a~set:gain=2~flat", "a~set:gain=2", "flat")],
+)
+def test_ids_of_altered_recordings_come_apart_as_they_were_put_together(record, base, change):
+    assert conditions.split_id(record) == (base, change)
+    assert conditions.is_altered(record) == (change is not None)
+    if change is not None:
+        assert conditions.altered_id(base, change) == record

@@ -53,7 +53,7 @@ def test_records_are_found_in_groups_and_beside_each_other(tmp_path):
 
 def test_labels_go_by_the_names_of_their_columns(tmp_path):
     labels = {"A0001": ["CLBBB"], "A0003": ["CLBBB", "PAC"], "A0004": ["AFIB"]}
-    found = Cpsc2018.labels(write_tables(tmp_path / "a/b", labels=labels, order=lambda names: names[::-1]))
+    found = Cpsc2018.split_labels(write_tables(tmp_path / "a/b", labels=labels, order=lambda names: names[::-1]))
     assert found == {
         "train": {"A0001": {"CLBBB"}, "A0002": frozenset()},
         "valid": {"A0003": {"CLBBB", "PAC"}},
@@ -75,11 +75,11 @@ def test_what_is_wrong_is_named(tmp_path):
 
 def test_tables_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"icbeb_train\.csv \(or icbeb_train\.csv\.gz\) is not in it or below"):
-        Cpsc2018.labels(tmp_path)
+        Cpsc2018.split_labels(tmp_path)
     table = write_tables(tmp_path / "a") / "icbeb_val.csv"
     write_tables(tmp_path / "b")
     with pytest.raises(ValueError, match=r"is there 2 times, as .*a/icbeb_train\.csv and .*b/icbeb_train"):
-        Cpsc2018.labels(tmp_path)
+        Cpsc2018.split_labels(tmp_path)
     shutil.rmtree(tmp_path / "b")
     good = table.read_text()
     for changed, message in (
@@ -90,14 +90,14 @@ def test_tables_that_cannot_be_used_are_named(tmp_path):
         assert changed != good
         table.write_text(changed)
         with pytest.raises(ValueError, match=message):
-            Cpsc2018.labels(tmp_path)
+            Cpsc2018.split_labels(tmp_path)
 
 
 def test_real_tables_hold_the_makers_labels():
     """Every label of the benchmark's tables, against the table that came with the recordings."""
     if not REAL.is_dir():
         pytest.skip(f"no real tables: {REAL} is absent")
-    found = Cpsc2018.labels(REAL / "metadata")
+    found = Cpsc2018.split_labels(REAL / "metadata")
     assert {split: len(records) for split, records in found.items()} == {"train": 4950, "valid": 551, "test": 1376}
     by_number = dict(
         zip("123456789", ("NORM", "AFIB", "1AVB", "CLBBB", "CRBBB", "PAC", "VPC", "STD", "STE"), strict=True)
@@ -118,7 +118,7 @@ def test_real_records(tmp_path):
     corpus = Cpsc2018(REAL / "wfdb/cpsc2018")
     assert corpus.records == ("A0001", "A0002", "A0003", "A0004", "A0005")
     assert [corpus[record].duration for record in corpus.records] == [15, 10, 10, 11.948, 25]
-    labels = Cpsc2018.labels(REAL / "metadata")["train"]
+    labels = Cpsc2018.split_labels(REAL / "metadata")["train"]
     snomed = {"59118001": "CRBBB", "426783006": "NORM", "164889003": "AFIB", "164884008": "VPC"}
     for record in corpus.records:
         header = (REAL / f"wfdb/cpsc2018/{record}.hea").read_text()

@@ -30,7 +30,7 @@ def test_records_and_labels(tmp_path):
     corpus = Csn(tmp_path)
     assert corpus.records == ("JS00001", "JS00002", "JS00003") and corpus.key.startswith("csn ")
     assert corpus["JS00002"].signal[3, 7] == pytest.approx(0.2, abs=1e-3)
-    assert Csn.labels(tmp_path) == {
+    assert Csn.split_labels(tmp_path) == {
         "train": {"JS00001": frozenset()},
         "valid": {"JS00002": {"AFIB"}},
         "test": {"JS00003": {"AFIB", "AF"}},
@@ -48,7 +48,7 @@ def test_real_tables_and_records(tmp_path):
     """The columns against the diagnoses beside them; the recordings in the layout they are published in."""
     if not REAL.is_dir():
         pytest.skip(f"no real recordings: {REAL} is absent")
-    found = Csn.labels(REAL / "metadata")
+    found = Csn.split_labels(REAL / "metadata")
     assert {split: len(records) for split, records in found.items()} == {"train": 16546, "valid": 1860, "test": 4620}
     stated = Csn.stated(REAL / "metadata")
     more = {}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data.conversations import ecg_qa
-from data.conversations.ecg_qa import QUESTION_TYPES, load
+from data.conversations.ecg_qa import load
+from data.conversations.ecg_qa_files import QUESTION_TYPES
 from data.conversations.rows import QuestionSet, same_question
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import measure as measure_module
 from data.ecg import LEADS, Ecg
 from data.experiment.conditions import Altered
 from data.measure import NOT_MEASURABLE, Measurements, Worker, as_text, delineate, measure, measure_many
+from data.measure import worker as worker_module
 from data.synthetic import SyntheticCohort
 
 pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')
@@ -166,7 +166,7 @@ def test_no_line_says_nan(measured):
 # --- processes --------------------------------------------------------------------------------------------------------
 
 # Stuck where no signal handler of Python's runs: a regular expression that backtracks without end.
-LIGHT = "import re, sys, data.measure as m; sys.modules['neurokit2'] = re\n"  # whose import takes seconds
+LIGHT = "import re, sys, data.measure.worker as m; sys.modules['neurokit2'] = re\n"  # whose import takes seconds
 STUCK = LIGHT + (
     "stuck = lambda: re.match('(a+)+$', 'a' * 64 + 'b')\n"
     "m.delineate = lambda ecg: stuck() if ecg.duration < 8 else m.Measurements('good', rate=ecg.duration)\n"
@@ -241,7 +241,7 @@ def test_a_worker_that_cannot_start_says_so():
 
 
 def test_without_neurokit_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(measure_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(worker_module, "find_spec", lambda name: None)
     ecg = Ecg(np.ones((12, 500)), 100, LEADS)
     for call in (lambda: measure(ecg), lambda: list(measure_many({"r": ecg}, ["r"], 1))):
         with pytest.raises(ModuleNotFoundError, match=r'pip install "ecg-elm\[measure\]"'):

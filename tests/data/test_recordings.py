@@ -2,8 +2,9 @@
 
 import pytest
 
+from data.experiment.folds import fold_ranges, folds_in_words
 from data.experiment.leaks import _letters
-from data.experiment.recordings import FOLDS, evenly, fold_by_patient, load_recordings, named
+from data.experiment.recordings import FOLDS, evenly, fold_by_patient, load_recordings
 
 COHORT = {"patients": 200, "records_per_patient": 2}
 
@@ -60,7 +61,7 @@ def _write_ptbxl(root):
 
 def test_what_is_refused(tmp_path):
     for arguments, message in (
-        (("ptb-xl", [1], [2]), "unknown corpus 'ptb-xl': one of ptbxl, mimic_iv_ecg, synthetic"),
+        (("ptb-xl", [1], [2]), "unknown corpus 'ptb-xl': one of cpsc2018, csn, mimic_iv_ecg, ptbxl, synthetic"),
         (("synthetic", [0, 1], [2]), "folds are numbered from 1 to 10, got 0"),
         (("synthetic", [1, 2], [2]), "fold 2 cannot be both trained on and held out"),
         (("ptbxl", [1], [2]), "settings of the corpus 'ptbxl'.*root"),
@@ -78,4 +79,6 @@ def test_some_are_spread_over_all():
 
 
 def test_folds_in_words():
-    assert named([1, 2, 3, 8, 10]) == "1-3, 8, 10" and named([9]) == "9"
+    assert fold_ranges([1, 2, 3, 8, 10]) == "1-3, 8, 10" and fold_ranges([9]) == "9"
+    assert folds_in_words(["10", "2", "1", "other", "3"]) == "folds 1-3, 10, other"
+    assert folds_in_words(["9"]) == "fold 9"

@@ -21,7 +21,8 @@ from data.conversations.rows import QuestionSet, question_row
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
 from data.experiment import leaks as splits
-from data.experiment.leaks import check_leaks, find_duplicates
+from data.experiment.duplicates import find_duplicates
+from data.experiment.leaks import check_leaks
 from data.readers import WfdbFolder
 from data.synthetic import SyntheticCohort
 

@@ -260,7 +260,7 @@ def test_a_recording_is_measured_once(tmp_path, monkeypatch):
     assert MeasuredStore(cohort, "another", tmp_path).folder != store.folder
     monkeypatch.setattr(measure_module, "version", lambda: "next")
     assert MeasuredStore(cohort, "cohort", tmp_path).folder != store.folder
-    monkeypatch.setattr(measure_module, "find_spec", lambda name: None)
+    monkeypatch.setattr("data.measure.worker.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="ecg-elm"):
         MeasuredStore(cohort, "cohort", tmp_path)
 

@@ -1,0 +1,120 @@
+"""ECG-QA's files of questions: read, checked against their schema, and made rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data.conversations.rows import Row, question_row
+from data.corpora.ptbxl import VOLTAGE_CODES
+
+Fields = dict[str, Any]  # of a question, as the file has them
+
+QUESTION_TYPES = {
+    "single-verify": 1,
+    "single-choose": 1,
+    "single-query": 1,
+    "comparison_consecutive-verify": 2,
+    "comparison_consecutive-query": 2,
+    "comparison_irrelevant-verify": 2,
+    "comparison_irrelevant-query": 2,
+}  # and how many ECGs each is about
+
+_FIELDS = {
+    "template_id": int,
+    "sample_id": int,
+    "question_type": str,
+    "attribute_type": str,
+    "question": str,
+    "answer": list,
+    "ecg_id": list,
+}
+_WHERE = "see https://github.com/Jwoo5/ecg-qa, or pass only the sets and the version that are there"
+
+
+def read_questions(folder: Path) -> Iterator[tuple[str, Fields]]:
+    """Split and fields of each question below a version's folder."""
+    for split in ("train", "valid", "test"):
+        files = sorted((folder / split).glob("*.json"))
+        if split == "train" and not files:
+            raise ValueError(f"{folder / split}: no .json files of questions: {_WHERE}")
+        for file in files:
+            try:
+                questions = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{file}: not valid JSON: {error}") from error
+            if not isinstance(questions, list):
+                raise ValueError(f"{file}: expected a list of questions, got {type(questions).__name__}")
+            for index, question in enumerate(questions):
+                where = f"{file}: question {index}"
+                _check(question, where)
+                yield split, question
+
+
+def _check(question: object, where: str) -> None:
+    if not isinstance(question, dict):
+        raise ValueError(f"{where}: expected an object, got {type(question).__name__}")
+    for field, kind in _FIELDS.items():
+        if field not in question:
+            raise ValueError(f"{where}: no field {field!r}: download the file again")
+        if not isinstance(question[field], kind):
+            raise ValueError(f"{where}: {field}: expected {kind.__name__}, got {question[field]!r}")
+    kind_of_question = question["question_type"]
+    if kind_of_question not in QUESTION_TYPES:
+        raise ValueError(
+            f"{where}: question_type {kind_of_question!r} is unknown: expected one of {', '.join(QUESTION_TYPES)}"
+        )
+    if len(question["ecg_id"]) != QUESTION_TYPES[kind_of_question]:
+        raise ValueError(
+            f"{where}: ecg_id: {kind_of_question} is about {QUESTION_TYPES[kind_of_question]} ECGs, "
+            f"got {question['ecg_id']}"
+        )
+    if not question["answer"] or not all(isinstance(answer, str) for answer in question["answer"]):
+        raise ValueError(f"{where}: answer: expected texts (['none'] for no finding), got {question['answer']}")
+
+
+def row_of(prefix: str, question: Fields, patient_of: Mapping[str, str]) -> Row:
+    """A question as a row; the patient of a recording that is not on disk is empty."""
+    ecgs = [str(ecg) for ecg in question["ecg_id"]]
+    attributes = tuple(str(attribute) for attribute in question.get("attribute") or ())
+    shared = _shared_row(
+        question["question_type"],
+        question["template_id"],
+        question["attribute_type"],
+        attributes,
+        question["question"],
+        tuple(question["answer"]),
+    )
+    return Row(
+        **{
+            **shared,
+            "id": f"{prefix}/{question['sample_id']}",
+            "ecgs": ecgs,
+            "patient_ids": [patient_of.get(ecg, "") for ecg in ecgs],
+        }
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _shared_row(
+    kind: str, template: int, group: str, attributes: tuple[str, ...], question: str, answer: tuple[str, ...]
+) -> Row:
+    """A row without its ECGs. A question is asked about hundreds: a million rows share some thousands of these."""
+    words = [word.casefold() for word in (*attributes, *answer)]
+    voltage = any("voltage" in word for word in words) or not VOLTAGE_CODES.isdisjoint((*attributes, *answer))
+    return question_row(
+        id="",
+        ecgs=[""] * QUESTION_TYPES[kind],
+        patient_ids=[],
+        question_type=kind,
+        question=question,
+        answer=answer,
+        template_id=template,
+        # Comparisons come without attributes. Those of a query are what its answer names: a key must not tell it.
+        attribute="" if kind.endswith("query") else ", ".join(attributes),
+        group=group,
+        control="noise" if group == "noise" else "voltage" if voltage else "",
+    )

@@ -1,0 +1,73 @@
+"""`Corpus`: recordings together with what is known of them. `data.corpora` holds those of this project, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import ClassVar, Protocol
+
+from data.ecg import Ecg
+
+Traits = dict[str, str | float]  # what donors are matched on, where it is known: "corpus", "sex", "age" (years)
+
+
+class Corpus(Protocol):
+    """Recordings by id (an `EcgSource`), and whose they are; the rest may be missing, as the defaults say.
+
+    Attributes:
+        name: What its questions' folders and caches call it; settings write `_` for `-`.
+        title: What texts call it.
+        rates: Published sampling rates, Hz; the first is read unless another is asked for.
+        train_folds: Folds its makers recommend for training; none where no folds are published.
+        languages: Languages of its reports, `"en"` or `"de"`.
+        records: Ids of its recordings.
+        patient_of: Patient of each record.
+        fold_of: Fold of each record in the published split.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    rates: ClassVar[tuple[int, ...]] = ()
+    train_folds: ClassVar[tuple[int, ...]] = ()
+    languages: ClassVar[tuple[str, ...]] = ()
+    records: Collection[str]
+    patient_of: Mapping[str, str]
+    fold_of: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def key(self) -> str:
+        """A name for these recordings, for caches of what is made of them."""
+        ...
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, record_id: str) -> Ecg:
+        """The recording of that id; `KeyError` when there is none."""
+        ...
+
+    def traits(self, record_id: str) -> Traits:
+        """What donors of a recording are matched on."""
+        return {"corpus": self.title.lower()}
+
+    def labels(self, kind: str) -> Mapping[str, Sequence[str] | None]:
+        """Labels of one kind of every record, None where nothing is known.
+
+        Raises:
+            ValueError: The corpus has no such labels.
+        """
+        raise ValueError(f"{self.title} has no labels {kind!r}")
+
+    def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
+        """Reports in one language, of those of `records` that have one.
+
+        Args:
+            records: Record ids.
+            language: Which language.
+            voltage: Whether to keep what is said of voltage, which only true millivolts can show.
+        """
+        return {}
+
+    def statements(self, record_id: str, *, voltage: bool = True) -> str | None:
+        """What the labels of a record say, in English sentences; None where nothing is known."""
+        return None

@@ -1,0 +1,119 @@
+"""What an upload may be: limits, and the refusal that may be shown to its sender."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.ecg import Ecg, canonical_lead
+from data.units import millivolts
+
+Words = dict[str, float | str | list[str] | None]  # keywords of `read_ecg`
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an upload may be, and what reading it may take.
+
+    Attributes:
+        files: Most files.
+        file_bytes: Most bytes of all files together.
+        header_bytes: Most bytes of a WFDB header.
+        header_lines: Most lines of a WFDB header that are no comments.
+        signals: Most signals of a WFDB record.
+        fs: Lowest and highest sampling rate, Hz.
+        seconds: Shortest and longest recording, s.
+        gain: Lowest and highest gain, stored units per mV.
+        peak: Highest absolute value of a sample, mV. Microvolts that a file calls millivolts exceed it wherever the
+            ECG exceeds 0.02 mV; values that are too *small* cannot be told from an ECG of low voltage.
+        memory: Bytes the child may claim beyond what the interpreter and the packages hold when it begins to read
+            (RLIMIT_AS counts addresses, not pages: about 250 MB of them, and 580 MB with the `wfdb` package, are
+            claimed before).
+        cpu_seconds: Processor time the child may take to read, s, apart from its start.
+        wall_seconds: Time the child may take in all, s.
+    """
+
+    files: int = 2
+    file_bytes: int = 5_000_000
+    header_bytes: int = 1 << 16
+    header_lines: int = 32
+    signals: int = 16
+    fs: tuple[float, float] = (50.0, 2000.0)
+    seconds: tuple[float, float] = (1.0, 600.0)
+    gain: tuple[float, float] = (1.0, 1e6)
+    peak: float = 20.0
+    memory: int = 1 << 30
+    cpu_seconds: int = 5
+    wall_seconds: float = 30.0
+
+
+class UploadError(ValueError):
+    """Why an upload is not read, in words that may be shown to whoever sent it.
+
+    Whatever it is made from, the message has no markup, no control characters and no other letters than English ones,
+    and it is short; it names no path of the server.
+    """
+
+    def __init__(self, message: str) -> None:
+        plain = message.translate({ord("["): "(", ord("]"): ")", ord('"'): "'", ord("µ"): "u", ord("μ"): "u"})
+        plain = re.sub(r"[^A-Za-z0-9 .,:;()+\-=/_'%]", "?", plain)
+        super().__init__(plain if len(plain) <= 300 else f"{plain[:297]}...")
+
+
+def require_number_of_files(count: int, budget: Budget) -> None:
+    """Refuse no files, and more than the budget allows."""
+    if not 1 <= count <= budget.files:
+        raise UploadError(
+            f"files: {count} were sent, 1 to {budget.files} are read: upload one .npy or .csv file, or a WFDB header "
+            "(.hea) and its sample file"
+        )
+
+
+def checked_words(fs: float | None, units: str | None, leads: Sequence[str] | None, budget: Budget) -> Words:
+    """What the caller says of the recording, checked: it may be what a stranger typed into a form."""
+    if fs is not None:
+        if isinstance(fs, bool) or not isinstance(fs, (int, float)) or not budget.fs[0] <= fs <= budget.fs[1]:
+            raise UploadError(f"sampling rate (fs): {expected_rate(budget)}")
+        fs = float(fs)
+    if leads is not None:
+        if isinstance(leads, str) or not 1 <= len(leads) <= budget.signals:
+            raise UploadError(f"leads: expected a list of 1 to {budget.signals} names")
+        try:
+            leads = [canonical_lead(lead[:32]) for lead in leads]
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UploadError(f"leads: {error}") from None
+    if units is not None:
+        try:
+            millivolts(units, "units")
+        except (ValueError, AttributeError) as error:
+            raise UploadError(str(error)) from None
+    return {"fs": fs, "units": units, "leads": leads}
+
+
+def expected_rate(budget: Budget) -> str:
+    """What a sampling rate must be, for a refusal."""
+    return f"expected a number from {budget.fs[0]:g} to {budget.fs[1]:g} Hz"
+
+
+def require_duration(seconds: float, budget: Budget) -> None:
+    """Refuse a recording that is too short or too long."""
+    if not budget.seconds[0] <= seconds <= budget.seconds[1]:
+        raise UploadError(
+            f"duration: {seconds:g} s, {budget.seconds[0]:g} to {budget.seconds[1]:g} s are read: cut the recording"
+        )
+
+
+def require_plausible(ecg: Ecg, budget: Budget) -> None:
+    """Refuse a recording that cannot be an ECG. Its samples are finite and its leads known, thanks to `from_wire`."""
+    if not budget.fs[0] <= ecg.fs <= budget.fs[1]:
+        raise UploadError(f"sampling rate: {expected_rate(budget)}")
+    require_duration(ecg.duration, budget)
+    peaks = np.abs(ecg.signal).max(axis=1)
+    if peaks.max() > budget.peak:
+        raise UploadError(
+            f"lead {ecg.leads[int(peaks.argmax())]}: reaches {peaks.max():.4g} mV, an ECG stays below {budget.peak:g}: "
+            "check units, gain, baseline and byte order, and remove an offset"
+        )

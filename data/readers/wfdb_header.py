@@ -1,0 +1,178 @@
+"""The header of a WFDB record, read by a strict grammar before any sample is.
+
+Format: https://physionet.org/physiotools/wag/header-5.htm
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.units import sampling_rate
+
+# Bytes of a sample, and the stored value that means "no sample here" (format 8 stores differences and has none).
+# The compressed formats (508, 516, 524) are left out: their files cannot be checked against the header.
+FORMATS: dict[str, tuple[float, int | None]] = {
+    "8": (1, None),
+    "16": (2, -(1 << 15)),
+    "24": (3, -(1 << 23)),
+    "32": (4, -(1 << 31)),
+    "61": (2, -(1 << 15)),
+    "80": (1, -(1 << 7)),
+    "160": (2, -(1 << 15)),
+    "212": (3 / 2, -(1 << 11)),
+    "310": (4 / 3, -(1 << 9)),
+    "311": (4 / 3, -(1 << 9)),
+}
+
+_MAX_HEADER_BYTES = 1 << 20
+_MAX_SIGNALS = 64
+
+RECORD_LINE = re.compile(
+    r"(?P<name>[\w.-]+)(?P<segments>/\d+)?\s+(?P<n>\d+)(\s+(?P<fs>\S+)(\s+(?P<length>\S+)(\s.*)?)?)?"
+)
+_FORMAT = re.compile(r"(?P<code>\d{1,3})(x(?P<per_frame>\d{1,9}))?(:(?P<skew>\d{1,9}))?(\+(?P<offset>\d{1,9}))?")
+_GAIN_FIELD = re.compile(r"(?P<gain>[^\s(/]+)(\((?P<baseline>-?\d{1,18})\))?(/(?P<units>\S+))?")
+_FILE = re.compile(r"\w[\w-]*(\.\w+)?")  # a plain name in the header's own folder: no `..`, no `/`, no protocol
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One signal line of a header.
+
+    Attributes:
+        file: Name of the sample file, in the header's folder.
+        code: WFDB's number of the sample format.
+        offset: Bytes before the first sample.
+        gain: Stored units per physical unit; 0 when the header does not say.
+        baseline: Stored value of 0 physical units.
+        units: Physical unit.
+        checksum: Sum of the stored samples modulo 65536; None when the header does not say.
+        name: What the header calls the signal.
+    """
+
+    file: str
+    code: str
+    offset: int
+    gain: float
+    baseline: int
+    units: str
+    checksum: int | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """A header that keeps to the grammar.
+
+    Attributes:
+        path: Where it was read.
+        fs: Sampling rate, Hz; None when it does not say.
+        length: Samples of each signal.
+        signals: One per signal line, in order.
+        comments: Lines after `#`, without it.
+    """
+
+    path: Path
+    fs: float | None
+    length: int
+    signals: tuple[Signal, ...]
+    comments: tuple[str, ...]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a header, but none of its sample files.
+
+    Raises:
+        ValueError: The file is missing, too large, or breaks the grammar. Names the file, the line and the field.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: missing: a WFDB record needs its header (.hea) beside its samples; a bare .mat is not read"
+        )
+    if path.stat().st_size > _MAX_HEADER_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes are too long for a WFDB header")
+    comments: list[str] = []
+    lines: list[tuple[int, str]] = []
+    # Split as bytes: in text some other characters end a line, too, and a comment may hold them.
+    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+        line = raw.decode("utf-8", "replace")
+        if line.startswith("#"):
+            comments.append(line.lstrip("# \t").rstrip())
+        elif line.strip():
+            lines.append((number, line.strip()))
+    record = RECORD_LINE.fullmatch(lines[0][1]) if lines else None
+    if record is None:
+        raise ValueError(
+            f"{path}: record line: expected 'name signals rate samples', got {lines[0][1][:80] if lines else ''!r}"
+        )
+    if record["segments"]:
+        raise ValueError(f"{path}: record line: records of several segments are not read: join them first")
+    n_signals = _integer(record["n"], f"{path}: number of signals")
+    if not 1 <= n_signals <= _MAX_SIGNALS or len(lines) - 1 != n_signals:
+        raise ValueError(
+            f"{path}: number of signals: the record line says {n_signals}, there are {len(lines) - 1} signal lines "
+            f"(1 to {_MAX_SIGNALS} are read)"
+        )
+    fs = None
+    if record["fs"]:
+        # What follows a slash is the rate of a counter, of no use to us.
+        fs = sampling_rate(_number(record["fs"].partition("/")[0], f"{path}: sampling rate"), str(path))
+    length = _integer(record["length"] or "", f"{path}: number of samples")
+    if length < 1:
+        raise ValueError(f"{path}: number of samples: {length}: the record line must say how long the record is")
+    signals = tuple(_signal(line, f"{path}: line {number}") for number, line in lines[1:])
+    return Header(path, fs, length, signals, tuple(line for line in comments if line))
+
+
+def _signal(line: str, where: str) -> Signal:
+    # file format gain(baseline)/units resolution zero first checksum block name
+    fields = line.split(maxsplit=8)
+    if len(fields) < 2:
+        raise ValueError(f"{where}: expected 'file format gain ... lead', got {line[:80]!r}")
+    if not _FILE.fullmatch(fields[0]):
+        raise ValueError(f"{where}: file name {fields[0][:80]!r}: expected the plain name of a file in the same folder")
+    form = _FORMAT.fullmatch(fields[1])
+    if form is None or form["code"] not in FORMATS:
+        raise ValueError(f"{where}: format {fields[1][:80]!r}: expected one of {', '.join(FORMATS)}")
+    if int(form["per_frame"] or 1) != 1 or int(form["skew"] or 0) != 0:
+        raise ValueError(
+            f"{where}: format {fields[1]!r}: several samples per frame and skew are not read: resample first"
+        )
+    field = _GAIN_FIELD.fullmatch(fields[2]) if len(fields) > 2 else None
+    if len(fields) > 2 and field is None:
+        raise ValueError(f"{where}: gain {fields[2][:80]!r}: expected a number, (baseline) and /units")
+    zero = _integer(fields[4], f"{where}: ADC zero") if len(fields) > 4 else 0
+    return Signal(
+        file=fields[0],
+        code=form["code"],
+        offset=int(form["offset"] or 0),
+        gain=_number(field["gain"], f"{where}: gain") if field else 0.0,
+        baseline=int(field["baseline"]) if field and field["baseline"] else zero,
+        units=(field["units"] if field else None) or "mV",  # the format's own default
+        checksum=_integer(fields[6], f"{where}: checksum") if len(fields) > 6 else None,
+        name=fields[8].strip() if len(fields) > 8 else "",
+    )
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{where}: {text[:80]!r} is not a number: correct the header") from None
+
+
+def _integer(text: str, where: str) -> int:
+    if not re.fullmatch(r"[-+]?\d{1,18}", text):
+        raise ValueError(f"{where}: {text[:80]!r} is not a whole number: correct the header")
+    return int(text)
+
+
+def sample_bytes(signals: Sequence[Signal], length: int) -> tuple[int, int]:
+    """Fewest and most bytes of a sample file that holds these signals, `length` samples each."""
+    width = FORMATS[signals[0].code][0]
+    need = signals[0].offset + math.ceil(length * len(signals) * width)
+    return need, need if float(width).is_integer() else need + 3  # packed formats may end in a whole word
