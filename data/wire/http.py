@@ -161,7 +161,7 @@ class Client:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             hint = f". {self.hint}" if self.hint else ""
             problem = str(error) or type(error).__name__
-            raise ServerError(f"{method} {self.url}{path}: {problem}{hint}") from error
+            raise ServerError(f"{method} {self.url}{path}: no answer: {problem}{hint}") from error
 
 
 def _lines(reply: httpx.Response) -> Iterator[bytes]:
