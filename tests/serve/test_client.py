@@ -216,7 +216,8 @@ def test_a_redirection_is_not_followed(server):
 def test_nobody_there(server):
     for call in (lambda chat: chat.ask(ecg(1), "q"), lambda chat: list(chat.stream(ecg(1), "q"))):
         with pytest.raises(
-            ServerError, match=r"http://127.0.0.1:9/v1/.*: no answer: .*refused.*Is the server running.*python -m serve.server"
+            ServerError,
+            match=r"http://127.0.0.1:9/v1/.*: no answer: .*refused.*Is the server running.*python -m serve.server",
         ):
             call(EcgChat("http://127.0.0.1:9"))
 
