@@ -94,8 +94,8 @@ def ladder(
     """How well findings can be recognised at each rung, on the same held-out questions.
 
     An ECG is represented at `encoder` and `projected` by its tokens one after the other where both take at most
-    `eval.audit.rungs.WIDEST` numbers, else, at both, by the mean and standard deviation of its tokens: a step between them is then not
-    one between representations.
+    `eval.audit.rungs.WIDEST` numbers, else, at both, by the mean and standard deviation of its tokens: a step between
+    them is then not one between representations.
 
     Args:
         responder: A model, adapters merged, whose encoder's outputs are stored.

@@ -1,4 +1,4 @@
-"""What a probe of the ladder sees of each ECG: the encoder's features, the projected tokens, the state at the answer."""
+"""What a probe of the ladder sees of an ECG: the encoder's features, the projected tokens, the state at the answer."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _refuse(rows: Sequence[Row], learned: Sequence[Row]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Resamples:
-    """Patients that are resampled, how often, and the seed: the same for all numbers, so that differences are paired."""
+    """Patients that are resampled, how often, and the seed: the same for all numbers, so differences are paired."""
 
     patients: Sequence[str]
     draws: int
