@@ -29,25 +29,15 @@ class Result:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """The outcome of an audit.
+    """The outcome of an audit."""
 
-    Attributes:
-        training: Digest of the training that was audited; None where it is not known.
-        dataset: Name of the questions.
-        verdict: One of `eval.scoring.verdict.Verdict`, or None where there is none.
-        sentence: The verdict in words.
-        detail: The numbers it rests on, in a line.
-        results: For the hub.
-        card: The section of the model card, in Markdown, without its heading and the place of the report.
-    """
-
-    training: str | None
-    dataset: str
-    verdict: str | None
-    sentence: str
-    detail: str
-    results: Sequence[Result]
-    card: str
+    training: str | None  # digest of the training that was audited; None where it is not known
+    dataset: str  # name of the questions
+    verdict: str | None  # one of `eval.scoring.verdict.Verdict`, or None where there is none
+    sentence: str  # the verdict in words
+    detail: str  # the numbers it rests on, in a line
+    results: Sequence[Result]  # for the hub
+    card: str  # the section of the model card, in Markdown, without its heading and the place of the report
 
     def to_json(self) -> dict[str, object]:
         """The object in summary.json."""

@@ -104,7 +104,7 @@ def model_card(
 
 
 def _metadata(training: Mapping[str, Any], audit: AuditSummary | None, name: str, licence: str | None) -> str:
-    """What the hub reads. No `pipeline_tag`: none of its tasks takes a recording, and its widgets would fail."""
+    """Metadata for the hub. No `pipeline_tag`: none of its tasks takes a recording, and its widgets would fail."""
     settings = training.get("arguments", {})
     parts = [part for part in (training["language_model"], settings.get("encoder", "")) if _is_hub_id(part)]
     results = [] if audit is None else _results(audit)
@@ -155,7 +155,7 @@ def _projector(config: ElmConfig) -> str:
 
 
 def _leaks(training: Mapping[str, Any]) -> list[str]:
-    """What a check of the split found."""
+    """Findings of a check of the split."""
     told = training.get("leaks")
     return ["## Splits and leaks", "", *(f"- {sentence}" for sentence in told), ""] if told else []
 

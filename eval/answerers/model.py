@@ -67,8 +67,7 @@ class ModelResponder:
         measured: What is measured in the recordings, altered ones too, for a processor that puts it into the prompt.
             Under `zero` and `mean` it says that nothing could be measured: what the ECG says is taken away in numbers,
             too, and the format stays.
-        training_records: Of whose embeddings the condition `mean` gives the mean: at most 500 of them, drawn by a fixed
-            seed.
+        training_records: Recordings whose mean embedding the condition `mean` gives: at most 500, by a fixed seed.
         batch_size: Questions, or answers to be scored, at once.
         max_new_tokens: Where an answer is cut.
     """

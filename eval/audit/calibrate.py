@@ -28,25 +28,15 @@ NOTHING = -1  # not an answer
 
 @dataclass(frozen=True)
 class Audit:
-    """One simulated audit: arrays `[questions asked]`, answers coded 0 and 1.
+    """One simulated audit: arrays `[questions asked]`, answers coded 0 and 1."""
 
-    Attributes:
-        question: Which text.
-        patient: Whose ECG.
-        answer: The right one.
-        prior: The most common answer to this text.
-        p_prior: How common it is.
-        misread: Whether the ECG misleads a reader.
-        donor: Index of the row whose ECG makes a flip pair with this one; -1 for none.
-    """
-
-    question: Array
-    patient: Array
-    answer: Array
-    prior: Array
-    p_prior: NDArray[np.float64]
-    misread: NDArray[np.bool_]
-    donor: Array
+    question: Array  # which text
+    patient: Array  # whose ECG
+    answer: Array  # the right one
+    prior: Array  # the most common answer to this text
+    p_prior: NDArray[np.float64]  # how common it is
+    misread: NDArray[np.bool_]  # whether the ECG misleads a reader
+    donor: Array  # index of the row whose ECG makes a flip pair with this one; -1 for none
 
     @property
     def group(self) -> Array:

@@ -38,17 +38,11 @@ class Entry(TypedDict):
 
 
 class Question(NamedTuple):
-    """A question as a condition leaves it, with the answers whose log-probabilities are asked for.
+    """A question as a condition leaves it, with the answers whose log-probabilities are asked for."""
 
-    Attributes:
-        row: The question, with an id of its own.
-        options: The options of a closed question.
-        gold: The right answer's text.
-    """
-
-    row: Row
-    options: Sequence[str] | None
-    gold: str
+    row: Row  # the question, with an id of its own
+    options: Sequence[str] | None  # the options of a closed question
+    gold: str  # the right answer's text
 
 
 class Journal:
@@ -147,7 +141,7 @@ def ask_all(
     Args:
         responder: Who answers.
         condition: Its name.
-        questions: As the condition leaves them.
+        questions: Rows as the condition leaves them.
         journal: Takes the answers, batch by batch.
         batch_size: Questions asked together.
 

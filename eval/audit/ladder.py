@@ -118,14 +118,14 @@ def ladder(
     if all(finding.group == NOISE for finding in findings):
         logger.warning("no ladder: no finding has %d patients with each answer, in training and held out", LEAST)
         return None
-    asked = [row for finding in findings for row in (*finding.train, *finding.test)]
-    records = sorted({row["ecgs"][0] for row in asked})
+    probed = [row for finding in findings for row in (*finding.train, *finding.test)]
+    records = sorted({row["ecgs"][0] for row in probed})
     features.fill(records)
     encoder, projected, representation = tokens(responder, records)
-    state = states(responder, asked)
+    state = states(responder, probed)
     record = {id: i for i, id in enumerate(records)}
-    ecg_of = {row["id"]: record[row["ecgs"][0]] for row in asked}
-    place = {row["id"]: i for i, row in enumerate(asked)}
+    ecg_of = {row["id"]: record[row["ecgs"][0]] for row in probed}
+    place = {row["id"]: i for i, row in enumerate(probed)}
     scores = [
         np.column_stack(
             [
@@ -165,10 +165,10 @@ def _findings(
     for part, some in enumerate((train, test)):
         for row in some:
             by_question[same_question(row)][part].append(row)
-    asked = [(learned, held_out, (held_out or learned)[0]) for learned, held_out in by_question.values()]
-    several = Counter(row["attribute"] for _, _, row in asked)  # in which lead, above or below normal
+    texts = [(learned, held_out, (held_out or learned)[0]) for learned, held_out in by_question.values()]
+    several = Counter(row["attribute"] for _, _, row in texts)  # in which lead, above or below normal
     findings, few = [], defaultdict(list)
-    for learned, held_out, row in asked:
+    for learned, held_out, row in texts:
         name = row["attribute"] if several[row["attribute"]] == 1 else f"{row['attribute']}: {row['question']}"
         for where, some in (("in training", learned), ("held out", held_out)):
             if min(len({row["patient_ids"][0] for row in some if row["answer"] == [a]}) for a in ("yes", "no")) < LEAST:

@@ -1,4 +1,4 @@
-"""What an audit asks: which questions, under which conditions, about which ECGs. Settled before anything is asked."""
+"""The questions of an audit, their conditions and ECGs. Settled before anything is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a probe of the ladder sees of an ECG: the encoder's features, the projected tokens, the state at the answer."""
+"""Inputs of the ladder's probes: an ECG's features, its projected tokens, and the state where the answer begins."""
 
 from __future__ import annotations
 

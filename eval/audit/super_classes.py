@@ -159,7 +159,7 @@ def _classes(
     Args:
         yes: The labels, `[records, classes]`.
         scores: Scores of the model, of the CNN, and of the model for other patients' ECGs, of the same shape.
-        resamples: Of patients.
+        resamples: Resamples of patients.
     """
     classes, r = range(yes.shape[1]), resamples
     area, areas, share, shares = {}, {}, {}, {}
@@ -209,10 +209,12 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     if (split := folds_of(questions)) is None:
         raise ValueError(f"{settings.model} was trained on {questions.name}, which is not split along PTB-XL's folds")
     trained, train_folds, test_folds = split
-    asked = trained if settings.ptbxl is None else PtbXl(settings.ptbxl, trained.rate)
+    recordings = trained if settings.ptbxl is None else PtbXl(settings.ptbxl, trained.rate)
     folds = settings.folds or test_folds
-    rows = super_class_rows(asked, folds)
+    rows = super_class_rows(recordings, folds)
     responder = load_responder(
-        settings.model, dataclasses.replace(questions, source=asked, source_key=asked.key, test=rows), batch_size=256
+        settings.model,
+        dataclasses.replace(questions, source=recordings, source_key=recordings.key, test=rows),
+        batch_size=256,
     )
-    return str(asked.root), measure(responder, asked, folds, (trained, train_folds), seed=settings.seed)
+    return str(recordings.root), measure(responder, recordings, folds, (trained, train_folds), seed=settings.seed)

@@ -183,9 +183,7 @@ def accuracy(lines: Mapping[str, Line]) -> tuple[float | None, int]:
 
 
 def _upstream(lines: Mapping[str, Line]) -> tuple[float | None, int]:
-    return upstream_accuracy(
-        [line.prediction for line in lines.values()], [line.answer for line in lines.values()]
-    )
+    return upstream_accuracy([line.prediction for line in lines.values()], [line.answer for line in lines.values()])
 
 
 def gap(told: Mapping[str, Mapping[str, Line]], draws: int, seed: int) -> Numbers:

@@ -302,7 +302,7 @@ def _number(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float,
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
-    """What colours mean where rows have no names of their own, and the dashed line."""
+    """Explain the colours where rows have no names, and the dashed line."""
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=7, label=CONDITIONS[name].label)
         for name, (colour, marker) in ((name, STYLE.get(name, OTHER)) for name in names)

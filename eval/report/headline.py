@@ -56,7 +56,7 @@ def reasons(report: Report) -> list[str]:
 
 
 def purpose(report: Report) -> str:
-    """What was asked and why, in three sentences for a reader who knows nothing of it."""
+    """Purpose of the audit, in three sentences for a reader who knows nothing of it."""
     names, other = report.overall.conditions, []
     if {"swap", "swap-flip", "swap-same"} & set(names):
         other.append("about other patients' ECGs")
@@ -71,7 +71,7 @@ def purpose(report: Report) -> str:
 
 
 def asked(report: Report) -> str:
-    """What was asked, in a sentence."""
+    """Number of questions and patients, in a sentence."""
     about, overall = report.about, report.overall
     text = f"{overall.n:,} held-out questions about {overall.patients:,} patients of {about.dataset}"
     if about.limit is not None and about.limit < about.available:

@@ -186,6 +186,6 @@ def ladder(report: Report) -> Section | None:
 
 
 def dose_name(name: str) -> tuple[str, str, str]:
-    """What was moved, its unit, and the finding asked for, of a name in `dose_response`."""
+    """Parameter, unit and finding of a name in `dose_response`."""
     parameter, question = name.split(": ", 1)
     return *PARAMETERS.get(parameter, (parameter.replace("_", " "), "")), question

@@ -27,7 +27,7 @@ def page(
     """The page.
 
     Args:
-        report: As `eval.ablation.run` makes it.
+        report: The numbers.
         sections: What it says (`eval.report.sections.sections`).
         pictures: PNG files by name (`eval.report.figures.draw`).
         examples: Flip pairs to be shown.

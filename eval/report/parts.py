@@ -1,4 +1,4 @@
-"""What a report is made of, whoever sets it (Markdown, HTML): tables, pictures, lists; and numbers in words.
+"""Parts of a report, whoever sets it (Markdown, HTML): tables, pictures, lists; and numbers in words.
 
 Shares are given in percent and their differences in points, a hundredth each: docs/audit.md's gap of 0.10 is 10 points.
 In texts, `this` is code; everything else is plain text, which whoever sets it must escape: names, questions and notes
@@ -36,7 +36,7 @@ class Picture:
 
 
 class Fact(NamedTuple):
-    """One of the numbers of the rule: what it is, what it came to, what `reads` asks of it, and whether it is so."""
+    """One of the numbers of the rule: its name and value, what `reads` asks of it, and whether it is so."""
 
     name: str
     value: str
@@ -72,7 +72,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Command:
-    """What was typed."""
+    """A command line."""
 
     kind: ClassVar[str] = "command"
     text: str

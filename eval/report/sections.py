@@ -1,4 +1,4 @@
-"""What a report says, in order, and in which words. What was not measured has no section."""
+"""The sections of a report, in order, and their words. What was not measured has no section."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sections(report: Report, pictures: Collection[str] = ()) -> list[Section]:
     """Everything a report has to say, without title, verdict and examples.
 
     Args:
-        report: As `eval.ablation.run` makes it.
+        report: The numbers.
         pictures: Names of the figures that were drawn (`eval.report.figures.draw`).
     """
     all_sections = [

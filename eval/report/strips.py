@@ -19,25 +19,15 @@ LEAST_ABOVE, LEAST_BELOW, MOST = 15, 5, 40  # mm of paper above and below the ba
 
 @dataclass(frozen=True)
 class ShownEcg(Json):
-    """One ECG of a flip pair.
+    """One ECG of a flip pair."""
 
-    Attributes:
-        record: Its record id.
-        fs: In Hz.
-        leads: Signal in mV, by lead.
-        right: Right answer about it.
-        said: Answer of the model.
-        correct: Whether that is right.
-        p: Probability of each option; None where they were not scored.
-    """
-
-    record: str
-    fs: float
-    leads: Mapping[str, Sequence[float]]
-    right: Sequence[str]
-    said: str
-    correct: bool
-    p: Mapping[str, float] | None
+    record: str  # its record id
+    fs: float  # in Hz
+    leads: Mapping[str, Sequence[float]]  # signal in mV, by lead
+    right: Sequence[str]  # right answer about it
+    said: str  # answer of the model
+    correct: bool  # whether that is right
+    p: Mapping[str, float] | None  # probability of each option; None where they were not scored
 
 
 @dataclass(frozen=True)

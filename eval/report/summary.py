@@ -77,9 +77,9 @@ def _card(report: Report, evidence: Evidence | None) -> str:
             f"- Over the {BY_QUESTION}: {over}.",
             "",
         ]
-    rows = [(CONDITIONS[name].label, told) for name in FAST if (told := overall.conditions.get(name))]
-    rows += [(WITHOUT_ECGS, told)] if (told := overall.conditions.get(TEXT_ONLY)) else []
-    shares = [(label, result.accuracy, result.interval) for label, result in rows]
+    labels = {name: CONDITIONS[name].label for name in FAST} | {TEXT_ONLY: WITHOUT_ECGS}
+    results = {label: overall.conditions[name] for name, label in labels.items() if name in overall.conditions}
+    shares = [(label, result.accuracy, result.interval) for label, result in results.items()]
     shares.append((f"({BY_QUESTION})", overall.majority_by_question, overall.majority_interval))
     lines += ["| the model is given | right about the question's own ECG |", "|---|---|"]
     for label, share, limits in shares:

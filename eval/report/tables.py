@@ -108,7 +108,7 @@ def super_class_table(numbers: SuperClasses) -> Table:
 
 
 def super_class_sentences(numbers: SuperClasses) -> list[str]:
-    """What the table is about, and what does not fit into it."""
+    """Sentences on the table's questions, and the numbers that do not fit into it."""
     flips, macro, trained_on = numbers.flips, numbers.macro, numbers.trained_on
     model, difference = macro.model.balanced_accuracy, macro.balanced_accuracy_difference
     return [

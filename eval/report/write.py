@@ -27,7 +27,7 @@ def write(out: Path, report: Report, predictions: Iterable[Line], examples: Sequ
 
     Args:
         out: The folder.
-        report: As `eval.audit.run.run` makes it.
+        report: The numbers.
         predictions: The lines of `predictions.jsonl`.
         examples: Flip pairs to be shown, with their ECGs.
 

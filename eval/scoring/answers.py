@@ -1,4 +1,4 @@
-"""Whether an answer is right, what one would answer who sees only the question, and what can be answered at all.
+"""Right and wrong answers, the best answer of who sees only the question, and the options of closed questions.
 
 An answer is a set of terms, written as a list with commas. Order, repetition, case, white space and a final period do
 not count; every other difference does. A comma in brackets is part of a term: "bigeminal pattern (unknown origin, sv or
@@ -53,7 +53,7 @@ def normalise(text: str) -> str:
 
 
 def parse(text: str, vocabulary: Collection[str] | None = None) -> AnswerSet | None:
-    """The set of terms in what a model said.
+    """The set of terms in a model's words.
 
     Args:
         text: Terms with commas between them.
@@ -90,7 +90,7 @@ def is_abstention(prediction: str, vocabulary: Collection[str] | None = None) ->
     may say that one finding cannot be assessed.
 
     Args:
-        prediction: What was said.
+        prediction: Words of the model.
         vocabulary: The terms that are answers. What consists of them is an answer and no abstention, however it sounds:
             "not sure" is one of the answers of ECG-QA.
     """
@@ -103,7 +103,7 @@ def is_abstention(prediction: str, vocabulary: Collection[str] | None = None) ->
 
 
 def outcome(prediction: str, answer: Iterable[str], vocabulary: Collection[str]) -> Outcome:
-    """What became of one question; exactly one of `OUTCOMES`.
+    """Outcome of one question; exactly one of `OUTCOMES`.
 
     `"right"`: exactly this set of terms (`is_correct`). `"wrong"`: another answer. `"abstained"`: `is_abstention`.
     `"empty"`: nothing said (`is_empty`). `"unparsed"`: any other text, with terms that are no answer to any question.
@@ -134,8 +134,8 @@ def upstream_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str
     """
     if len(predictions) != len(answers):
         raise ValueError(f"{len(predictions)} predictions but {len(answers)} answers")
-    pairs = [(said.strip(), " ".join(answer).strip()) for said, answer in zip(predictions, answers)]
-    counted = [said == right for said, right in pairs if said and right]
+    pairs = [(text.strip(), " ".join(answer).strip()) for text, answer in zip(predictions, answers)]
+    counted = [text == right for text, right in pairs if text and right]
     return (sum(counted) / len(counted) if counted else None), len(counted)
 
 
@@ -145,7 +145,7 @@ def vocabulary(rows: Iterable[Row]) -> frozenset[str]:
 
 
 def _by_question(row: Row) -> list[Hashable]:
-    """What a row's majority answer is looked up by, most specific first."""
+    """Keys of a row's majority answer, most specific first."""
     kind = row["question_type"]
     return [("question", normalise(row["question"])), ("attribute", row["attribute"], kind), *_by_type(row)]
 
@@ -166,7 +166,7 @@ class Majority:
     keys: Callable[[Row], list[Hashable]] = _by_question
 
     def __call__(self, row: Row) -> AnswerSet:
-        """What to answer to this row's question."""
+        """The answer to this row's question."""
         return next(self.answers[key] for key in self.keys(row) if key in self.answers)
 
 
@@ -242,7 +242,7 @@ def options_by_question(train_rows: Sequence[Row], most: int = MAX_OPTIONS) -> O
 
 
 def _by_form(row: Row) -> list[Hashable]:
-    """What a row's options are looked up by, most specific first."""
+    """Keys of a row's options, most specific first."""
     kind, attribute = row["question_type"], row["attribute"]
     keys: list[Hashable] = [("question", normalise(row["question"]))]
     # Not for query questions: some sets name the answer in their attribute, and the option would give it away.

@@ -1,4 +1,4 @@
-"""What another ECG changes: flip pairs, changed answers, likelihoods, and the verdict that follows."""
+"""Effects of another ECG: flip pairs, changed answers, likelihoods, and the verdict that follows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def judge(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> ModelVerdi
 
 
 def _answers(lines: Lines, ids: Sequence[str]) -> Answers:
-    """What the verdict looks at, of questions asked about the real ECG."""
+    """Columns that the verdict looks at, of questions asked about the real ECG."""
     real, flip = [lines["real"][id] for id in ids], [lines.get("swap-flip", {}).get(id) for id in ids]
     return Answers(
         clusters=clusters_of(real),

@@ -85,7 +85,7 @@ def _finding(scored: Mapping[str, list[Scored]], draws: int, seed: int) -> Findi
 
 
 def shapley(lines: Lines, ids: Sequence[str]) -> Shapley | None:
-    """What ECG and question each add to the accuracy of the likeliest option: exact Shapley values of two players.
+    """Accuracy that ECG and question each add to the likeliest option: exact Shapley values of two players.
 
     A player is absent when another one of its kind stands in its place (another patient's ECG, a question about
     something else): the inputs stay such as the model knows. Options and right answer stay those of the row.

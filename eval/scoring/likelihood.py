@@ -76,8 +76,8 @@ def yes_margin(options: Sequence[str], logp: ArrayLike) -> float | None:
 def _checked(options: Sequence[str] | None, logp: ArrayLike) -> NDArray[np.float64]:
     logp = np.asarray(logp, dtype=np.float64)
     if logp.ndim != 1 or not len(logp) or (options is not None and len(options) != len(logp)):
-        given = "" if options is None else f" for {len(options)} options"
-        raise ValueError(f"log probabilities must be one number per option, got shape {logp.shape}{given}")
+        wanted = "" if options is None else f" for {len(options)} options"
+        raise ValueError(f"log probabilities must be one number per option, got shape {logp.shape}{wanted}")
     if (wrong := np.isnan(logp) | np.isposinf(logp)).any():
         i = int(np.argmax(wrong))
         raise ValueError(f"the log probability of option {i if options is None else repr(options[i])} is {logp[i]}")
@@ -121,10 +121,10 @@ def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Seque
     if bad := [share for share in coverages if not 0 < share <= 1]:
         raise ValueError(f"a coverage is a share above 0 and up to 1, got {bad[0]}")
     _, group, size = np.unique(-sureness, return_inverse=True, return_counts=True)  # the surest group first
-    kept = np.concatenate([[0], np.cumsum(size)])
+    answers = np.concatenate([[0], np.cumsum(size)])
     hit = np.concatenate([[0.0], np.cumsum(np.bincount(group, hits))])
     wanted = np.asarray(coverages, dtype=np.float64) * len(hits)
-    return [float(accuracy) for accuracy in np.interp(wanted, kept, hit) / wanted]
+    return [float(accuracy) for accuracy in np.interp(wanted, answers, hit) / wanted]
 
 
 def _paired(

@@ -17,22 +17,17 @@ from eval.scoring.jsonable import INLINE, Json
 
 
 class Answer(NamedTuple):
-    """Answer to one question under one condition.
+    """Answer to one question under one condition."""
 
-    Attributes:
-        text: The answer.
-        logp: log p of each of the question's options, or `None` where it has none or the responder does not score.
-        gold_logp: log p of the right answer's text, or `None` where the responder does not score.
-    """
-
-    text: str
+    text: str  # the answer
+    # Log p of each of the question's options, or `None` where it has none or the responder does not score.
     logp: list[float] | None
-    gold_logp: float | None
+    gold_logp: float | None  # log p of the right answer's text, or `None` where the responder does not score
 
 
 @dataclass(frozen=True)
 class Planted(Json):
-    """What was moved in a simulated recording: the parameter, its value, and the direction in which "yes" lies."""
+    """Parameter moved in a simulated recording, its value, and the direction in which "yes" lies."""
 
     parameter: str
     dose: float
@@ -41,78 +36,44 @@ class Planted(Json):
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as it was asked under a condition.
+    """A question as it was asked under a condition."""
 
-    Attributes:
-        row: The question, as it is about the real ECG.
-        options: Answers whose log-probabilities are asked for; None for an open question.
-        donor: Who gave the other ECG, if one was shown.
-        donor_patients: Patients of that ECG.
-        planted: What was moved in the recording, if anything.
-    """
-
-    row: Row
-    options: Sequence[str] | None = None
-    donor: Donor | None = None
-    donor_patients: Sequence[str] = ()
-    planted: Planted | None = None
+    row: Row  # the question, as it is about the real ECG
+    options: Sequence[str] | None = None  # answers whose log-probabilities are asked for; None for an open question
+    donor: Donor | None = None  # who gave the other ECG, if one was shown
+    donor_patients: Sequence[str] = ()  # patients of that ECG
+    planted: Planted | None = None  # what was moved in the recording, if anything
 
 
 @dataclass(frozen=True)
 class Line(Json):
-    """One scored answer.
+    """One scored answer."""
 
-    Attributes:
-        condition: What was done to the ECG (`data.experiment.conditions`), or "text-only" for a model without ECGs.
-        id: Question, the same under every condition.
-        question: Its words.
-        question_type: Its kind, such as "single-verify".
-        template_id: Its template.
-        attribute: The finding it asks about; may be empty.
-        group: Group of findings that belongs to.
-        control: Name of a control, which counts for no number; else empty.
-        patient_ids: Patients of the question's own ECGs.
-        ecgs: These ECGs.
-        donors: ECGs shown in their place.
-        donor_patients: Patients of these.
-        answer: Right answer about the question's own ECGs, a set of terms.
-        shown_answer: Right answer about the ECGs that were shown; None where it is not known.
-        prediction: Answer of the model.
-        options: Answers of a closed question; None for an open one, and where nothing was scored.
-        logp: Natural log of the probability of each option.
-        gold_logp: The same of the right answer.
-        majority_right: Whether the most common answer to this kind of question is right.
-        majority_by_question_right: Whether the most common answer to this question is right.
-        planted: What was moved in the recording, under the condition `planted`.
-        parsed: Terms of the prediction; None where it is no answer.
-        outcome: What became of it.
-        correct: Whether it is right about the question's own ECGs.
-    """
-
-    condition: str
-    id: str
-    question: str
-    question_type: str
-    template_id: int
-    attribute: str
-    group: str
-    control: str
-    patient_ids: Sequence[str]
-    ecgs: Sequence[str]
-    donors: Sequence[str]
-    donor_patients: Sequence[str]
-    answer: Sequence[str]
-    shown_answer: Sequence[str] | None
-    prediction: str
-    options: Sequence[str] | None
-    logp: Sequence[float] | None
-    gold_logp: float | None
-    majority_right: bool
-    majority_by_question_right: bool
+    condition: str  # what was done to the ECG (`data.experiment.conditions`), or "text-only" for a model without ECGs
+    id: str  # question, the same under every condition
+    question: str  # its words
+    question_type: str  # its kind, such as "single-verify"
+    template_id: int  # its template
+    attribute: str  # the finding it asks about; may be empty
+    group: str  # group of findings that belongs to
+    control: str  # name of a control, which counts for no number; else empty
+    patient_ids: Sequence[str]  # patients of the question's own ECGs
+    ecgs: Sequence[str]  # these ECGs
+    donors: Sequence[str]  # ECGs shown in their place
+    donor_patients: Sequence[str]  # patients of these
+    answer: Sequence[str]  # right answer about the question's own ECGs, a set of terms
+    shown_answer: Sequence[str] | None  # right answer about the ECGs that were shown; None where it is not known
+    prediction: str  # answer of the model
+    options: Sequence[str] | None  # answers of a closed question; None for an open one, and where nothing was scored
+    logp: Sequence[float] | None  # natural log of the probability of each option
+    gold_logp: float | None  # the same of the right answer
+    majority_right: bool  # whether the most common answer to this kind of question is right
+    majority_by_question_right: bool  # whether the most common answer to this question is right
+    # What was moved in the recording, under the condition `planted`.
     planted: Planted | None = field(default=None, metadata=INLINE)
-    parsed: Sequence[str] | None = None
-    outcome: Outcome = "unparsed"
-    correct: bool = False
+    parsed: Sequence[str] | None = None  # terms of the prediction; None where it is no answer
+    outcome: Outcome = "unparsed"  # what became of it
+    correct: bool = False  # whether it is right about the question's own ECGs
 
 
 Lines = Mapping[str, Mapping[str, Line]]  # condition -> id of the question -> line
@@ -120,19 +81,12 @@ Lines = Mapping[str, Mapping[str, Line]]  # condition -> id of the question -> l
 
 @dataclass(frozen=True)
 class Key:
-    """What answers are scored with, learned from a question set.
+    """Key that answers are scored with, learned from a question set."""
 
-    Attributes:
-        vocabulary: Every term that is an answer.
-        options: The options of closed questions.
-        majority_by_type: Most common answer of each kind of question.
-        majority_by_question: Most common answer of each question.
-    """
-
-    vocabulary: frozenset[str]
-    options: Options
-    majority_by_type: Majority
-    majority_by_question: Majority
+    vocabulary: frozenset[str]  # every term that is an answer
+    options: Options  # the options of closed questions
+    majority_by_type: Majority  # most common answer of each kind of question
+    majority_by_question: Majority  # most common answer of each question
 
     @classmethod
     def of(cls, questions: QuestionSet) -> Key:

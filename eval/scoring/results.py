@@ -111,35 +111,21 @@ class SwapTest(Json):
 
 @dataclass(frozen=True)
 class Block(Json):
-    """The numbers of one group of questions.
+    """The numbers of one group of questions."""
 
-    Attributes:
-        n: Questions.
-        patients: Patients they are about.
-        conditions: By condition.
-        majority: Right answers of who gives each kind of question its most common answer in training.
-        majority_by_question: The same for each question.
-        majority_interval: Its interval.
-        real_minus: Right answers about the real ECG minus those of a condition or of one of the two above, by name.
-        flips: Flip pairs, if any were asked.
-        changed: By condition.
-        lift: By condition that takes the ECG away.
-        verify: Certainty of yes/no answers about the real ECG.
-        swap_test: Where `real` and `swap` were asked.
-    """
-
-    n: int
-    patients: int
-    conditions: Mapping[str, ConditionResult]
-    majority: float
-    majority_by_question: float
-    majority_interval: Interval
+    n: int  # questions
+    patients: int  # patients they are about
+    conditions: Mapping[str, ConditionResult]  # by condition
+    majority: float  # right answers of who gives each kind of question its most common answer in training
+    majority_by_question: float  # the same for each question
+    majority_interval: Interval  # its interval
+    # Right answers about the real ECG minus those of a condition or of one of the two above, by name.
     real_minus: Mapping[str, Difference]
-    flips: Flips | None
-    changed: Mapping[str, Changed]
-    lift: Mapping[str, Lift]
-    verify: Certainty | None
-    swap_test: SwapTest | None = field(default=None, metadata=INLINE)
+    flips: Flips | None  # flip pairs, if any were asked
+    changed: Mapping[str, Changed]  # by condition
+    lift: Mapping[str, Lift]  # by condition that takes the ECG away
+    verify: Certainty | None  # certainty of yes/no answers about the real ECG
+    swap_test: SwapTest | None = field(default=None, metadata=INLINE)  # where `real` and `swap` were asked
 
 
 # --- instruments ------------------------------------------------------------------------------------------------------
@@ -241,32 +227,20 @@ class LadderFinding(Json):
 
 @dataclass(frozen=True)
 class Ladder(Json):
-    """Where the signal is lost between encoder and answer (`eval.audit.ladder`).
+    """Where the signal is lost between encoder and answer (`eval.audit.ladder`)."""
 
-    Attributes:
-        rungs: By name.
-        fraction_read: (AUROC of the answer - 0.5) / (AUROC at the encoder - 0.5); None where the encoder's interval
-            reaches chance.
-        fraction_interval: Its interval.
-        n: Held-out questions of the headline.
-        patients: Patients they are about.
-        findings_in_headline: Findings it is the mean of.
-        findings: By name.
-        representation: How an ECG's tokens became the input of a probe, in words.
-        max_train: Training questions a probe is fitted to, at most.
-        notes: What was left out, and why.
-    """
-
-    rungs: Mapping[str, Rung]
+    rungs: Mapping[str, Rung]  # by name
+    # (AUROC of the answer - 0.5) / (AUROC at the encoder - 0.5); None where the encoder's interval reaches
+    # chance.
     fraction_read: float | None
-    fraction_interval: Interval | None
-    n: int
-    patients: int
-    findings_in_headline: int
-    findings: Mapping[str, LadderFinding]
-    representation: str = ""
-    max_train: int = 0
-    notes: Sequence[str] = ()
+    fraction_interval: Interval | None  # its interval
+    n: int  # held-out questions of the headline
+    patients: int  # patients they are about
+    findings_in_headline: int  # findings it is the mean of
+    findings: Mapping[str, LadderFinding]  # by name
+    representation: str = ""  # how an ECG's tokens became the input of a probe, in words
+    max_train: int = 0  # training questions a probe is fitted to, at most
+    notes: Sequence[str] = ()  # what was left out, and why
 
 
 @dataclass(frozen=True)
@@ -334,66 +308,38 @@ class SuperClasses(Json):
 
 @dataclass(frozen=True, kw_only=True)
 class About(Json):
-    """What was audited, and how.
+    """The model that was audited, and the settings."""
 
-    Attributes:
-        model: Its folder, or hub id.
-        training: Digest of the training it is the result of, if that is recorded.
-        dataset: Name of the question set.
-        command: The command that gives the same report.
-        seed: Seed of donors, sample and resamples.
-        draws: Resamples of the intervals.
-        limit: Questions asked at most; None for all.
-        available: Questions there are.
-        text_only: Folder of a model trained without ECGs, for reference.
-        notes: On the questions, and on conditions that could not be asked.
-        vocabulary: Every term that is an answer.
-    """
-
-    model: str
-    training: str | None = None
-    dataset: str
-    command: str
-    seed: int
-    draws: int
-    limit: int | None
-    available: int
-    text_only: str | None
-    notes: Sequence[str]
-    vocabulary: Sequence[str]
+    model: str  # its folder, or hub id
+    training: str | None = None  # digest of the training it is the result of, if that is recorded
+    dataset: str  # name of the question set
+    command: str  # the command that gives the same report
+    seed: int  # seed of donors, sample and resamples
+    draws: int  # resamples of the intervals
+    limit: int | None  # questions asked at most; None for all
+    available: int  # questions there are
+    text_only: str | None  # folder of a model trained without ECGs, for reference
+    notes: Sequence[str]  # on the questions, and on conditions that could not be asked
+    vocabulary: Sequence[str]  # every term that is an answer
 
 
 @dataclass(frozen=True)
 class Report(Json):
-    """Everything an audit measured. What was not asked is None or empty.
+    """Everything an audit measured. What was not asked is None or empty."""
 
-    Attributes:
-        about: What was audited.
-        verdict: None without answers about real ECGs to questions other than about noise.
-        overall: All ordinary questions.
-        excluded_controls: Names of the controls, which are in none of the numbers but `controls` and `findings`.
-        by_type: Questions of one kind, by its name; so the next ones.
-        controls: Each control by itself.
-        findings: By finding, or `attribute: option`.
-        shapley: What ECG and question each bring.
-        dose_response: By `parameter: finding`.
-        reports: By condition.
-        ladder: From encoder to answer.
-        super_classes: PTB-XL's, beside a CNN.
-    """
-
-    about: About = field(metadata=INLINE)
-    verdict: ModelVerdict | None
-    overall: Block = field(metadata=INLINE)
+    about: About = field(metadata=INLINE)  # what was audited
+    verdict: ModelVerdict | None  # none without answers about real ECGs to questions other than about noise
+    overall: Block = field(metadata=INLINE)  # all ordinary questions
+    # Names of the controls, which are in none of the numbers but `controls` and `findings`.
     excluded_controls: Sequence[str]
-    by_type: Mapping[str, Block]
+    by_type: Mapping[str, Block]  # questions of one kind, by its name; so the next ones
     by_group: Mapping[str, Block]
     by_attribute: Mapping[str, Block]
     by_template: Mapping[str, Block]
-    controls: Mapping[str, Block]
-    findings: Mapping[str, FindingResult]
-    shapley: Shapley | None
-    dose_response: Mapping[str, DoseResponse]
-    reports: Mapping[str, ReportScores] | None
-    ladder: Ladder | None = field(default=None, metadata=OPTIONAL)
-    super_classes: SuperClasses | None = field(default=None, metadata=OPTIONAL)
+    controls: Mapping[str, Block]  # each control by itself
+    findings: Mapping[str, FindingResult]  # by finding, or `attribute: option`
+    shapley: Shapley | None  # what ECG and question each bring
+    dose_response: Mapping[str, DoseResponse]  # by `parameter: finding`
+    reports: Mapping[str, ReportScores] | None  # by condition
+    ladder: Ladder | None = field(default=None, metadata=OPTIONAL)  # from encoder to answer
+    super_classes: SuperClasses | None = field(default=None, metadata=OPTIONAL)  # PTB-XL's, beside a CNN

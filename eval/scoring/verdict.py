@@ -42,7 +42,7 @@ FLIPS = 10_000  # sign flips of the permutation test
 
 @dataclass(frozen=True)
 class Answers:
-    """What the rule looks at, per question `[n]`.
+    """Columns that the rule looks at, per question `[n]`.
 
     Attributes:
         clusters: Patients of each question.
@@ -86,33 +86,21 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evidence(Json):
-    """The numbers a verdict is made of; `judge` derives it from them, and from the p-value after correction.
+    """The numbers a verdict is made of; `judge` derives it from them, and from the p-value after correction."""
 
-    Attributes:
-        questions: How many.
-        pairs: How many flip pairs among them.
-        patients: Patients of these pairs.
-        answered: Share of valid answers about the real ECG.
-        gap: Swap-flip gap, with its interval: right about the real ECG minus the same answer about the other.
-        paired_flip: Share of pairs with both answers right.
-        exchanged: Share of pairs where both would be right had the ECGs been exchanged: what chance gives.
-        p: p-value of the difference of the two, by sign flips of patients; NaN or None without pairs.
-        over_majority: Right about the real ECG minus majority-by-question, with its interval.
-        breaks: The largest lower limit of real minus a condition without an ECG; None where none was asked.
-    """
-
-    questions: int
-    pairs: int
-    patients: int
-    answered: float
+    questions: int  # how many
+    pairs: int  # how many flip pairs among them
+    patients: int  # patients of these pairs
+    answered: float  # share of valid answers about the real ECG
+    # Swap-flip gap, with its interval: right about the real ECG minus the same answer about the other.
     gap: float | None
     gap_interval: Interval
-    paired_flip: float | None
-    exchanged: float | None
-    p: float | None
-    over_majority: float
+    paired_flip: float | None  # share of pairs with both answers right
+    exchanged: float | None  # share of pairs where both would be right had the ECGs been exchanged: what chance gives
+    p: float | None  # p-value of the difference of the two, by sign flips of patients; NaN or None without pairs
+    over_majority: float  # right about the real ECG minus majority-by-question, with its interval
     over_majority_interval: Interval
-    breaks: float | None
+    breaks: float | None  # the largest lower limit of real minus a condition without an ECG; None where none was asked
 
     @property
     def pair_numbers(self) -> tuple[float, float, float] | None:
@@ -192,35 +180,22 @@ def judge(evidence: Evidence, p: float | None = None) -> Verdict:
 
 @dataclass(frozen=True)
 class GroupVerdict(Json):
-    """The verdict on one group of questions.
+    """The verdict on one group of questions."""
 
-    Attributes:
-        verdict: By `p_corrected`, the p-value corrected for the number of groups.
-        evidence: What it is made of.
-        counts: Whether the group takes part in the verdict on the model.
-    """
-
-    verdict: Verdict
-    evidence: Evidence = field(metadata=INLINE)
+    verdict: Verdict  # by `p_corrected`, the p-value corrected for the number of groups
+    evidence: Evidence = field(metadata=INLINE)  # what it is made of
     p_corrected: float | None
-    counts: bool
+    counts: bool  # whether the group takes part in the verdict on the model
 
 
 @dataclass(frozen=True)
 class ModelVerdict(Json):
-    """The verdict on a model: on all questions that count, and on each group of attributes.
+    """The verdict on a model: on all questions that count, and on each group of attributes."""
 
-    Attributes:
-        verdict: After the groups' verdicts have corrected that on all questions.
-        sentence: The verdict in words, with the groups it rests on.
-        evidence: Numbers of all questions that count.
-        groups: By name.
-    """
-
-    verdict: Verdict
-    sentence: str
-    evidence: Evidence = field(metadata=INLINE)
-    groups: Mapping[str, GroupVerdict]
+    verdict: Verdict  # after the groups' verdicts have corrected that on all questions
+    sentence: str  # the verdict in words, with the groups it rests on
+    evidence: Evidence = field(metadata=INLINE)  # numbers of all questions that count
+    groups: Mapping[str, GroupVerdict]  # by name
 
 
 def _sentence(verdict: Verdict, evidence: Evidence, groups: Mapping[str, GroupVerdict]) -> str:
@@ -249,7 +224,7 @@ def verdict(
         excluded: Groups that are judged and shown, but neither count for nor against the verdict: seeing noise is not
             reading an ECG.
         draws: Resamples of the intervals.
-        seed: Of resamples and sign flips.
+        seed: Seed of resamples and sign flips.
 
     Raises:
         ValueError: Groups and answers differ in number, or no question counts.
