@@ -96,18 +96,7 @@ def _gap(report: Report) -> Figure | None:
     y = 0
     for head, colour, marker, rows in parts:
         if head and rows:
-            axes.annotate(
-                head,
-                (0, y + 0.15),
-                xycoords=("axes fraction", "data"),
-                xytext=(-6, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=9,
-                fontweight="bold",
-                color=INK,
-            )
+            _head(axes, head, y + 0.15)
             y += 1
         for row in rows:
             _interval(axes, row.gap, row.interval, y, _Mark(colour, marker, hollow=not row.counts))
@@ -259,6 +248,12 @@ def _canvas(height: float, width: float = WIDTH) -> Figure:
 def _title(figure: Figure, text: str) -> None:
     lines = textwrap.wrap(text, int(9.5 * figure.get_figwidth()))  # a model may have a long name
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
+def _head(axes: Axes, text: str, y: float) -> None:
+    """Draw the head of some rows beside the axis."""
+    words = axes.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points")
+    words.set(ha="right", va="center", fontsize=9, fontweight="bold", color=INK)
 
 
 def _plain(axes: Axes) -> None:

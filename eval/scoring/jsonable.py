@@ -6,8 +6,8 @@ import dataclasses
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
-from typing import Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, Field, dataclass
+from typing import Self, Union, cast, get_args, get_origin, get_type_hints
 
 from eval.statistics import Interval, rounded
 
@@ -15,10 +15,6 @@ from eval.statistics import Interval, rounded
 INLINE = {"json": "inline"}  # the keys of the dataclass it holds stand among those of the outer one; none for None
 OPTIONAL = {"json": "optional"}  # left out where it is None
 EXACT = {"exact": True}  # not rounded by `rounded`
-
-J = TypeVar("J", bound="Json")
-Reader = Callable[[object], object]
-_READERS: dict[type[Json], list[tuple[str, str | None, bool, Reader]]] = {}
 
 
 @dataclass(frozen=True)
@@ -44,17 +40,17 @@ class Json:
             ValueError: A field that has no default is missing; names it.
         """
         values = {}
-        if cls not in _READERS:
-            _READERS[cls] = _readers(cls)
-        for name, how, default, read in _READERS[cls]:
+        for field, kind, may_be_none in _typed_fields(cls):
+            how = field.metadata.get("json")
             if how == "inline":
-                values[name] = read(data)
-            elif name in data:
-                values[name] = read(data[name])
+                first = dataclasses.fields(cast(type[Json], kind))[0].name
+                values[field.name] = None if may_be_none and first not in data else _read(kind, data)
+            elif field.name in data:
+                values[field.name] = _read(kind, data[field.name])
             elif how == "optional":
-                values[name] = None
-            elif not default:
-                raise ValueError(f"no field {name!r}")
+                values[field.name] = None
+            elif field.default is MISSING:
+                raise ValueError(f"no field {field.name!r}")
         make: Callable[..., Self] = cls
         return make(**values)
 
@@ -96,60 +92,35 @@ def _rounded(value: object) -> object:
     return value
 
 
-def _readers(kind: type[Json]) -> list[tuple[str, str | None, bool, Reader]]:
-    """Name, metadata, whether there is a default, and what makes a value of JSON: one tuple per field."""
-    hints = get_type_hints(kind)
-    return [
-        (
-            field.name,
-            how := field.metadata.get("json"),
-            field.default is not MISSING or field.default_factory is not MISSING,
-            (_inline_reader if how == "inline" else _reader)(hints[field.name]),
-        )
-        for field in dataclasses.fields(kind)
-    ]
+_FIELDS: dict[type[Json], list[tuple[Field[object], object, bool]]] = {}
 
 
-def _inline_reader(hint: object) -> Reader:
-    """Reads a dataclass from the object around it; None where that lacks the first field and it may be None."""
-    value_type, may_be_none = _without_none(hint)
-    kind = cast(type[Json], value_type)
-    first = dataclasses.fields(kind)[0].name
-    return lambda data: None if may_be_none and first not in cast(Mapping[str, object], data) else _object(kind, data)
-
-
-def _reader(hint: object) -> Reader:
-    kind, _ = _without_none(hint)
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        item = _reader(parts[1])
-        return lambda data: data and {key: item(value) for key, value in cast(Mapping[str, object], data).items()}
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
-        item = _reader(parts[0])
-        if item is _same:
-            return _same
-        return lambda data: data and [item(value) for value in cast(Sequence[object], data)]
-    if kind is Interval:
-        return lambda data: None if data is None else _interval(cast(Sequence[float | None], data))
-    if isinstance(kind, type) and issubclass(kind, Json):
-        return lambda data: None if data is None else _object(kind, data)
-    return _same
-
-
-def _same(data: object) -> object:
-    return data
-
-
-def _object(kind: type[J], data: object) -> J:
-    return kind.from_json(cast(Mapping[str, object], data))
-
-
-def _interval(data: Sequence[float | None]) -> Interval:
-    return Interval(*(math.nan if limit is None else limit for limit in data))
+def _typed_fields(cls: type[Json]) -> list[tuple[Field[object], object, bool]]:
+    """Each field with its type and whether it may be None."""
+    if cls not in _FIELDS:
+        hints = get_type_hints(cls)
+        _FIELDS[cls] = [(field, *_without_none(hints[field.name])) for field in dataclasses.fields(cls)]
+    return _FIELDS[cls]
 
 
 def _without_none(hint: object) -> tuple[object, bool]:
-    if get_origin(hint) in (Union, types.UnionType):
-        parts = [part for part in get_args(hint) if part is not types.NoneType]
-        return (parts[0] if len(parts) == 1 else object), True
-    return hint, False
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, False
+    parts = [part for part in get_args(hint) if part is not types.NoneType]
+    return (parts[0] if len(parts) == 1 else object), True
+
+
+def _read(kind: object, data: object) -> object:
+    """JSON as a value of this type."""
+    if kind in (str, int, float, bool) or data is None:
+        return data
+    if kind is Interval:
+        return Interval(*(math.nan if limit is None else limit for limit in cast(Sequence[float | None], data)))
+    if isinstance(kind, type) and issubclass(kind, Json):
+        return kind.from_json(cast(Mapping[str, object], data))
+    match get_origin(kind), data:
+        case origin, Mapping() if origin is Mapping:
+            return {key: _read(get_args(kind)[1], item) for key, item in data.items()}
+        case origin, list() if origin is Sequence and get_args(kind)[0] not in (str, int, float):
+            return [_read(get_args(kind)[0], item) for item in data]
+    return data
