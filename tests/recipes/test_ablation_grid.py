@@ -115,7 +115,7 @@ def test_the_order_of_rows_is_that_of_all_conditions(parts):
 
 def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkeypatch):
     before = written(done)
-    for name in ("train", "ablation"):
+    for name in ("train", "audit"):
         monkeypatch.setattr(ablation_grid, name, None)
     run(done)
     assert written(done) == before
@@ -286,7 +286,7 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
 
 def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run_inputs, monkeypatch):
     before = [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")]
-    for name in ("train", "ablation"):
+    for name in ("train", "audit"):
         monkeypatch.setattr(ablation_grid, name, None)
     run_inputs(done_inputs)
     assert [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")] == before
