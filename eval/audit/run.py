@@ -28,7 +28,7 @@ from eval.report.strips import Example
 from eval.scoring.likelihood import margin_of
 from eval.scoring.lines import Key, Line, by_condition, read, scored
 from eval.scoring.numbers import measure
-from eval.scoring.results import TEXT_ONLY, About, Ladder, Report, SuperClasses
+from eval.scoring.results import TEXT_ONLY, About, Ladder, Report, SuperClasses, Unscored
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def rescore(out: Path | str) -> Report:
     for name in ("predictions.jsonl", "examples.json", "report.json"):
         if not (out / name).is_file():
             raise FileNotFoundError(f"{out} has no {name}: run the audit itself first, without --rescore")
-    before = Report.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
+    before = Unscored.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
     vocabulary = frozenset(before.about.vocabulary)
     lines = [scored(line, vocabulary) for line in read(out / "predictions.jsonl")]
     report = measure(by_condition(lines), before.about)

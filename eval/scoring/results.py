@@ -324,6 +324,15 @@ class About(Json):
 
 
 @dataclass(frozen=True)
+class Unscored(Json):
+    """The parts of a report that do not follow from its answers: they outlast another scoring."""
+
+    about: About = field(metadata=INLINE)
+    ladder: Ladder | None = field(metadata=OPTIONAL)
+    super_classes: SuperClasses | None = field(metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
 class Report(Json):
     """Everything an audit measured. What was not asked is None or empty."""
 

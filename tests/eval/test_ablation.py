@@ -210,6 +210,9 @@ def test_scored_again_without_a_model(cohort, sure, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "load_responder", None)
     assert ablation.rescore(tmp_path).to_json() == report
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    earlier = {name: value for name, value in report.items() if name not in ("training", "lift", "reports", "verify")}
+    (tmp_path / "report.json").write_text(json.dumps({**earlier, "gone": 1}))  # by code that knew other numbers
+    assert ablation.rescore(tmp_path).to_json() == report
     text = (tmp_path / "predictions.jsonl").read_text().splitlines()
     line = json.loads(text[0])
     odd = json.dumps({**line, "prediction": "?\x85\u2028?"}, ensure_ascii=False)  # in text these two end a line
