@@ -90,7 +90,7 @@ def _conditions(report: Report) -> Section:
     text = [
         "Right means right about the ECG that the question belongs to, also where another one was shown: exactly the "
         "terms asked for, in any order. Answers that are empty, decline, or hold a term that answers no question of "
-        "the set are not valid, and count as wrong.",
+        "the set are not valid, and count as wrong."
     ]
     if {"swap", "swap-flip", "swap-same"} & set(names):
         expected = {

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from data.experiment.conditions import CONDITIONS, FAST
-from eval.report.parts import (
-    Table,
-    auroc_span,
-    p_value,
-    percent,
-    percent_span,
-    points_span,
-    signed_span,
-)
+from eval.report.parts import Table, auroc_span, p_value, percent, percent_span, points_span, signed_span
 from eval.scoring.results import TEXT_ONLY, Block, ClassResult, SuperClasses
 
 BY_QUESTION = "most common answer to each question"

@@ -12,15 +12,7 @@ from eval.scoring import text
 from eval.scoring.flips import clusters_of
 from eval.scoring.likelihood import brier, likeliest_is_right, margin_of, p_yes, probabilities, selective_accuracy
 from eval.scoring.lines import Line, Lines
-from eval.scoring.results import (
-    Certainty,
-    DosePoint,
-    DoseResponse,
-    FindingResult,
-    ReportScores,
-    Shapley,
-    TextResult,
-)
+from eval.scoring.results import Certainty, DosePoint, DoseResponse, FindingResult, ReportScores, Shapley, TextResult
 from eval.statistics import auroc, auroc_interval, balanced_accuracy, cluster_interval, spearman
 
 COVERAGES = (0.25, 0.5, 0.75, 1.0)
