@@ -21,7 +21,7 @@ from data.ecg import EcgSource
 from data.experiment.conditions import Altered, condition_named
 from data.wire import chat_messages
 from data.wire.http import Client, Reply, ServerError
-from eval.answerers.model import question_messages
+from eval.answerers.base import question_messages
 
 logger = logging.getLogger(__name__)
 

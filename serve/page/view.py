@@ -7,11 +7,11 @@ them pass through `text`.
 from __future__ import annotations
 
 import html
-import json
 import logging
 from pathlib import Path
 
 from data.paper import SECONDS, Paper
+from elm.saved.audit import AuditSummary
 from serve.page.recordings import Recording, remarks
 from serve.page.session import Answer, Session, Turn, meaning
 
@@ -69,25 +69,18 @@ def head_html(name: str, digest: str, folder: Path | None) -> str:
 def _audit(folder: Path | None, digest: str) -> str:
     """Does it read the ECG? The verdict of the audit beside the model, if it is of this training."""
     unknown = "Does it read the ECG? Not audited: nobody has tested whether its answers come from the ECG."
-    path = folder / "ablation" / "report.json" if folder is not None else None
-    if path is None or not path.is_file():
-        return f'<p class="ecg-audit">{unknown}</p>'
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["training"] != digest:
-            return f'<p class="ecg-audit">{unknown} (The report beside it is of another training.)</p>'
-        verdict = report["verdict"]
-        said = verdict["sentence"]
-        about = f"Audited on {report['dataset']}: {verdict['pairs']} pairs of ECGs"
-        if verdict["gap"] is not None:
-            low, high = verdict["gap_interval"]
-            about += f", swap-flip gap {verdict['gap']:.2f} ({low:.2f} to {high:.2f}; 1 reads, 0 guesses)"
-        tone = _TONES.get(verdict["verdict"], "poor")
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s: not a report of eval.ablation (%s)", path, type(error).__name__)
+        audit = None if folder is None else AuditSummary.of_folder(folder)
+    except ValueError as error:
+        logger.warning("%s", error)
+        audit = None
+    if audit is None:
         return f'<p class="ecg-audit">{unknown}</p>'
-    said = f'<b class="ecg-{tone}">{text(said)}</b> <span>{text(about)}</span>'
-    return f'<p class="ecg-audit">Does it read the ECG? {said}</p>'
+    if audit.training != digest:
+        return f'<p class="ecg-audit">{unknown} (The report beside it is of another training.)</p>'
+    tone = _TONES.get(audit.verdict or "", "poor")
+    verdict = f'<b class="ecg-{tone}">{text(audit.sentence)}</b> <span>{text(audit.detail)}</span>'
+    return f'<p class="ecg-audit">Does it read the ECG? {verdict}</p>'
 
 
 # --- a recording ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from data.paper import Paper
 from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
 from data.wire.http import ServerError
+from elm.saved.audit import AuditSummary
 from serve import app
 from serve.page.desk import Desk
 from serve.page.recordings import Recording, Shelf, remarks, unlike
@@ -337,6 +338,10 @@ def test_the_audit_of_this_training_is_shown(tmp_path, digest, shown):
     assert ("The model ignores the ECG." in page) == shown == ("Not audited" not in page)
     (tmp_path / "ablation" / "report.json").write_text("[]")
     assert "Not audited" in head_html("elm", digest, tmp_path)
+    summary = AuditSummary("abc", "cohort", "reads", "The model reads the ECG.", "Audited on 90 pairs.", (), "")
+    (tmp_path / "ablation" / "summary.json").write_text(json.dumps(summary.to_json()))
+    page = Tags(head_html("elm", digest, tmp_path)).words
+    assert ("The model reads the ECG. Audited on 90 pairs." in page) == shown == ("Not audited" not in page)
 
 
 def test_the_quality_of_the_signal_is_told():
