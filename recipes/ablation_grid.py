@@ -85,7 +85,7 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
         conditions.write(out, numbers)
         print(f"\n{conditions.summary(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
         return
-    ids = {line["id"] for lines in answers.values() for line in lines}
+    ids = {line.id for lines in answers.values() for line in lines}
     records = sorted({record for row in questions.test if row["id"] in ids for record in row["ecgs"]})
     folders = {name: {seed: cells[name, seed].folder for seed in grid.seeds} for name in rows}
     costs = {name: inputs.cost_of(by_seed, questions.source, records) for name, by_seed in folders.items()}

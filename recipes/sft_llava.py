@@ -9,9 +9,9 @@
 Without --config it takes recipes/configs/tiny_cpu.yaml: simulated ECGs, a tiny Llama and a tiny encoder, in minutes on
 two CPU cores. Any field of a config can be given as a flag; a flag wins over the file, and an unknown key is an error.
 
-Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions. A run that was interrupted goes
-on from its newest whole checkpoint when started again. With `text_only`, the same is trained once more without ECGs.
-Ends with the audit: the held-out questions, asked with and without the ECG. Research use only; not a medical device.
+Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions; with `text_only`, the same once
+more without ECGs. Interrupted, a run goes on from its newest whole checkpoint when started again. It ends with the
+audit: the held-out questions, asked with and without the ECG. Research use only; not a medical device.
 """
 
 import dataclasses
@@ -33,9 +33,11 @@ from elm.training.plan import PlanArguments
 from elm.training.progress import quiet
 from elm.training.run import Run, share
 from elm.training.settings import check_launch, check_settings, for_dev
-from eval.audit import run as ablation
-from eval.report.write import finding, table
-from eval.scoring.numbers import TEXT_ONLY
+from eval.audit.run import run as audit
+from eval.audit.settings import AuditSettings
+from eval.report.headline import finding
+from eval.report.write import table
+from eval.scoring.results import TEXT_ONLY
 
 NEXT = """Next:
   python -m elm.ask {0} {1} "Is this a normal ECG?"
@@ -70,8 +72,8 @@ def main(
         train_without_ecgs(arguments, training_args, model_args, questions)
     if not arguments.ablation or training_args.process_index > 0:
         return
-    report = ablation.run(folder, questions=questions, batch_size=256)
-    print(f"\n{table(report)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}\n")
+    report = audit(AuditSettings(model=folder, batch_size=256), questions=questions)
+    print(f"\n{table(report.overall)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}\n")
     print(NEXT.format(folder, min(folder.glob("examples/*.hea"), default=Path("RECORD")).with_suffix("")))
     if training_args.push_to_hub:
         how = hub.Publication(private=bool(training_args.hub_private_repo))
@@ -90,20 +92,18 @@ def train_without_ecgs(
     arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet
 ) -> None:
     """The same without ECGs, into `text-only`: what this model answers right, an ECG is not needed for."""
-    folder = str(Path(training_args.output_dir) / TEXT_ONLY)
-    none = dataclasses.replace(arguments, train_condition="none")
-    train(none, dataclasses.replace(training_args, output_dir=folder), model_args, questions)
+    training_args = dataclasses.replace(training_args, output_dir=str(Path(training_args.output_dir) / TEXT_ONLY))
+    train(dataclasses.replace(arguments, train_condition="none"), training_args, model_args, questions)
 
 
 def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """What a second process does beside `train`: the tiny language model, then all else that needs no trained model."""
+    """What a second process does beside `train`: all that needs no trained model, the tiny language model first."""
     quiet()
     training_args = dataclasses.replace(training_args, dataloader_num_workers=0)  # this process has time left
     questions = questions_for(arguments)
+    parts(arguments, model_args, questions, training_args.seed, text_first=True)
     if arguments.text_only:
         train_without_ecgs(arguments, training_args, model_args, questions)
-    else:
-        parts(arguments, model_args, questions, training_args.seed, text_first=True)
     if arguments.ablation:
         share(arguments, training_args, model_args, questions, questions.test)
 

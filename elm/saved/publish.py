@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from data.card import check_terms, sources_of
 from data.support.hub import check_repo_id, commit
 from elm.model.configuration import ElmConfig
+from elm.saved.audit import REPORT, SUMMARY, AuditSummary
 from elm.saved.card import REPORTS, model_card
 from elm.saved.folder import FILES
 from elm.saved.places import last_parts, pattern_of, places_in, without_places
@@ -23,7 +24,7 @@ from elm.saved.run import SavedRun
 logger = logging.getLogger(__name__)
 
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/base.json")
-AUDIT = ("ablation/report.html", "ablation/report.json", "ablation/report.md", "ablation/*.png")
+AUDIT = ("ablation/report.html", REPORT, "ablation/report.md", SUMMARY, "ablation/*.png")
 RECORDINGS = ("examples/*", "ablation/examples.json", "ablation/predictions.jsonl", "ablation/asked-*.jsonl")
 _DRAWN = 'class="strip"'  # of a recording in report.html
 
@@ -96,7 +97,7 @@ def push(folder: Path | str, repo_id: str | None, how: Publication = Publication
     for path in sorted(files):
         logger.info("to upload: %s", path)
     ours = (*FILES, *ADAPTER, *AUDIT, *RECORDINGS, "README.md")
-    message = "ECG-language model, " + ("not audited" if "ablation/report.json" not in files else "with its audit")
+    message = "ECG-language model, " + ("not audited" if REPORT not in files else "with its audit")
     return commit(name, files, kind="model", message=message, ours=ours, private=how.private, token=token)
 
 
@@ -111,14 +112,14 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
             raise FileNotFoundError(f"{folder} is no saved model: it has no {file}")
     saved = SavedRun(folder)
     training = saved.training
-    report = None if how.unaudited else _report(folder, saved.digest)
+    audit = None if how.unaudited else _audit(folder, saved.digest)
     if how.with_recordings and not how.private:
         sources = sources_of([training["dataset_name"], *training.get("corpora", ())])
         check_terms(sources, f"the recordings and answers in {folder}")
 
-    patterns = [*FILES, *ADAPTER, *(AUDIT if report is not None else ())]
+    patterns = [*FILES, *ADAPTER, *(AUDIT if audit is not None else ())]
     if how.with_recordings:
-        patterns += RECORDINGS if report is not None else RECORDINGS[:1]
+        patterns += RECORDINGS if audit is not None else RECORDINGS[:1]
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files: dict[str, Path | bytes] = {
         path: folder / path for path in there if any(fnmatch(path, pattern) for pattern in patterns)
@@ -130,9 +131,7 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
 
     # What is named by its last part: whole values of settings, wherever else these values are repeated, and every
     # other place in a sentence.
-    trees = {
-        path: _read(folder / path) for path in (*_CONFIGS, "training.json", "ablation/report.json") if path in files
-    }
+    trees = {path: _read(folder / path) for path in (*_CONFIGS, "training.json", REPORT, SUMMARY) if path in files}
     places = pattern_of(
         {value for tree in trees.values() for value in places_in(tree)} | {str(folder), str(folder.absolute())}
     )
@@ -145,7 +144,7 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
     card = model_card(
         ElmConfig.of_saved(trees["config.json"]),
         trees["training.json"],
-        trees.get("ablation/report.json"),
+        None if audit is None else AuditSummary.from_json(trees.get(SUMMARY) or trees[REPORT]),
         name=repo_id.partition("/")[2],
         repo_id=repo_id,
         licence=how.licence,
@@ -154,21 +153,19 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
     return {**files, "README.md": card.encode()}
 
 
-def _report(folder: Path, digest: str) -> dict[str, Any]:
-    """The audit's report, of the model as it is now."""
-    file = folder / "ablation" / "report.json"
-    if not file.is_file():
+def _audit(folder: Path, digest: str) -> AuditSummary:
+    """Summary of the audit, of the model as it is now."""
+    if (audit := AuditSummary.of_folder(folder)) is None:
         raise ValueError(
             f"{folder} was not audited: run `python -m eval.ablation --model {folder}` first, or say --unaudited, as "
             "its card then does, too"
         )
-    report: dict[str, Any] = _read(file)
-    if report.get("training") != digest:
+    if audit.training != digest:
         raise ValueError(
-            f"the audit in {file.parent} is of another training than the weights in {folder}: run "
+            f"the audit in {folder / 'ablation'} is of another training than the weights in {folder}: run "
             f"`python -m eval.ablation --model {folder}` again"
         )
-    return report
+    return audit
 
 
 def _check_weights(folder: Path, paths: Sequence[str]) -> None:

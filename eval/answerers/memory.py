@@ -7,12 +7,10 @@ same for all recordings, and without an ECG only words differ. So most of an aud
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from eval.answerers.model import Responder
-
-if TYPE_CHECKING:
-    from data.conversations.rows import Row
+from data.conversations.rows import Row
+from eval.answerers.base import Responder
 
 Answered = tuple[str, Mapping[str, float]]  # an answer, and log p of each text that was scored
 

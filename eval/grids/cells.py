@@ -18,7 +18,8 @@ from data.support.parallel import end_with_parent
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments, as_mapping, setting
 from elm.saved.questions import questions_for
 from elm.training.run import Run
-from eval.audit import run as ablation
+from eval.audit.run import run as audit
+from eval.audit.settings import AuditSettings
 from eval.grids.conditions import INFER_CONDITIONS, PUBLISHED
 
 # What makes an input; all else is the same for all of them.
@@ -97,9 +98,10 @@ class Cell:
                 run.sft()
                 run.save()
             if self.training_args.process_index == 0:
-                ablation.run(
-                    self.folder, conditions=INFER_CONDITIONS, limit=self.limit, questions=questions, batch_size=256
+                settings = AuditSettings(
+                    model=self.folder, conditions=INFER_CONDITIONS, limit=self.limit, batch_size=256
                 )
+                audit(settings, questions=questions)
         return self.folder.name
 
     def run_logged(self) -> str:

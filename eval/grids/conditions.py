@@ -22,12 +22,12 @@ import numpy as np
 from data.support.files import written_whole
 from eval.report.parts import markdown_table
 from eval.scoring.answers import answer_set, majority_by_question, upstream_accuracy
+from eval.scoring.lines import Line
 from eval.statistics import paired_interval, rounded
 
 if TYPE_CHECKING:
     from data.conversations.rows import QuestionSet
 
-Line = Mapping[str, Any]  # of predictions.jsonl
 Numbers = dict[str, Any]
 
 TRAINED = {"real": "real ECGs", "zero": "zeros", "none": "no ECGs", "shuffled": "shuffled ECGs"}
@@ -151,8 +151,8 @@ def _by_condition(
         raise ValueError(f"the grid has no answers of the model trained on {train}, seed {seed}: train and ask it")
     found: dict[str, dict[str, Line]] = {infer: {} for infer in INFER_CONDITIONS}
     for line in answers[train, seed]:
-        if line["condition"] in found and not line["control"]:
-            found[line["condition"]][line["id"]] = line
+        if line.condition in found and not line.control:
+            found[line.condition][line.id] = line
     for infer, lines in found.items():
         if not lines:
             raise ValueError(f"the model trained on {train}, seed {seed} was not asked under {infer!r}: ask it again")
@@ -179,20 +179,18 @@ _SPREAD: Mapping[str, Any] = {"mean": np.mean, "lowest": np.min, "highest": np.m
 
 def accuracy(lines: Mapping[str, Line]) -> tuple[float | None, int]:
     """The share of right answers, and how many there are."""
-    return float(np.mean([line["correct"] for line in lines.values()])), len(lines)
+    return float(np.mean([line.correct for line in lines.values()])), len(lines)
 
 
 def _upstream(lines: Mapping[str, Line]) -> tuple[float | None, int]:
-    return upstream_accuracy(
-        [line["prediction"] for line in lines.values()], [line["answer"] for line in lines.values()]
-    )
+    return upstream_accuracy([line.prediction for line in lines.values()], [line.answer for line in lines.values()])
 
 
 def gap(told: Mapping[str, Mapping[str, Line]], draws: int, seed: int) -> Numbers:
     """Real minus swap of one model, over the questions that were asked under both."""
     both = [name for name in told["real"] if name in told["swap"]]
-    real, swap = (np.array([told[infer][name]["correct"] for name in both], float) for infer in ("real", "swap"))
-    interval = paired_interval(real, swap, [told["real"][name]["patient_ids"] for name in both], draws, seed)
+    real, swap = (np.array([told[infer][name].correct for name in both], float) for infer in ("real", "swap"))
+    interval = paired_interval(real, swap, [told["real"][name].patient_ids for name in both], draws, seed)
     limits = [None if np.isnan(limit) else rounded(limit) for limit in interval]
     return {"difference": rounded(np.mean(real - swap)), "interval": limits, "n": len(both)}
 

@@ -24,7 +24,6 @@ from eval.grids.conditions import (
     ASKED,
     DEV,
     SHIFT,
-    Line,
     Numbers,
     accuracy,
     cell,
@@ -35,6 +34,7 @@ from eval.grids.conditions import (
     written,
 )
 from eval.report.parts import markdown_table
+from eval.scoring.lines import Line
 from eval.statistics import rounded
 
 if TYPE_CHECKING:

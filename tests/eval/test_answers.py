@@ -20,8 +20,10 @@ from elm.saved.arguments import ElmArguments
 from elm.saved.run import SavedRun
 from elm.training.tiny_llama import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
+from eval.answerers.base import question_messages
 from eval.answerers.memory import remembering
-from eval.answerers.model import ModelResponder, ScriptedResponder, SplitStore, load_responder, question_messages
+from eval.answerers.model import ModelResponder, SplitStore, load_responder
+from eval.answerers.scripted import ScriptedResponder
 
 torch.set_num_threads(1)
 WORDS = ["yes", "no", "atrial fibrillation", "sinus rhythm, left axis deviation", "none"]

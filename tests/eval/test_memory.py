@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 from zlib import crc32
 
 import pytest
 
 from data.experiment.conditions import condition_named
+from eval.answerers.base import question_messages
 from eval.answerers.memory import Remembering, remembering
-from eval.answerers.model import ScriptedResponder, question_messages
-from eval.audit import run as audit
+from eval.answerers.scripted import ScriptedResponder
+from eval.audit.run import run as audit
+from eval.audit.settings import AuditSettings
 
 
 class Reader(ScriptedResponder):
@@ -49,7 +52,8 @@ class Recognizing(Reader):
 def run(responder, cohort, folder):
     """All files of an audit, which is written to the same place each time."""
     out = folder / "out"
-    audit.run("models/x", responder=responder, questions=cohort.questions, out=out, batch_size=50, draws=100)
+    settings = AuditSettings(model=Path("models/x"), out=out, batch_size=50, draws=100)
+    audit(settings, responder=responder, questions=cohort.questions)
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
