@@ -39,10 +39,9 @@ from eval.report.headline import finding
 from eval.report.write import table
 from eval.scoring.results import TEXT_ONLY
 
-NEXT = """Next:
-  python -m elm.ask {0} {1} "Is this a normal ECG?"
-  python -m serve.app --model {0}
-  python -m eval.ablation --model {0} --full"""
+NEXT = """Next: python -m elm.ask {0} {1} "Is this a normal ECG?"
+      python -m serve.app --model {0}
+      python -m eval.ablation --model {0} --full"""
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 
 
@@ -65,7 +64,7 @@ def main(
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
         questions = questions_for(arguments)
-    two = arguments.processes > 1 and training_args.world_size == 1
+    two = arguments.processes > 1 == training_args.world_size
     with beside(companion, arguments, training_args, model_args) if two else nullcontext():
         folder = train(arguments, training_args, model_args, questions)
     if arguments.text_only and not two:

@@ -165,8 +165,8 @@ def ask_all(
         )
     if isinstance(responder, Remembering):
         for batch, entries in zip(plan, done):
-            answers = [_answered(entry, questions[i]) for i, entry in zip(batch, entries)]
-            responder.learn([rows[i] for i in batch], condition, answers)
+            earlier = [_answered(entry, questions[i]) for i, entry in zip(batch, entries)]
+            responder.learn([rows[i] for i in batch], condition, earlier)
     if len(done) < len(plan):
         responder.prepare(rows, condition)
     first = sum(map(len, done))
