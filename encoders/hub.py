@@ -29,9 +29,9 @@ from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.checkpoints import load_weights, tensor_names
 from encoders.heartlang import HeartLangModel, HeartLangVQ
-from encoders.heartlang import convert as heartlang
+from encoders.heartlang import upstream as heartlang
 from encoders.melp import MelpConfig, MelpPretrainingConfig
-from encoders.melp.convert import read_published
+from encoders.melp.upstream import read_published
 from encoders.registry import config_class
 
 # What config.json calls a published MELP checkpoint; HeartLang's have none, nor has a bare file. Not ours, either way.

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
-from encoders.heartlang import convert
+from encoders.heartlang import upstream
 from encoders.heartlang.configuration import HeartLangConfig
 
 
@@ -208,7 +208,7 @@ class HeartLangPreTrained(EcgEncoder):
             FileNotFoundError: There is no such file.
             ValueError: It is not such a checkpoint; a tensor is missing, unexpected, misshapen or not finite.
         """
-        return convert.from_upstream(cls, path, config)
+        return upstream.from_upstream(cls, path, config)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""

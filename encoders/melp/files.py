@@ -19,11 +19,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig,
 from encoders.checkpoints import load_weights
 from encoders.hub import from_hub
 from encoders.melp.configuration import MelpPretrainingConfig
-from encoders.melp.convert import read_published_pretraining
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.modeling import MelpModel
 from encoders.melp.pretraining import MelpForPretraining
 from encoders.melp.text import add_bos, token_settings
+from encoders.melp.upstream import read_published_pretraining
 
 
 def new_pretraining(

@@ -3,7 +3,7 @@
 A wav2vec 2.0 style network (four convolutions, a convolution for positions, post-norm transformer layers) and two
 attention poolers on top of it. Written anew after HKU-MedAI/MELP `src/melp/models/ecgfm_model.py` and
 `fairseq_signals_backbone/models/wav2vec2`; every parameter keeps its published name less one `ecg_encoder.` prefix, but
-for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/convert.py`).
+for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/upstream.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
 from encoders.checkpoints import load_weights, told_by
-from encoders.melp import convert
+from encoders.melp import upstream
 from encoders.melp.configuration import MelpConfig
 from encoders.melp.convolution import WideConv1d
 
@@ -221,14 +221,14 @@ class MelpModel(EcgEncoder):
         """The encoder of a checkpoint that upstream's code wrote, in eval mode.
 
         Args:
-            path: As `encoders.melp.convert.read_published` takes it.
+            path: As `encoders.melp.upstream.read_published` takes it.
             config: What no tensor shows: heads, `output`, dropout. Sizes are read from the weights.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not finite.
         """
-        found = convert.read_published(path, **told_by(config))
+        found = upstream.read_published(path, **told_by(config))
         model = cls(found.config)
         load_weights(model, found.weights, source=str(path))
         return model.eval()

@@ -26,7 +26,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from encoders.checkpoints import load_weights, told_by
-from encoders.melp import convert, losses
+from encoders.melp import losses, upstream
 from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 from encoders.melp.modeling import MelpModel
 from encoders.melp.text import sentence_weights
@@ -136,7 +136,7 @@ class MelpForPretraining(PreTrainedModel):
         """The model of a training checkpoint that upstream's code wrote, in eval mode.
 
         Args:
-            path: As `encoders.melp.convert.read_published_pretraining` takes it.
+            path: As `encoders.melp.upstream.read_published_pretraining` takes it.
             config: What no tensor shows: heads of encoder, text tower and decoder, weights of the losses, token ids.
                 One of the encoder alone says how many heads both towers have, and with `pooler_heads` how many the
                 decoder: as published, where both towers have 12 and poolers and decoder 8. Sizes are read from the
@@ -159,7 +159,7 @@ class MelpForPretraining(PreTrainedModel):
                 "text_config": {"num_attention_heads": config.num_attention_heads},
                 "decoder_heads": config.pooler_heads,
             }
-        found = convert.read_published_pretraining(path, **settings)
+        found = upstream.read_published_pretraining(path, **settings)
         model = cls(found.config)
         load_weights(model, found.weights, source=str(path))
         return model.eval()
