@@ -7,7 +7,7 @@ weights depend on (sampling rate, duration, lead order, scaling) lives in the ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -67,6 +67,32 @@ class EcgEncoderConfig(PreTrainedConfig):
     def max_tokens(self) -> int:
         """Largest T of `last_hidden_state` for the input length the feature extractor gives."""
         raise NotImplementedError(f"{type(self).__name__} must state max_tokens")
+
+
+class SignalConfig(EcgEncoderConfig):
+    """Settings of an encoder of the signal itself.
+
+    Attributes:
+        sampling_rate: Hz of the input.
+        seconds: Duration of the input.
+        in_channels: Number of leads.
+    """
+
+    sampling_rate: int = 100
+    seconds: float = 10.0
+    in_channels: int = 12
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the input."""
+        return round(self.seconds * self.sampling_rate)
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Refuse, with a `ValueError`, a setting that is none of the choices of a `Literal` or of a tuple."""
+    words = choices if isinstance(choices, tuple) else get_args(choices)
+    if value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
 
 
 class EcgEncoder(PreTrainedModel):
@@ -135,8 +161,19 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_config(cls, config: EcgEncoderConfig, **own: Any) -> Self:
-        """The extractor that fits an encoder: what follows from `config`, and any of `own_settings`."""
+        """The extractor that fits an encoder: what follows from `config`, and any of `own_settings`.
+
+        Raises:
+            ValueError: The settings contradict the configuration.
+        """
         raise NotImplementedError(f"{cls.__name__} must say how it follows from a configuration")
+
+    def with_leads(self, config: EcgEncoderConfig, count: str = "in_channels") -> Self:
+        """The extractor itself; raises `ValueError` where the encoder takes another number of `leads`."""
+        wanted, leads = vars(config)[count], vars(self)["leads"]
+        if len(leads) != wanted:
+            raise ValueError(f"the encoder takes {wanted} leads, not {', '.join(leads)}: set its {count}")
+        return self
 
     def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
         """The encoder's inputs and `token_mask` of one recording, each without the batch dimension."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg, canonical_lead
-from encoders.base import EcgFeatureExtractor, first_seconds
+from encoders.base import EcgFeatureExtractor, check_choice, first_seconds
 from encoders.melp.configuration import MelpConfig, MelpOutputName
 
 # MIMIC-IV-ECG's order: aVF before aVL. With the two exchanged MELP gives other features and no error.
@@ -54,10 +54,8 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if layout not in get_args(Layout):
-            raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
-        if missing_leads not in get_args(MissingLeads):
-            raise ValueError(f"missing_leads must be one of {', '.join(get_args(MissingLeads))}, got {missing_leads!r}")
+        check_choice("layout", layout, Layout)
+        check_choice("missing_leads", missing_leads, MissingLeads)
         self.sampling_rate, self.seconds = sampling_rate, seconds
         self.output, self.num_tokens, self.hop = output, num_tokens, hop
         self.leads = [canonical_lead(name) for name in leads]
@@ -65,26 +63,9 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
 
     @classmethod
     def from_config(cls, config: MelpConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration.
-
-        Args:
-            config: Says rate, duration, output and its number of tokens.
-            **own: `leads`, `layout`, `missing_leads`.
-
-        Raises:
-            ValueError: The encoder takes another number of leads.
-        """
-        extractor = cls(
-            sampling_rate=config.sampling_rate,
-            seconds=config.seconds,
-            output=config.output,
-            num_tokens=config.max_tokens,
-            hop=config.hop,
-            **own,
-        )
-        if len(extractor.leads) != config.in_channels:
-            raise ValueError(f"the encoder takes {config.in_channels} leads, not {', '.join(extractor.leads)}")
-        return extractor
+        """The extractor for an encoder with this configuration; `own` may be `leads`, `layout` and `missing_leads`."""
+        sizes = config.sampling_rate, config.seconds, config.output, config.max_tokens, config.hop
+        return cls(*sizes, **own).with_leads(config)
 
     def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
         """`ecg_values` float32 `[12, samples]` and `token_mask` bool `[T]` of one recording."""
