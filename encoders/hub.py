@@ -8,26 +8,15 @@ Loading is strict: a tensor that is missing, unexpected, misshapen or not finite
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors.torch import load_file
-from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel
 
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
-from encoders.checkpoints import load_weights, tensor_names
+from encoders.checkpoints import Weights, built, from_hub, settings_of, tensor_names
 from encoders.heartlang import HeartLangModel, HeartLangVQ
 from encoders.heartlang import upstream as heartlang
 from encoders.melp import MelpConfig, MelpPretrainingConfig
@@ -88,13 +77,10 @@ def load_encoder(
     config.name_or_path = str(name_or_path)
     extractor = FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config, **own)
     encoder = AutoModel.from_config(config, dtype=torch.float32)
-    load_weights(encoder, weights, source=str(name_or_path))
-    return encoder.eval(), extractor
+    return built(encoder, weights, source=str(name_or_path)), extractor
 
 
-def _read_published(
-    path: Path, overrides: dict[str, Any]
-) -> tuple[EcgEncoderConfig, dict[str, torch.Tensor], dict[str, Any]]:
+def _read_published(path: Path, overrides: dict[str, Any]) -> tuple[EcgEncoderConfig, Weights, dict[str, Any]]:
     """Configuration and weights of a published checkpoint, and the extractor's own settings."""
     file = path
     if path.is_dir() and not (path / "model.safetensors").is_file():
@@ -111,40 +97,6 @@ def _read_published(
 def _heartlang_file(overrides: dict[str, Any]) -> str:
     """Where HeartLang's repository has the checkpoint that these settings ask for."""
     return heartlang.PUBLISHED[(HeartLangVQ if overrides.get("output") == "codes" else HeartLangModel).config_class]
-
-
-def from_hub(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Download what is read of a hub's repository, if the cache does not hold it yet: no code.
-
-    Args:
-        name: Hub id, `owner/name`.
-        patterns: Of the files.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The folder in the cache.
-
-    Raises:
-        FileNotFoundError: It is no hub id, or there is nothing of that name or revision that can be reached; says why.
-    """
-    if name.count("/") != 1:
-        raise FileNotFoundError(f"{name} is no hub id (owner/name)")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except GatedRepoError as error:
-        why = "its owner sets conditions: accept them on its page, and log in (hf auth login, or HF_TOKEN)"
-        raise FileNotFoundError(f"the hub does not give out {name}: {why}") from error
-    except RepositoryNotFoundError as error:
-        why = "there is none of that name, or it is private: log in as one who may read it (hf auth login, or HF_TOKEN)"
-        raise FileNotFoundError(f"the hub shows no repository {name}: {why}") from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"the repository {name} on the hub has no revision {revision}") from error
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{name} is no hub id: {error}") from error
-    except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(f"{name} is not in the cache, and the hub cannot be reached: {error}") from error
-    except HfHubHTTPError as error:
-        raise FileNotFoundError(f"the hub does not give out {name}: {error}") from error
 
 
 def new_encoder(model_type: str, **settings: Any) -> tuple[EcgEncoder, EcgFeatureExtractor]:
@@ -173,7 +125,7 @@ def save_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor, folder: st
 
 def _split(overrides: dict[str, Any], kind: type[EcgEncoderConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Overrides for the configuration, and those for the extractor alone."""
-    of_config = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
+    of_config = settings_of(kind)
     of_extractor = set(FEATURE_EXTRACTOR_MAPPING[kind].own_settings)
     unknown = overrides.keys() - of_config - of_extractor
     if unknown:

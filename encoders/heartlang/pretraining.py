@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from data.ecg import LEADS
 from encoders.heartlang.configuration import HeartLangConfig
 from encoders.heartlang.feature_extraction import QrsTokenizer
-from encoders.heartlang.modeling import HeartLangForMaskedSentence, HeartLangModel, masked_words
+from encoders.heartlang.modeling import HeartLangModel
 from encoders.heartlang.sentences import Sentences
+from encoders.heartlang.tasks import HeartLangForMaskedSentence, masked_words
 from encoders.heartlang.vq import HeartLangVQ, codebook_usage
 from encoders.training import PretrainingTrainer, Ratios, generator_for
 

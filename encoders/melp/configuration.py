@@ -16,7 +16,7 @@ SingleSentence = Literal["cosine", "uniform"]
 class MelpConfig(SignalConfig):
     """Sizes of a MELP encoder and which of its four outputs is `last_hidden_state`.
 
-    The defaults are those of the published checkpoint (65 M parameters, 500 Hz, 10 s), though the model takes any length
+    The defaults are those of the published checkpoint (65 M parameters, 500 Hz, 10 s); the model takes any length
     of at least one frame. What is not named here is as in BERT's configuration.
 
     Attributes:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data.ecg import Ecg, canonical_lead
 from encoders.base import EcgFeatureExtractor, check_choice, first_seconds
+from encoders.melp import upstream
 from encoders.melp.configuration import MelpConfig, MelpOutputName
 
 # MIMIC-IV-ECG's order: aVF before aVL. With the two exchanged MELP gives other features and no error.
@@ -70,13 +71,12 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
     def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
         """`ecg_values` float32 `[12, samples]` and `token_mask` bool `[T]` of one recording."""
         length = round(self.seconds * self.sampling_rate)
-        seconds = self.seconds / 2 if self.layout == "cpsc" else self.seconds
         present = [name for name in self.leads if name in ecg.leads or f"-{name}" in ecg.leads]
         wanted = present if self.missing_leads == "constant" and present else self.leads
-        signal = first_seconds(ecg, tuple(wanted), self.sampling_rate, seconds)  # [leads, samples], mV
+        signal = first_seconds(ecg, tuple(wanted), self.sampling_rate, self.seconds)  # [leads, samples], mV
         samples = signal.shape[1]
         if self.layout == "cpsc":
-            signal = np.pad(signal, ((0, 0), (0, length - samples)))
+            signal, samples = upstream.as_for_cpsc(signal, length)
 
         low, high = signal.min(), signal.max()
         span = high - low + 1e-8

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from encoders.checkpoints import load_weights
-from encoders.hub import from_hub
+from encoders.checkpoints import built, from_hub, settings_of
 from encoders.melp.configuration import MelpPretrainingConfig
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.modeling import MelpModel
@@ -131,14 +129,12 @@ def load_pretraining(
             f"the tokenizer has {len(words)} tokens and the text tower of {name_or_path} "
             f"{config.text_config.vocab_size}: they do not belong together"
         )
-    model = MelpForPretraining(config)
-    load_weights(model, weights, source=str(name_or_path))
-    return model.eval(), extractor, words
+    return built(MelpForPretraining(config), weights, source=str(name_or_path)), extractor, words
 
 
 def _refuse_unknown(settings: dict[str, Any]) -> None:
     """A configuration of transformers keeps any name it is given, and nothing would read a misspelt one."""
-    known = {field.name for field in fields(MelpPretrainingConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    known = settings_of(MelpPretrainingConfig)
     if unknown := settings.keys() - known:
         raise ValueError(
             f"unknown setting {', '.join(sorted(unknown))}: MELP's pretraining has {', '.join(sorted(known))}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,7 +25,7 @@ from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from encoders.checkpoints import load_weights, told_by
+from encoders.checkpoints import built
 from encoders.melp import losses, upstream
 from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 from encoders.melp.modeling import MelpModel
@@ -147,22 +147,8 @@ class MelpForPretraining(PreTrainedModel):
             ValueError: It has no text side, or is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not
                 finite.
         """
-        settings: dict[str, Any] = {"single_sentence": "uniform"}
-        if isinstance(config, MelpPretrainingConfig):
-            text = config.text_config
-            settings = told_by(config) | {"encoder_config": told_by(config.encoder_config), "text_config": {}}
-            if text.num_attention_heads != type(text)().num_attention_heads:
-                settings["text_config"] = {"num_attention_heads": text.num_attention_heads}
-        elif config is not None:
-            settings |= {
-                "encoder_config": told_by(config),
-                "text_config": {"num_attention_heads": config.num_attention_heads},
-                "decoder_heads": config.pooler_heads,
-            }
-        found = upstream.read_published_pretraining(path, **settings)
-        model = cls(found.config)
-        load_weights(model, found.weights, source=str(path))
-        return model.eval()
+        published = upstream.read_published_pretraining(path, **upstream.settings_for_pretraining(config))
+        return built(cls(published.config), published.weights, source=str(path))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, MelpForPretraining):

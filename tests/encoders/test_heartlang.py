@@ -23,6 +23,7 @@ from encoders.heartlang import (
     HeartLangVQConfig,
     codebook_usage,
     masked_words,
+    upstream,
 )
 from encoders.heartlang.vq import HeartLangQuantizer, nearest
 
