@@ -6,9 +6,9 @@ interruption changes the order of recordings, or what is drawn for one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-Columns = dict[str, NDArray[np.float64]]
+Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,14 @@ class Ratios:
         numbers: What is no such ratio.
     """
 
-    above: Columns
-    below: Columns
+    above: dict[str, Column]
+    below: dict[str, Column]
     numbers: dict[str, float]
+
+    @classmethod
+    def of(cls, pairs: Mapping[str, tuple[Column, Column]], **numbers: float) -> Self:
+        """The quantities whose parts above and below the line are these."""
+        return cls({name: above for name, (above, _) in pairs.items()}, {n: b for n, (_, b) in pairs.items()}, numbers)
 
 
 def generator_for(seed: int, number: int) -> torch.Generator:
@@ -46,7 +51,7 @@ class Shuffled(Sampler[int]):
 
     Args:
         items: How many there are.
-        seed: Of the order.
+        seed: Decides the order.
         anew: Whether the epoch's number times `items` is added, for items that differ from epoch to epoch.
     """
 
@@ -73,7 +78,7 @@ class PretrainingTrainer(Trainer):
         measure: Gives numbers about the model, by name. They are logged when the Trainer evaluates, by the first
             process.
         anew: Whether items of the training set differ from epoch to epoch (`Shuffled`).
-        **kwargs: Of `Trainer`.
+        **kwargs: Arguments of `Trainer`.
     """
 
     def __init__(self, measure: Callable[[nn.Module], dict[str, float]], anew: bool, **kwargs: Any) -> None:

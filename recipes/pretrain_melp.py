@@ -41,8 +41,9 @@ from elm.training.pretraining import (
 from elm.training.settings import as_mapping, check_launch
 from encoders import load_encoder, new_encoder
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
+from encoders.melp.alignment import Alignment
 from encoders.melp.files import new_pretraining, save_pretraining
-from encoders.melp.training import Alignment, MelpTrainer, PairCollator, Pairs, unreadable
+from encoders.melp.training import MelpTrainer, PairCollator, Pairs, unreadable
 from eval.probing.held_out import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "melp_tiny_cpu.yaml"

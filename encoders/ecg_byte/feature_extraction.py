@@ -51,29 +51,17 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
 
     @classmethod
     def from_config(cls, config: EcgByteConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration.
-
-        Args:
-            config: Says how many tokens there are, and how many a recording may have.
-            **own: `tokenizer`.
-
-        Raises:
-            ValueError: The tokenizer has another number of tokens or another budget.
-        """
-        extractor = cls(**own)
-        if (found := extractor.config()) != (config.vocabulary, config.budget, config.zero_token):
-            raise ValueError(
-                f"the tokenizer has (vocabulary, budget, zero_token) = {found}, not "
-                f"{(config.vocabulary, config.budget, config.zero_token)}"
-            )
+        """The extractor for an encoder with this configuration; `own` as in `own_settings`."""
+        extractor, wanted = cls(**own), (config.vocabulary, config.budget, config.zero_token)
+        if (sizes := extractor.config()) != wanted:
+            raise ValueError(f"the tokenizer has (vocabulary, budget, zero_token) = {sizes}, not {wanted}")
         return extractor
 
     def config(self) -> tuple[int, int, int]:
         """`vocabulary`, `budget` and `zero_token` of the configuration that fits."""
         settings = self._byte.settings
         quantizer = settings.quantizer
-        low, high = (0.0, 1.0) if quantizer.normalize == "minmax" else quantizer.range_of(np.empty(0, np.float32))
-        zero = 0 if quantizer.normalize == "minmax" else int(quantizer.levels(np.zeros(1, np.float32), low, high)[0])
+        zero = int(quantizer.levels(np.zeros(1, np.float32), *quantizer.fixed_range)[0])
         assert settings.max_tokens is not None
         leads = self.count_of_lead_tokens
         return len(self._number) + leads, settings.max_tokens + leads, self._number[ord("a") + zero]

@@ -1,7 +1,6 @@
 """HeartLang's pretraining on transformers' Trainer: VQ-HBR, then masked ECG sentences; and what both are measured by.
 
-Jin et al., "Reading Your Heart", ICLR 2025, arXiv 2502.10707. What follows from chance follows from seed, epoch and
-recording: neither the number of processes and workers nor an interruption changes the order of recordings or a mask.
+Jin et al., "Reading Your Heart", ICLR 2025, arXiv 2502.10707.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -37,10 +36,9 @@ class MaskedSentences(Dataset[Batch]):
     Number `i` is sentence `i % len(sentences)`, so that `i + k * len(sentences)` is the same one with another mask.
 
     Attributes:
-        sentences: The sentences.
-        share: Of the words that are hidden.
+        share: Share of the words that is hidden.
         padding: Whether padding is hidden and guessed like words, as upstream.
-        seed: Of the masks.
+        seed: Decides the masks.
     """
 
     sentences: Sentences
@@ -53,7 +51,7 @@ class MaskedSentences(Dataset[Batch]):
 
     @property
     def records(self) -> list[str]:
-        """Whose sentences."""
+        """Recordings of the sentences."""
         return self.sentences.records
 
     def __getitem__(self, number: int) -> Batch:
@@ -66,12 +64,10 @@ class HeartLangTrainer(PretrainingTrainer):
     """The Trainer for either stage.
 
     Args:
-        measure: Gives numbers about the model, by name. They are logged when the Trainer evaluates, by the first
-            process.
-        vqhbr: In the stage of masked sentences, the frozen VQ-HBR whose codes are to be guessed, on the
-            device.
+        measure: As `PretrainingTrainer` takes it.
+        vqhbr: In the stage of masked sentences, the frozen VQ-HBR whose codes are to be guessed, on the device.
         target_positions: Whether it is given leads and times.
-        **kwargs: Of `Trainer`.
+        **kwargs: Arguments of `Trainer`.
     """
 
     loss_is_scaled_for_ga = False
@@ -98,8 +94,8 @@ class HeartLangTrainer(PretrainingTrainer):
             counted = inputs["mask"]
         loss, processes = outputs.loss, self.accelerator.num_processes
         if processes > 1:
-            mine = counted.sum().to(loss.dtype)
-            loss = loss * mine * processes / self.accelerator.reduce(mine, "sum").clamp(min=1)
+            count = counted.sum().to(loss.dtype)
+            loss = loss * count * processes / self.accelerator.reduce(count, "sum").clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -107,13 +103,10 @@ class HeartLangTrainer(PretrainingTrainer):
 def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> torch.Tensor:
     """The codes that masked words stand for, int64 `[B, N]`, from a VQ-HBR in eval mode.
 
-    Args:
-        vqhbr: The codebook.
-        batch: `words` and, with `positions`, `in_chan` and `in_time`.
-        positions: Whether VQ-HBR is told leads and times, as when it was trained. Upstream leaves them out here.
+    With `positions` it gets leads and times, as when it was trained. Upstream leaves them out here.
     """
-    told = (batch["in_chan"], batch["in_time"]) if positions else ()
-    return vqhbr.encode(batch["words"], *told)
+    where = (batch["in_chan"], batch["in_time"]) if positions else ()
+    return vqhbr.encode(batch["words"], *where)
 
 
 def freeze_unused(vqhbr: HeartLangVQ) -> None:
@@ -131,21 +124,15 @@ def _batches(items: Dataset[Batch], model: nn.Module, batch_size: int) -> Iterat
         yield {name: value.to(device) for name, value in batch.items()}
 
 
-@dataclass(frozen=True)
-class MeanWords:
-    """The usual word, for comparison.
-
-    Attributes:
-        of_lead: Mean word of each lead `[leads + 1, samples]`; row 0 is padding's.
-        sample: Mean of all samples.
-    """
+class MeanWords(NamedTuple):
+    """Mean word of each lead `[leads + 1, samples]`, row 0 of padding; mean of all samples."""
 
     of_lead: torch.Tensor
     sample: float
 
 
 def mean_words(sentences: Sentences) -> MeanWords:
-    """The mean word of each lead."""
+    """The usual words, for comparison."""
     leads = len(LEADS)
     sums = torch.zeros(leads + 1, sentences.shape[1], dtype=torch.float64)
     counts = torch.zeros(leads + 1, dtype=torch.float64)
@@ -173,7 +160,7 @@ class Reconstruction:
 
     @cached_property
     def usual(self) -> MeanWords:
-        """Of the sentences trained on."""
+        """Mean words of the sentences trained on."""
         return mean_words(self.train)
 
     @torch.no_grad()
@@ -199,22 +186,14 @@ class Reconstruction:
                 errors[name].append(((words - guess).double().square().sum(-1) * valid).sum(-1).cpu())
             errors["samples"].append(valid.sum(-1).cpu().double() * words.shape[-1])
         of = {name: torch.cat(parts).numpy() for name, parts in errors.items()}
-        usage = codebook_usage(torch.cat(codes), vqhbr.config.codebook_size)
-        return Ratios(
-            above={
-                "reconstruction_error": of["ours"],
-                "mean_word_error": of["mean word"],
-                "zero_error": of["zero"],
-                "explained_variance": of["variance"] - of["ours"],
-                "over_mean_word": of["mean word"] - of["ours"],
-            },
-            below={
-                **dict.fromkeys(("reconstruction_error", "mean_word_error", "zero_error"), of["samples"]),
-                "explained_variance": of["variance"],
-                "over_mean_word": of["mean word"],
-            },
-            numbers={"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity},
-        )
+        measured = {
+            "reconstruction_error": (of["ours"], of["samples"]),
+            "mean_word_error": (of["mean word"], of["samples"]),
+            "zero_error": (of["zero"], of["samples"]),
+            "explained_variance": (of["variance"] - of["ours"], of["variance"]),
+            "over_mean_word": (of["mean word"] - of["ours"], of["mean word"]),
+        }
+        return Ratios.of(measured, **_usage(codes, vqhbr))
 
 
 @dataclass(frozen=True)
@@ -225,8 +204,7 @@ class Guesses:
         train: Sentences trained on, for the most frequent codes.
         held_out: Sentences to measure on.
         batch_size: Sentences at once.
-        vqhbr: Says which codes are right.
-        positions: Of `target_codes`.
+        vqhbr: Says which codes are right, given `positions` or not (`target_codes`).
     """
 
     train: Sentences
@@ -277,9 +255,13 @@ class Guesses:
         above = {name: torch.cat(parts).numpy() for name, parts in rows.items()}
         words = above.pop("words")
         above |= {f"over_{name}": above["masked_accuracy"] - above[name] for name in names[1:]}
-        usage = codebook_usage(torch.cat(targets), self.vqhbr.config.codebook_size)
-        numbers = {"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity}
-        return Ratios(above, dict.fromkeys(above, words), numbers)
+        return Ratios(above, dict.fromkeys(above, words), _usage(targets, self.vqhbr))
+
+
+def _usage(codes: list[torch.Tensor], vqhbr: HeartLangVQ) -> dict[str, float]:
+    """How the codes of words are used, by the names of what is reported."""
+    usage = codebook_usage(torch.cat(codes), vqhbr.config.codebook_size)
+    return {"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity}
 
 
 def _nearest_seen(
@@ -311,29 +293,28 @@ def new_masked_model(
         vqhbr: The codebook.
         tokenizer: Its tokenizer.
         settings: Fields of `HeartLangConfig`.
-        own: Settings of the tokenizer, where they are given.
+        own: Settings of the tokenizer, if any.
 
     Raises:
         ValueError: These contradict the VQ-HBR's.
     """
-    given = {name: vars(vqhbr.config)[name] for name in _SHAPE} | {"vocab_size": vqhbr.config.codebook_size}
-    theirs = own_settings(tokenizer)
-    ours = own_settings(QrsTokenizer(**own)) if own else theirs
-    for wanted, there in ((settings, given), (ours, theirs)):
-        for name in wanted.keys() & there.keys():
-            if wanted[name] != there[name]:
-                raise ValueError(
-                    f"{name} is {wanted[name]!r}, but the VQ-HBR whose codes are guessed has {there[name]!r}: "
-                    "leave it out, or pretrain a VQ-HBR with it"
-                )
-    config = HeartLangConfig(**settings | given)
-    return HeartLangForMaskedSentence(config), QrsTokenizer.from_config(config, **theirs)
+    sizes = {name: vars(vqhbr.config)[name] for name in _SHAPE} | {"vocab_size": vqhbr.config.codebook_size}
+    cutting = own_settings(tokenizer)
+    wanted = settings | (own_settings(QrsTokenizer(**own)) if own else {})
+    for name, value in (sizes | cutting).items():
+        if name in wanted and wanted[name] != value:
+            raise ValueError(
+                f"{name} is {wanted[name]!r}, but the VQ-HBR whose codes are guessed has {value!r}: "
+                "leave it out, or pretrain a VQ-HBR with it"
+            )
+    config = HeartLangConfig(**settings | sizes)
+    return HeartLangForMaskedSentence(config), QrsTokenizer.from_config(config, **cutting)
 
 
 def own_settings(tokenizer: QrsTokenizer) -> dict[str, Any]:
     """A tokenizer's settings that do not follow from a configuration."""
-    told = tokenizer.to_dict()
-    return {name: told[name] for name in tokenizer.own_settings}
+    settings = tokenizer.to_dict()
+    return {name: settings[name] for name in tokenizer.own_settings}
 
 
 def encoder_of(model: HeartLangForMaskedSentence) -> HeartLangModel:

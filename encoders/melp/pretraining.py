@@ -209,6 +209,13 @@ class MelpForPretraining(PreTrainedModel):
         )
         return self.sent_proj(weights.to(states.dtype) @ states), mask
 
+    def word_logits(
+        self, states: torch.Tensor, tokens: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[words, vocabulary]` of all words of texts but the first, and where these are, bool `[B, L - 1]`."""
+        words = attention_mask[:, 1:].bool()  # the logits of padding are not computed
+        return self.text_decoder.logits(self.text_decoder(states[:, :-1], tokens)[words]), words
+
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Texts in the shared space, of unit length: `[B, L] -> [B, shared]`, float32."""
         return F.normalize(self.proj_t(self.text_states(input_ids, attention_mask)[1]).float(), dim=-1)
@@ -283,9 +290,8 @@ class MelpForPretraining(PreTrainedModel):
         self, states: torch.Tensor, tokens: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
         """Loss on each token of the reports but the first, given those before it and the caption tokens."""
-        told = attention_mask[:, 1:].bool()  # padding is not, so neither are its logits computed
-        logits = self.text_decoder.logits(self.text_decoder(states[:, :-1], tokens)[told])
-        return losses.caption_loss(logits, input_ids[:, 1:][told], self.training)
+        logits, words = self.word_logits(states, tokens, attention_mask)
+        return losses.caption_loss(logits, input_ids[:, 1:][words], self.training)
 
     def _local(self, beats: torch.Tensor, sentences: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Loss between beats `[B, Q, D]` and sentences `[B, S, D]` with their mask `[B, S]`."""

@@ -1,4 +1,4 @@
-"""MELP's pretraining on transformers' Trainer: pairs of recordings and reports, and what the model is measured by.
+"""MELP's pretraining on transformers' Trainer: pairs of recordings and reports, a text model made of them, the trainer.
 
 Wang, Xu and Yu, "From Token to Rhythm", ICML 2025, arXiv 2506.21803. Without a warm-up of the learning rate both towers
 collapse within some tens of steps: all recordings look alike, and so do all reports. The alignment gap tells; it is
@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 from torch.utils.data import Dataset
@@ -27,11 +25,10 @@ from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenize
 from data.ecg import EcgSource
 from data.support.cache import cache_key, computed_once
 from data.support.pool import in_processes
-from encoders.melp import losses
 from encoders.melp.feature_extraction import MelpFeatureExtractor
-from encoders.melp.pretraining import MelpForPretraining, mask_leads
+from encoders.melp.pretraining import mask_leads
 from encoders.melp.text import tokenize_texts
-from encoders.training import PretrainingTrainer, Ratios, generator_for
+from encoders.training import PretrainingTrainer, generator_for
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +46,6 @@ SMALL_TEXT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 
 SMALL_SIDE = {"text_hidden_dim": 32, "decoder_layers": 2, "decoder_heads": 4, "frozen_text_layers": 0}
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Pairs(Dataset[dict[str, Any]]):
     """Recordings with their reports: `ecg_values` float32 `[leads, samples]` and `text`.
@@ -59,12 +53,10 @@ class Pairs(Dataset[dict[str, Any]]):
     Number `i` is recording `i % len(records)`, so that `i + k * len(records)` is the same one with other leads masked.
 
     Attributes:
-        records: Which recordings.
-        source: Where they come from.
+        records: Which recordings of `source`.
         extractor: Makes the model's input of them.
         texts: Report of each.
-        lead_mask: Probability with which a lead is set to zero.
-        seed: Of the leads.
+        lead_mask: Probability with which a lead is set to zero; `seed` says which.
     """
 
     records: list[str]
@@ -203,9 +195,6 @@ def new_text_model(texts: Sequence[str], settings: Mapping[str, Any], folder: Pa
     config.save_pretrained(folder)
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
 class MelpTrainer(PretrainingTrainer):
     """The Trainer for MELP: logs each loss and the alignment gap of training batches, and warns of a collapse.
 
@@ -262,137 +251,3 @@ class MelpTrainer(PretrainingTrainer):
             "Lower learning_rate, raise warmup_steps, or take larger batches",
             self.state.global_step, gap, where,
         )  # fmt: skip
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How well recordings of held-out patients and their reports find each other.
-
-    A recording is compared with every report that is another patient's and says something else than its own.
-
-    Attributes:
-        pairs: Of held-out patients, without masked leads.
-        patients: Of each recording.
-        collator: Makes batches of them.
-        batch_size: Recordings at once.
-    """
-
-    pairs: Pairs
-    patients: Sequence[str]
-    collator: PairCollator
-    batch_size: int
-
-    def others(self) -> NDArray[np.bool_]:
-        """Bool `[N, N]`: which reports a recording is compared with, its own apart."""
-        people, texts = (
-            np.unique(np.array(values), return_inverse=True)[1]
-            for values in (self.patients, [self.pairs.texts[record] for record in self.pairs.records])
-        )
-        return (people[:, None] != people) & (texts[:, None] != texts)
-
-    @torch.no_grad()
-    def __call__(self, model: MelpForPretraining) -> Ratios:
-        """Measure a model in eval mode, in float32.
-
-        Returns:
-            With the contrast: `alignment_gap`, `own_similarity` less `other_similarity` (cosines); how often a report
-            is less similar to a recording than its own (`own_report_preferred`, 0.5 by chance), and a recording to a
-            report (`own_recording_preferred`); how often the own report is among the ten most similar
-            (`own_report_in_ten`, beside `by_chance_in_ten`). With captions: `caption_nats` per token, and
-            `caption_nats_of_other_ecg`, given the recording of another patient. With the local loss:
-            `local_preferred`, as the first, by beats and sentences, within a batch. What cannot be said, as all reports
-            are alike, is left out.
-        """
-        config, others = model.config, self.others()
-        above: dict[str, Any] = {}
-        below: dict[str, Any] = {}
-        embeds: list[tuple[torch.Tensor, torch.Tensor]] = []
-        columns: dict[str, list[torch.Tensor]] = {}
-        for start in range(0, len(self.pairs), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(self.pairs)))
-            batch = self._batch(rows, model)
-            ids, mask = batch["input_ids"], batch["attention_mask"]
-            ecg = model.encoder(batch["ecg_values"])
-            states, summary = model.text_states(ids, mask)
-            embeds.append((F.normalize(ecg.rhythm, dim=-1).cpu(), F.normalize(model.proj_t(summary), dim=-1).cpu()))
-            found: Batch = {}
-            if config.caption_weight:
-                # Of another patient, half-way through the list; without one, nothing is said of others.
-                far = [_first(others[row], row + len(others) // 2) for row in rows]
-                other = model.encoder(self._batch(far, model)["ecg_values"])
-                found["caption_nats"], found["tokens"] = _nats(model, states, ecg.tokens, ids, mask)
-                found["caption_nats_of_other_ecg"], _ = _nats(model, states, other.tokens, ids, mask)
-            if config.local_weight:
-                sentences, there = model.sentences(states, ids, mask)
-                scores = losses.local_similarity(ecg.beats, sentences, there, config.single_sentence).cpu().numpy()
-                wins, compared = _wins(scores, scores.diagonal(), others[np.ix_(rows, rows)])
-                found["local_preferred"], found["local"] = torch.from_numpy(wins), torch.from_numpy(compared)
-            for name, values in found.items():
-                columns.setdefault(name, []).append(values.cpu().double())
-        told = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-        for name, count in (("caption_nats", "tokens"), ("caption_nats_of_other_ecg", "tokens"),
-                            ("local_preferred", "local")):  # fmt: skip
-            if name in told:
-                above[name], below[name] = told[name], told[count]
-        if not others.any():
-            above.pop("caption_nats_of_other_ecg", None)
-        if config.contrast_weight:
-            ecgs, texts = (torch.cat(parts).double().numpy() for parts in zip(*embeds, strict=True))
-            self._compare(ecgs @ texts.T, others, above, below)
-        kept = [name for name in above if below[name].any()]
-        return Ratios({name: above[name] for name in kept}, {name: below[name] for name in kept}, {})
-
-    def _batch(self, rows: Sequence[int] | NDArray[np.int64], model: nn.Module) -> Batch:
-        batch = self.collator([self.pairs[int(row)] for row in rows])
-        device = next(model.parameters()).device
-        return {name: values.to(device) for name, values in batch.items()}
-
-    @staticmethod
-    def _compare(
-        similarity: NDArray[np.float64], others: NDArray[np.bool_], above: dict[str, Any], below: dict[str, Any]
-    ) -> None:
-        """What cosines `[N, N]` of all recordings and reports tell."""
-        own, count = similarity.diagonal(), others.sum(axis=1)
-        mean = (similarity * others).sum(axis=1) / np.maximum(count, 1)
-        ahead = ((similarity > own[:, None]) & others).sum(axis=1)
-        compared = (count > 0).astype(float)
-        by_ecg, _ = _wins(similarity, own, others)
-        by_text, _ = _wins(similarity.T, own, others.T)
-        for name, values, counts in (
-            ("own_similarity", own * compared, compared),
-            ("other_similarity", mean * compared, compared),
-            ("alignment_gap", (own - mean) * compared, compared),
-            ("own_report_preferred", by_ecg, count),
-            ("own_recording_preferred", by_text, count),
-            ("own_report_in_ten", (ahead < 10) * compared, compared),
-            ("by_chance_in_ten", np.minimum(1, 10 / (count + 1)) * compared, compared),
-        ):
-            above[name], below[name] = values, counts
-
-
-def _first(allowed: NDArray[np.bool_], start: int) -> int:
-    """The first place from `start` on, cyclically, that is allowed; `start` itself where none is."""
-    turned = np.roll(allowed, -(start % len(allowed)))
-    return int((start + np.argmax(turned)) % len(allowed))
-
-
-def _wins(
-    scores: NDArray[Any], own: NDArray[Any], others: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How many others in each row score less than its own, a tie being half, and how many there are."""
-    less = (scores < own[:, None]) + 0.5 * (scores == own[:, None])
-    return (less * others).sum(axis=1), others.sum(axis=1).astype(float)
-
-
-def _nats(
-    model: MelpForPretraining, states: torch.Tensor, tokens: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each report given caption tokens, summed over its tokens, and their number; both `[B]`."""
-    told = mask[:, 1:].bool()
-    logits = model.text_decoder.logits(model.text_decoder(states[:, :-1], tokens)[told])
-    each = torch.zeros(told.shape, device=logits.device)
-    each[told] = F.cross_entropy(logits.float(), ids[:, 1:][told], reduction="none")
-    return each.sum(dim=1), told.sum(dim=1)
