@@ -114,14 +114,7 @@ class EcgEncoder(PreTrainedModel):
 
 
 def output_mask(tokens: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-    """The mask of an encoder's output: the extractor's `token_mask`, or all true without one.
-
-    Args:
-        tokens: `[B, T, D]`.
-        token_mask: bool `[B, T]` or `None`.
-
-    Returns:
-        bool `[B, T]`.
+    """The mask of tokens `[B, T, D]`: the extractor's `token_mask`, bool `[B, T]`, or all true without one.
 
     Raises:
         ValueError: `token_mask` is for another number of tokens.
@@ -180,14 +173,10 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         raise NotImplementedError(f"{type(self).__name__} must turn a recording into features")
 
     def __call__(self, ecgs: Ecg | list[Ecg], return_tensors: str | None = "pt") -> BatchFeature:
-        """The encoder's inputs (`ecg_inputs`) and `token_mask`, bool `[B, T]`.
-
-        Args:
-            ecgs: One recording or several.
-            return_tensors: `"pt"`, `"np"`, or `None` (numpy as well).
+        """The encoder's inputs (`ecg_inputs`) and `token_mask`, bool `[B, T]`; `return_tensors` is `"pt"` or `"np"`.
 
         Raises:
-            TypeError: Something else than an `Ecg` was given.
+            TypeError: Something is no `Ecg`.
             ValueError: No recording, or one that cannot be read (its record id is named).
         """
         batch = [ecgs] if isinstance(ecgs, Ecg) else list(ecgs)

@@ -104,12 +104,7 @@ def tensor_names(file: str | Path) -> list[str]:
 
 
 def load_weights(model: PreTrainedModel, weights: Weights, source: str) -> None:
-    """Give a model exactly these weights.
-
-    Args:
-        model: Built from the configuration that belongs to the weights.
-        weights: Its whole state by name.
-        source: What error messages call the weights.
+    """Give a model exactly these weights, its whole state by name; error messages call them by `source`.
 
     Raises:
         ValueError: A tensor is missing, unexpected, misshapen or not finite.
@@ -156,11 +151,7 @@ def settings_of(kind: type[PreTrainedConfig]) -> set[str]:
 
 
 def not_default(config: PreTrainedConfig | None) -> dict[str, Any]:
-    """What a configuration says that its defaults do not: fields of its own class, by name.
-
-    Readers of checkpoints take sizes from the weights. What they cannot see there a user says in a configuration, whose
-    sizes then are the defaults.
-    """
+    """What a configuration says that its defaults do not, by name: what readers cannot see in the weights."""
     if config is None:
         return {}
     plain = type(config)()

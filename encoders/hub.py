@@ -40,9 +40,6 @@ def load_encoder(
         **overrides: Settings to change: any field of the encoder's configuration, in which case the extractor follows
             (`output="features"`), or one that is the extractor's own (`missing_leads="constant"`).
 
-    Returns:
-        Encoder and feature extractor.
-
     Raises:
         FileNotFoundError: There is no such folder or file, or one of the folder's three files is missing.
         ImportError: The folder's encoder type comes from an installed package that cannot be imported.
@@ -102,9 +99,8 @@ def _heartlang_file(overrides: dict[str, Any]) -> str:
 def new_encoder(model_type: str, **settings: Any) -> tuple[EcgEncoder, EcgFeatureExtractor]:
     """An untrained encoder in eval mode, float32, its weights drawn from torch's generator, and its feature extractor.
 
-    Args:
-        model_type: Ours (`"ecg_patch"`, `"ecg_melp"`), or one that an installed package provides (docs/extending.md).
-        **settings: Fields of its configuration, and its extractor's own settings.
+    The type is ours (`"ecg_patch"`, `"ecg_melp"`) or one that an installed package provides (docs/extending.md).
+    Settings are fields of its configuration, and its extractor's own.
 
     Raises:
         ImportError: The type comes from an installed package that cannot be imported.

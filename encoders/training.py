@@ -6,7 +6,8 @@ interruption changes the order of recordings, or what is drawn for one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
+
+logger = logging.getLogger(__name__)
 
 Column = NDArray[np.float64]
 
@@ -46,20 +49,30 @@ def generator_for(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
+def columns(batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, Column]:
+    """What was measured in batches, by name, as columns of all recordings."""
+    rows = list(batches)
+    return {name: torch.cat([batch[name].cpu().double() for batch in rows]).numpy() for name in rows[0]}
+
+
+def report_refused(refused: Mapping[str, str], records: Sequence[str]) -> None:
+    """Warns how many recordings are left out, and of the first why."""
+    if refused:
+        first, why = next(iter(refused.items()))
+        logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
+
+
 class Shuffled(Sampler[int]):
     """Numbers of all items in an order that follows from seed and epoch alone.
 
-    Args:
-        items: How many there are.
-        seed: Decides the order.
-        anew: Whether the epoch's number times `items` is added, for items that differ from epoch to epoch.
+    With `anew` the epoch's number times `items` is added, for items that differ from epoch to epoch.
     """
 
     def __init__(self, items: int, seed: int, anew: bool) -> None:
         self.items, self.seed, self.anew, self.epoch = items, seed, anew, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The trainer says which epoch begins."""
+        """Begin an epoch, which the trainer says."""
         self.epoch = epoch
 
     def __len__(self) -> int:

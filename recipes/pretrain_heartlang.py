@@ -82,7 +82,6 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     settings, own = arguments.mapping("encoder_args"), arguments.mapping("extractor_args")
     if arguments.stage == "vqhbr":
         model, tokenizer = new_encoder("ecg_heartlang_vq", **settings, **own)
-        pretraining.freeze_unused(model)
     else:
         if not arguments.vqhbr:
             raise ValueError("stage sentence needs vqhbr: the folder that stage vqhbr wrote, or a published VQ-HBR")

@@ -74,12 +74,7 @@ class Quantizer:
         return self.low - margin, self.high + margin
 
     def levels(self, signal: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
-        """The level of every sample, 0 to 25.
-
-        Args:
-            signal: float32 `[..., samples]`, millivolts, finite.
-            low: Lower end of the range to divide, see `range_of`.
-            high: Its upper end.
+        """The level, 0 to 25, of finite millivolts float32 `[..., samples]` in `range_of` their recording.
 
         Raises:
             ValueError: The recording's own range is too large for float32.

@@ -97,13 +97,7 @@ class EcgByteTokenizer:
         settings: EcgByteSettings = DEFAULTS,
         progress: bool = True,
     ) -> Self:
-        """Learn tokens from recordings; see `learn_merges` for the rule.
-
-        Args:
-            ecgs: Recordings of the training split.
-            merges: Tokens to learn; fewer are learned if no pair of neighbours occurs twice any more.
-            settings: What the tokens depend on; `max_tokens` plays no part in learning.
-            progress: Whether to show a bar.
+        """Learn tokens from recordings of the training split by `learn_merges`; `max_tokens` plays no part in it.
 
         Raises:
             ValueError: There are no recordings, or one of them cannot be read (its record id is named).
@@ -129,13 +123,6 @@ class EcgByteTokenizer:
         of them need at most seven eighths of the budget, and the others fit too, smoothed if they must be (see
         `EcgByteSettings.max_tokens`). A few thousand recordings are enough to learn from; of a few dozen, none may be
         as fast or as noisy as one that comes later and is refused.
-
-        Args:
-            ecgs: Recordings of the training split, five or more.
-            max_tokens: The budget.
-            merges: The largest number of tokens to learn.
-            settings: What to begin with.
-            progress: Whether to show a bar.
 
         Raises:
             ValueError: There are fewer than five recordings, one of them cannot be read, or nothing fits.
@@ -202,8 +189,7 @@ class EcgByteTokenizer:
     def encode(self, ecg: Ecg | NDArray[np.floating]) -> list[int]:
         """The ids of a recording, one lead after the other.
 
-        Args:
-            ecg: A recording, or its millivolts `[leads, samples]` at the tokenizer's rate, with its leads in its order.
+        As an array it is millivolts `[leads, samples]` at the tokenizer's rate, with its leads in its order.
 
         Raises:
             ValueError: A sample is NaN or infinite, a lead is missing, the range of the samples has no float32, or more
@@ -239,13 +225,10 @@ class EcgByteTokenizer:
     def decode(
         self, tokens: EcgByteTokens | Sequence[int], low: float | None = None, high: float | None = None
     ) -> NDArray[np.float32]:
-        """Millivolts of tokens: float32 `[leads, samples]`.
+        """Millivolts of tokens, which `read` or `encode` gave: float32 `[leads, samples]`.
 
-        Args:
-            tokens: What `read` or `encode` gave.
-            low: The range that was divided. It is known for what `read` gave, and for a tokenizer with a fixed range;
-                ids of one with `"minmax"` do not say it.
-            high: Its upper end.
+        The range that was divided, `low` to `high` mV, is known for what `read` gave, and for a tokenizer with a fixed
+        range; ids of one with `"minmax"` do not say it.
 
         Raises:
             ValueError: The range is not known, an id is none of a level, or the leads would not be of equal length.

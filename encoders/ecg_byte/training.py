@@ -31,13 +31,8 @@ def learn_merges(
     """The strings of the merges, in the order in which they are learned.
 
     Fewer are learned where no pair occurs twice any more. A pair whose string is a token already is merged into that
-    one. Overlapping pairs count, as upstream counts them (`aaa` is two), and are merged from the left.
-
-    Args:
-        pieces: Levels, 0 to 25: the leads of all recordings, one after the other.
-        merges: How many to learn.
-        across: Whether a token may go over the end of a piece into the next one, as upstream's do.
-        progress: Whether to show a bar.
+    one. Overlapping pairs count, as upstream counts them (`aaa` is two), and are merged from the left. Pieces are
+    levels, 0 to 25, of the leads of all recordings. With `across` a token may go over the end of one into the next.
 
     Raises:
         ValueError: There are no pieces, or more merges are wanted than 16 bits can number.
@@ -55,8 +50,7 @@ def learn_merges(
     waiting: list[tuple[int, int]] = []  # (-count, pair), with counts that may be out of date: a heap
 
     def change(pairs: NDArray[np.uint32], sign: int) -> None:
-        found, times = np.unique(pairs, return_counts=True)
-        for pair, count in zip(found.tolist(), times.tolist()):
+        for pair, count in zip(*(column.tolist() for column in np.unique(pairs, return_counts=True))):
             counts[pair] = counts.get(pair, 0) + sign * count
             changed.add(pair)
 

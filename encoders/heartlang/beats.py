@@ -30,12 +30,8 @@ def agreed_beats(signal: Array, flat: NDArray[np.bool_], fs: float) -> tuple[Arr
 
     Each lead's activity is the size of what it holds between 5 and 20 Hz (mostly QRS complexes), over 0.11 s. Leads
     count by how much they have in common, so that those which are off or noisy lose. XQRS runs on the first lead if
-    that agrees with the others, else on the lead that does most.
-
-    Args:
-        signal: float64 `[leads, samples]`.
-        flat: Which leads are constant.
-        fs: Sampling rate, Hz.
+    that agrees with the others, else on the lead that does most. `signal` is float64 `[leads, samples]` at `fs` Hz;
+    `flat` leads are constant.
 
     Returns:
         Where the beats are; where words are centred, which is where XQRS has found the same beat; the row XQRS ran on;

@@ -22,7 +22,7 @@ from encoders.heartlang.modeling import HeartLangModel
 from encoders.heartlang.sentences import Sentences
 from encoders.heartlang.tasks import HeartLangForMaskedSentence, masked_words
 from encoders.heartlang.vq import HeartLangVQ, codebook_usage
-from encoders.training import PretrainingTrainer, Ratios, generator_for
+from encoders.training import PretrainingTrainer, Ratios, columns, generator_for
 
 Batch = dict[str, torch.Tensor]
 
@@ -109,12 +109,6 @@ def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> torch.Ten
     return vqhbr.encode(batch["words"], *where)
 
 
-def freeze_unused(vqhbr: HeartLangVQ) -> None:
-    """Take what VQ-HBR never uses, its mask tokens, out of training: parallel processes would wait for its gradient."""
-    for backbone in (vqhbr.encoder, vqhbr.decoder):
-        backbone.mask_token.requires_grad_(False)
-
-
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -173,19 +167,18 @@ class Reconstruction:
             reconstruction holds; `over_mean_word`, by what share its error is less than the mean word's; and how the
             codes are used.
         """
-        names = ("ours", "mean word", "zero", "variance", "samples")
-        errors: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        codes = []
+        errors, codes = [], []
         for batch in _batches(self.held_out, vqhbr, self.batch_size):
             words, in_chan = batch["words"], batch["in_chan"]
             out, valid = vqhbr(**batch), in_chan > 0
             codes.append(out.codes[valid].cpu())
             guesses = {"ours": out.reconstruction, "zero": 0.0, "variance": self.usual.sample}
             guesses["mean word"] = self.usual.of_lead.to(words.device)[in_chan.long()]
-            for name, guess in guesses.items():
-                errors[name].append(((words - guess).double().square().sum(-1) * valid).sum(-1).cpu())
-            errors["samples"].append(valid.sum(-1).cpu().double() * words.shape[-1])
-        of = {name: torch.cat(parts).numpy() for name, parts in errors.items()}
+            errors.append(
+                {name: ((words - guess).double().square().sum(-1) * valid).sum(-1) for name, guess in guesses.items()}
+                | {"samples": valid.sum(-1) * words.shape[-1]}
+            )
+        of = columns(errors)
         measured = {
             "reconstruction_error": (of["ours"], of["samples"]),
             "mean_word_error": (of["mean word"], of["samples"]),
@@ -234,8 +227,7 @@ class Guesses:
             over each of the three (`over_...`); and how the codes to be guessed are used.
         """
         names = ("masked_accuracy", "most_frequent_code", "most_frequent_code_of_lead", "nearest_word")
-        rows: dict[str, list[torch.Tensor]] = {name: [] for name in (*names, "masked_cross_entropy", "words")}
-        targets = []
+        rows, targets = [], []
         usual, usual_of_lead = self.counts.sum(0).argmax(), self.counts.argmax(1)
         for batch in _batches(self.held_out, model, self.batch_size):
             codes = target_codes(self.vqhbr, batch, self.positions)
@@ -248,11 +240,10 @@ class Guesses:
             counted = mask & (in_chan > 0)
             targets.append(codes[counted].cpu())
             nearest = _nearest_seen(codes, in_chan, mask, of_lead)
-            for name, guess in zip(names, (guessed, usual.to(codes.device), of_lead, nearest), strict=True):
-                rows[name].append(((guess == codes) & counted).sum(1).cpu().double())
-            rows["masked_cross_entropy"].append((nats * counted).sum(1).cpu().double())
-            rows["words"].append(counted.sum(1).cpu().double())
-        above = {name: torch.cat(parts).numpy() for name, parts in rows.items()}
+            guesses = zip(names, (guessed, usual.to(codes.device), of_lead, nearest), strict=True)
+            row = {name: ((guess == codes) & counted).sum(1) for name, guess in guesses}
+            rows.append(row | {"masked_cross_entropy": (nats * counted).sum(1), "words": counted.sum(1)})
+        above = columns(rows)
         words = above.pop("words")
         above |= {f"over_{name}": above["masked_accuracy"] - above[name] for name in names[1:]}
         return Ratios(above, dict.fromkeys(above, words), _usage(targets, self.vqhbr))
@@ -289,11 +280,7 @@ def new_masked_model(
 ) -> tuple[HeartLangForMaskedSentence, QrsTokenizer]:
     """An untrained model that guesses a VQ-HBR's codes, and its tokenizer, which cuts the same words.
 
-    Args:
-        vqhbr: The codebook.
-        tokenizer: Its tokenizer.
-        settings: Fields of `HeartLangConfig`.
-        own: Settings of the tokenizer, if any.
+    Settings are fields of `HeartLangConfig`, and `own` those of the tokenizer.
 
     Raises:
         ValueError: These contradict the VQ-HBR's.

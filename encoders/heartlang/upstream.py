@@ -90,9 +90,8 @@ def read_published(cls: type[Model], path: str | Path, **settings: Any) -> tuple
         path: The checkpoint.
         **settings: Fields of the configuration that no tensor shows. Heads are 64 wide unless these say otherwise.
 
-    Returns:
-        Configuration, and float32 state; not checked yet, `encoders.checkpoints.load_weights` does that. A classifier's
-        head is not in it where the checkpoint has none and `num_labels` is given.
+    The state is float32 and not checked yet, `encoders.checkpoints.load_weights` does that. A classifier's head is not
+    in it where the checkpoint has none and `num_labels` is given.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -14,7 +14,7 @@ from torch import nn
 from encoders.melp import losses
 from encoders.melp.pretraining import MelpForPretraining
 from encoders.melp.training import Batch, PairCollator, Pairs
-from encoders.training import Column, Ratios
+from encoders.training import Column, Ratios, columns
 
 Floats = NDArray[np.floating]
 Pair = tuple[Column, Column]  # above and below the line, of each recording
@@ -62,13 +62,12 @@ class Alignment:
         """
         others, count = self.others(), len(self.pairs)
         starts = range(0, count, self.batch_size)
-        parts = [self._measured(model, np.arange(i, min(i + self.batch_size, count)), others) for i in starts]
-        columns = {name: torch.cat([part[name].cpu().double() for part in parts]).numpy() for name in parts[0]}
-        pairs = {name: (columns[name], columns[by]) for name, by in _BY_BATCH.items() if name in columns}
+        measured = columns(self._measured(model, np.arange(i, min(i + self.batch_size, count)), others) for i in starts)
+        pairs = {name: (measured[name], measured[by]) for name, by in _BY_BATCH.items() if name in measured}
         if not others.any():
             pairs.pop("caption_nats_of_other_ecg", None)
         if model.config.contrast_weight:
-            pairs |= _compared(columns["ecg"] @ columns["text"].T, others)
+            pairs |= _compared(measured["ecg"] @ measured["text"].T, others)
         return Ratios.of({name: pair for name, pair in pairs.items() if pair[1].any()})
 
     def _measured(self, model: MelpForPretraining, rows: NDArray[np.int64], others: NDArray[np.bool_]) -> Batch:

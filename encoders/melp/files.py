@@ -31,13 +31,10 @@ def new_pretraining(
 
     Args:
         encoder: Its weights are copied.
-        text: The text model, a BERT: a folder or hub id with its configuration and its tokenizer. Upstream's is
-            `ncbi/MedCPT-Query-Encoder`.
+        text: The text model, a BERT: a folder or hub id with its configuration and its tokenizer, to which [BOS] is
+            added. Upstream's is `ncbi/MedCPT-Query-Encoder`.
         text_weights: Whether to start from its weights too; without, they are drawn from torch's generator.
         **settings: Fields of `MelpPretrainingConfig`.
-
-    Returns:
-        The model and the tokenizer, to which [BOS] was added.
 
     Raises:
         ValueError: An unknown setting; the text model is no BERT or lacks weights, or its tokenizer lacks what MELP
@@ -52,11 +49,11 @@ def new_pretraining(
     bert = None
     if text_weights:
         text_config.is_decoder = True
-        bert, told = AutoModel.from_pretrained(
+        bert, report = AutoModel.from_pretrained(
             text, config=text_config, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
         )
-        if told["missing_keys"]:  # the stock loader draws what it does not find
-            raise ValueError(f"the text model {text} lacks {', '.join(sorted(told['missing_keys'])[:5])}")
+        if report["missing_keys"]:  # the stock loader draws what it does not find
+            raise ValueError(f"the text model {text} lacks {', '.join(sorted(report['missing_keys'])[:5])}")
         bert.resize_token_embeddings(len(tokenizer))  # the new row is drawn around the mean of the others
         text_config = bert.config
     text_config.vocab_size = len(tokenizer)
@@ -82,11 +79,7 @@ def save_pretraining(
 
 
 def load_pretraining(
-    name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    tokenizer: str | Path | None = None,
-    **settings: Any,
+    name_or_path: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None, **settings: Any
 ) -> tuple[MelpForPretraining, MelpFeatureExtractor, PreTrainedTokenizerBase]:
     """A pretraining model in eval mode, float32, with its feature extractor and its tokenizer.
 

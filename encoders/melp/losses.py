@@ -56,8 +56,8 @@ def check_batches(batch: int, training: bool, device: torch.device) -> None:
     if processes(training) > 1:
         sizes = [torch.empty(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
         dist.all_gather(sizes, torch.tensor([batch], device=device))
-        if len(set(given := torch.cat(sizes).tolist())) > 1:
-            raise ValueError(f"the processes have batches of {given} recordings: contrast needs the same in each")
+        if len(set(counts := torch.cat(sizes).tolist())) > 1:
+            raise ValueError(f"the processes have batches of {counts} recordings: contrast needs the same in each")
 
 
 def most_sentences(mask: torch.Tensor, training: bool) -> int:
@@ -76,10 +76,8 @@ def first_row(batch: int, training: bool) -> int:
 def matching_loss(by_ecg: torch.Tensor, by_text: torch.Tensor, first: int) -> torch.Tensor:
     """Mean cross-entropy of finding the report of each recording and the recording of each report.
 
-    Args:
-        by_ecg: Logits of own recordings against all reports, `[B, N]`.
-        by_text: Logits of own reports against all recordings, `[B, N]`.
-        first: Column in which the pairs of this process begin.
+    Logits are of a process's recordings against all reports and of its reports against all recordings, `[B, N]` each;
+    its pairs begin in column `first`.
     """
     target = torch.arange(first, first + len(by_ecg), device=by_ecg.device)
     return (F.cross_entropy(by_ecg, target) + F.cross_entropy(by_text, target)) / 2
@@ -115,13 +113,7 @@ def local_similarity(
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor, training: bool) -> torch.Tensor:
-    """Mean cross-entropy over the words of all processes.
-
-    Args:
-        logits: `[words, vocabulary]`.
-        labels: `[words]`.
-        training: Whether the words of the other processes count.
-    """
+    """Mean cross-entropy of logits `[words, vocabulary]`, in training over the words of all processes."""
     count = torch.tensor(float(len(labels)), device=logits.device)
     if processes(training) > 1:
         dist.all_reduce(count)

@@ -203,9 +203,8 @@ class MelpModel(EcgEncoder):
     def from_upstream(cls, path: str | Path, config: MelpConfig | None = None) -> Self:
         """The encoder of a checkpoint that upstream's code wrote, in eval mode.
 
-        Args:
-            path: As `encoders.melp.upstream.read_published` takes it.
-            config: What no tensor shows: heads, `output`, dropout. Sizes are read from the weights.
+        The path is as `encoders.melp.upstream.read_published` takes it; a configuration says what no tensor shows:
+        heads, `output`, dropout.
 
         Raises:
             FileNotFoundError: There is no such file.

@@ -175,17 +175,12 @@ class MelpForPretraining(PreTrainedModel):
         """The text tower's word embeddings."""
         return self.text_model.embeddings.word_embeddings
 
-    # --- towers -------------------------------------------------------------------------------------------------------
-
     def text_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of a text's tokens, `[B, L, D]`, and of the [CLS] behind it, `[B, D]`.
 
         That [CLS] has the last of `text_length` positions however short the text is, as upstream pads every text to
-        this length. Nothing attends to padding, so what a batch is padded to makes no difference.
-
-        Args:
-            input_ids: `[B, L]`: [BOS] words [SEP], then padding (`encoders.melp.text.tokenize_texts`).
-            attention_mask: `[B, L]`, 0 at padding.
+        this length. Nothing attends to padding, so what a batch is padded to makes no difference. Ids and mask are
+        those of `encoders.melp.text.tokenize_texts`, `[B, L]`.
 
         Raises:
             ValueError: L leaves no room for the [CLS].
@@ -224,8 +219,6 @@ class MelpForPretraining(PreTrainedModel):
         """Recordings in the shared space, of unit length: `[B, 12, L] -> [B, shared]`, float32."""
         return F.normalize(self.encoder(ecg_values, token_mask).rhythm.float(), dim=-1)
 
-    # --- losses -------------------------------------------------------------------------------------------------------
-
     @can_return_tuple
     def forward(
         self,
@@ -235,16 +228,10 @@ class MelpForPretraining(PreTrainedModel):
         token_mask: torch.Tensor | None = None,
         return_loss: bool = True,
     ) -> MelpPretrainingOutput:
-        """Compare recordings with their reports.
+        """Compare recordings `[B, 12, samples]` with their reports (`encoders.melp.text.tokenize_texts`), `[B, L]`.
 
-        In training, the batches of all processes are compared with each other; they must have one size.
-
-        Args:
-            ecg_values: `[B, 12, samples]`, from the encoder's feature extractor.
-            input_ids: `[B, L]`, from `encoders.melp.text.tokenize_texts`.
-            attention_mask: `[B, L]`.
-            token_mask: From the feature extractor; no loss looks at it.
-            return_loss: Whether to compute the losses.
+        In training, the batches of all processes are compared with each other; they must have one size. No loss looks
+        at `token_mask`, which feature extractors give.
 
         Raises:
             ValueError: Recordings and reports are not as many, or the processes' batches differ in size.
@@ -332,15 +319,6 @@ def zero_shot(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tens
 
 
 def mask_leads(ecg_values: torch.Tensor, p: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Set each lead of each recording to 0 with probability `p`, as upstream does in training after its scaling.
-
-    Args:
-        ecg_values: `[..., leads, samples]`, from the feature extractor.
-        p: Probability of each lead.
-        generator: Of the draws; torch's own without one.
-
-    Returns:
-        A new tensor.
-    """
+    """A copy of `[..., leads, samples]` with each lead 0 with probability `p`, as upstream trains after its scaling."""
     drawn = torch.rand(ecg_values.shape[:-1], generator=generator, device=ecg_values.device)
     return ecg_values * (drawn >= p)[..., None]

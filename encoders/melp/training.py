@@ -28,7 +28,7 @@ from data.support.pool import in_processes
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.pretraining import mask_leads
 from encoders.melp.text import tokenize_texts
-from encoders.training import PretrainingTrainer, generator_for
+from encoders.training import PretrainingTrainer, generator_for, report_refused
 
 logger = logging.getLogger(__name__)
 
@@ -105,26 +105,18 @@ def unreadable(
 ) -> dict[str, str]:
     """Which recordings cannot be trained on, and why: unreadable, a lead or samples missing, all leads constant.
 
-    Each is read once; what was found is kept in a file of `root`. In the middle of training it would end the run.
-
-    Args:
-        records: Which recordings.
-        source: Where they come from.
-        source_key: Tells sources apart that use the same record ids.
-        extractor: Has to take them.
-        root: Folder of all caches.
-        jobs: Processes that share the work; 1 does it in this one.
+    In the middle of training one would end the run. Each is read once, by one of `jobs` processes, and the result kept
+    in a file of `root`, the folder of all caches; `source_key` tells sources apart that use the same record ids.
 
     Raises:
         ValueError: None of them can be read.
     """
     path = Path(root) / f"unreadable-{cache_key(source_key, extractor.to_json_string(), list(records))}.json"
     refused = computed_once(path, lambda: _all_refused(records, source, extractor, jobs))
-    if refused:
+    report_refused(refused, records)
+    if refused and len(refused) == len(set(records)):
         first, why = next(iter(refused.items()))
-        logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
-        if len(refused) == len(set(records)):
-            raise ValueError(f"none of {len(records):,} recordings can be trained on, the first {first!r}: {why}")
+        raise ValueError(f"none of {len(records):,} recordings can be trained on, the first {first!r}: {why}")
     return refused
 
 
@@ -157,13 +149,9 @@ def _refused(records: Sequence[str], source: EcgSource, extractor: MelpFeatureEx
 def new_text_model(texts: Sequence[str], settings: Mapping[str, Any], folder: Path) -> None:
     """Write what a small BERT with random weights needs: its configuration, and a tokenizer made of the reports.
 
-    The same texts and settings give the same bytes.
-
-    Args:
-        texts: Reports to train on.
-        settings: Fields of `BertConfig`; `vocab_size` (1000) is the most the tokenizer has, unless the letters of the
-            reports alone are more. Rarer words are spelt.
-        folder: For `encoders.melp.files.new_pretraining` with `text_weights=False`.
+    The same texts and settings, fields of `BertConfig`, give the same bytes. `vocab_size` (1000) is the most that the
+    tokenizer has, unless the letters of the reports alone are more; rarer words are spelt. The folder is for
+    `encoders.melp.files.new_pretraining` with `text_weights=False`.
 
     Raises:
         ValueError: A setting that `BertConfig` does not have.
