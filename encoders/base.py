@@ -17,6 +17,9 @@ from transformers.utils import ModelOutput
 
 from data.ecg import Ecg
 
+Settings = dict[str, Any]  # fields of configurations, and settings of extractors, by name
+Features = dict[str, NDArray[np.generic]]  # what becomes of one recording, by name
+
 
 @dataclass
 class EcgEncoderOutput(ModelOutput):
@@ -144,7 +147,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     own_settings: ClassVar[tuple[str, ...]] = ()
     varying: ClassVar[bool] = False
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         # transformers writes these two into preprocessor_config.json; any other name it would keep as an attribute that
         # nothing reads, so a misspelt setting would go unnoticed.
         unknown = kwargs.keys() - {"feature_extractor_type", "processor_class"}
@@ -168,7 +171,12 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"the encoder takes {wanted} leads, not {', '.join(leads)}: set its {count}")
         return self
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def own_values(self) -> Settings:
+        """The values of `own_settings`, by name."""
+        values = self.to_dict()
+        return {name: values[name] for name in self.own_settings}
+
+    def features(self, ecg: Ecg) -> Features:
         """The encoder's inputs and `token_mask` of one recording, each without the batch dimension."""
         raise NotImplementedError(f"{type(self).__name__} must turn a recording into features")
 

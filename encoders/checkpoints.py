@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -22,6 +22,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from encoders.base import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +152,7 @@ def settings_of(kind: type[PreTrainedConfig]) -> set[str]:
     return {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
 
 
-def not_default(config: PreTrainedConfig | None) -> dict[str, Any]:
+def not_default(config: PreTrainedConfig | None) -> Settings:
     """What a configuration says that its defaults do not, by name: what readers cannot see in the weights."""
     if config is None:
         return {}

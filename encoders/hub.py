@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel
 
-from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
+from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor, Settings
 from encoders.checkpoints import Weights, built, from_hub, settings_of, tensor_names
 from encoders.heartlang import HeartLangModel, HeartLangVQ
 from encoders.heartlang import upstream as heartlang
@@ -77,7 +77,7 @@ def load_encoder(
     return built(encoder, weights, source=str(name_or_path)), extractor
 
 
-def _read_published(path: Path, overrides: dict[str, Any]) -> tuple[EcgEncoderConfig, Weights, dict[str, Any]]:
+def _read_published(path: Path, overrides: Settings) -> tuple[EcgEncoderConfig, Weights, Settings]:
     """Configuration and weights of a published checkpoint, and the extractor's own settings."""
     file = path
     if path.is_dir() and not (path / "model.safetensors").is_file():
@@ -91,7 +91,7 @@ def _read_published(path: Path, overrides: dict[str, Any]) -> tuple[EcgEncoderCo
     return config, weights, own
 
 
-def _heartlang_file(overrides: dict[str, Any]) -> str:
+def _heartlang_file(overrides: Settings) -> str:
     """Where HeartLang's repository has the checkpoint that these settings ask for."""
     return heartlang.PUBLISHED[(HeartLangVQ if overrides.get("output") == "codes" else HeartLangModel).config_class]
 
@@ -119,7 +119,7 @@ def save_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor, folder: st
     extractor.save_pretrained(folder)
 
 
-def _split(overrides: dict[str, Any], kind: type[EcgEncoderConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(overrides: Settings, kind: type[EcgEncoderConfig]) -> tuple[Settings, Settings]:
     """Overrides for the configuration, and those for the extractor alone."""
     of_config = settings_of(kind)
     of_extractor = set(FEATURE_EXTRACTOR_MAPPING[kind].own_settings)
@@ -135,11 +135,11 @@ def _split(overrides: dict[str, Any], kind: type[EcgEncoderConfig]) -> tuple[dic
     )
 
 
-def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> dict[str, Any]:
+def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> Settings:
     """The extractor's own settings of a folder, once the rest of them is found to agree with its configuration."""
     extractor_class = FEATURE_EXTRACTOR_MAPPING[type(config)]
-    saved = extractor_class.from_dict(_read_json(path / "preprocessor_config.json")).to_dict()
-    own = {name: saved[name] for name in extractor_class.own_settings}
+    extractor = extractor_class.from_dict(_read_json(path / "preprocessor_config.json"))
+    saved, own = extractor.to_dict(), extractor.own_values()
     implied = extractor_class.from_config(config, **own).to_dict()
     differ = [f"{name} {saved[name]!r} but {implied[name]!r}" for name in implied if saved[name] != implied[name]]
     if differ:
@@ -147,7 +147,7 @@ def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> dict[str, Any]:
     return own
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> Settings:
     return json.loads(_existing(file).read_text(encoding="utf-8"))
 
 

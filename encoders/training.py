@@ -102,11 +102,11 @@ class PretrainingTrainer(Trainer):
         """All but biases and vectors, such as those of norms."""
         return [name for name, weight in model.named_parameters() if weight.ndim > 1]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+    def _get_train_sampler(self, train_dataset: object = None) -> Shuffled:
         return Shuffled(len(self.train_dataset), self.args.seed, self.anew)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """What `measure` says, on the first process; the others go on and wait where they next need it."""
         if not self.is_world_process_zero():

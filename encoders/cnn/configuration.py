@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from encoders.base import SignalConfig
 
@@ -26,7 +25,7 @@ class CnnConfig(SignalConfig):
     conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 5)
     conv_kernel: int = 7
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if not len(self.conv_dim) == len(self.conv_stride) > 0:
             raise ValueError(
                 f"conv_dim {self.conv_dim} and conv_stride {self.conv_stride} must have one entry per convolution"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg
-from encoders.base import EcgFeatureExtractor, TokenSpan
+from encoders.base import EcgFeatureExtractor, Features, Settings, TokenSpan
 from encoders.ecg_byte.configuration import EcgByteConfig
 from encoders.ecg_byte.tokenizer import EcgByteTokenizer, EcgByteTokens
 
@@ -35,7 +35,7 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
     varying = True
 
     def __init__(
-        self, tokenizer: str | Path | dict[str, Any] | None = None, lead_tokens: bool = False, **kwargs: Any
+        self, tokenizer: str | Path | Settings | None = None, lead_tokens: bool = False, **kwargs: object
     ) -> None:
         super().__init__(**kwargs)
         if tokenizer is None:
@@ -76,7 +76,7 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
         """The tokenizer itself: what tokens look like, and back from tokens to millivolts."""
         return self._byte
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def features(self, ecg: Ecg) -> Features:
         """`ecg_tokens` int32 `[T]` and `token_mask` bool `[T]` of one recording."""
         read = self._byte.read(ecg)
         numbers = np.array([self._number[token] for token in read.ids], np.int32)
@@ -109,6 +109,6 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
                 spans.insert(place, TokenSpan(lead, 0.0, whole))
         return spans
 
-    def to_dict(self) -> dict[str, Any]:
-        """What is saved: the tokenizer, not what was made of it."""
+    def to_dict(self) -> Settings:
+        """Saves the tokenizer, not what was made of it."""
         return {name: value for name, value in super().to_dict().items() if name not in ("_byte", "_number")}

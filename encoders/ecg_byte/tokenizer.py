@@ -25,6 +25,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from data.ecg import LEADS, Ecg
 from data.support.files import written_whole
+from encoders.base import Settings
 from encoders.ecg_byte.quantizing import DEFAULTS, EcgByteSettings, Quantizer
 from encoders.ecg_byte.table import BOUNDARY, BYTES, SYMBOLS, TokenTable
 from encoders.ecg_byte.training import learn_merges, plans
@@ -175,7 +176,7 @@ class EcgByteTokenizer:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a tokenizer that was saved here: {error}") from error
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Settings:
         """Everything that ids depend on, in what JSON knows."""
         settings = asdict(self.settings)
         settings["leads"] = None if self.settings.leads is None else list(self.settings.leads)

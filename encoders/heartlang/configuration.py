@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from encoders.base import EcgEncoderConfig, check_choice
 
@@ -60,7 +60,7 @@ class HeartLangConfig(EcgEncoderConfig):
     vocab_size: int = 8192
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         check_choice("output", self.output, self.outputs())
         if not 1 <= self.num_leads <= self.max_words:
             raise ValueError(f"{self.num_leads} leads do not share {self.max_words} words")

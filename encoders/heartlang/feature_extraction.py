@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg, canonical_lead
 from data.signal import bandpass
-from encoders.base import EcgFeatureExtractor, TokenSpan, check_choice
+from encoders.base import EcgFeatureExtractor, Features, TokenSpan, check_choice
 from encoders.heartlang import upstream
 from encoders.heartlang.beats import agreed_beats
 from encoders.heartlang.configuration import HeartLangConfig
@@ -134,7 +134,7 @@ class QrsTokenizer(EcgFeatureExtractor):
         seconds: float = 10.0,
         max_words: int = 256,
         word_length: int = 96,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         check_choice("mode", mode, Mode)
@@ -164,7 +164,7 @@ class QrsTokenizer(EcgFeatureExtractor):
         names = ("output", "sampling_rate", "seconds", "max_words", "word_length")
         return cls(**{name: vars(config)[name] for name in names}, **own).with_leads(config, "num_leads")
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def features(self, ecg: Ecg) -> Features:
         """`words`, `in_chan`, `in_time` and `token_mask` bool `[T]` of one recording."""
         sentence = self.sentence(ecg)
         words = int((sentence.in_chan > 0).sum())

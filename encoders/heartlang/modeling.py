@@ -102,7 +102,7 @@ class HeartLangBackbone(nn.Module):
     Args:
         config: Sizes.
         channels: Numbers per word; `word_length` unless given.
-        layers: Of the transformer; `num_hidden_layers` unless given.
+        layers: Layers of the transformer; `num_hidden_layers` unless given.
     """
 
     def __init__(self, config: HeartLangConfig, channels: int | None = None, layers: int | None = None):
@@ -176,9 +176,7 @@ class HeartLangPreTrained(EcgEncoder):
         The encoder is in pretraining and in fine-tuned checkpoints; the masked-sentence model in the former alone. A
         classifier is in the latter, and gets a new head where there is none if `config` says `num_labels`.
 
-        Args:
-            path: `.pth` or `.safetensors`.
-            config: What no tensor shows: heads, dropout, `output`. Sizes are read from the weights.
+        The path is `.pth` or `.safetensors`; a configuration says what no tensor shows: heads, dropout, `output`.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -283,7 +281,7 @@ def arrange(
 
 
 def _lead_and_beat(in_chan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each word, which of the leads there are it belongs to, and which of that lead's words it is: `[B, N]` each."""
+    """Which of the leads each word belongs to, and which of that lead's words it is: `[B, N]` each."""
     place = torch.arange(in_chan.shape[1], device=in_chan.device).expand_as(in_chan)
     begins = (in_chan != F.pad(in_chan, (1, 0))[:, :-1]) & (in_chan > 0)
     start = torch.where(begins, place, 0).cummax(dim=1).values

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from transformers.utils import ModelOutput
 
 from data.ecg import LEADS
+from encoders.base import Settings
 from encoders.heartlang.configuration import HeartLangConfig
 from encoders.heartlang.feature_extraction import QrsTokenizer
 from encoders.heartlang.modeling import HeartLangModel
@@ -25,8 +27,6 @@ from encoders.heartlang.vq import HeartLangVQ, codebook_usage
 from encoders.training import PretrainingTrainer, Ratios, columns, generator_for
 
 Batch = dict[str, torch.Tensor]
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class HeartLangTrainer(PretrainingTrainer):
         self.target_positions, self.vqhbr = target_positions, vqhbr
 
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """The mean over the words that count of all processes' batches, in place of the mean of their means."""
         if self.vqhbr is None:
             outputs = model(**inputs)
@@ -107,9 +107,6 @@ def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> torch.Ten
     """
     where = (batch["in_chan"], batch["in_time"]) if positions else ()
     return vqhbr.encode(batch["words"], *where)
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def _batches(items: Dataset[Batch], model: nn.Module, batch_size: int) -> Iterator[Batch]:
@@ -267,8 +264,6 @@ def _nearest_seen(
     return torch.where(nearest.values < far, codes.gather(1, nearest.indices), otherwise)
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
-
 # What a masked model has in common with the VQ-HBR whose codes it guesses.
 _SHAPE = ("sampling_rate", "seconds", "num_leads", "max_words", "word_length")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16, "intermediate_size": 64}
@@ -276,7 +271,7 @@ SMALL_VQ = SMALL | {"decoder_layers": 1, "codebook_size": 64, "code_dim": 16}  #
 
 
 def new_masked_model(
-    vqhbr: HeartLangVQ, tokenizer: QrsTokenizer, settings: dict[str, Any], own: dict[str, Any]
+    vqhbr: HeartLangVQ, tokenizer: QrsTokenizer, settings: Settings, own: Settings
 ) -> tuple[HeartLangForMaskedSentence, QrsTokenizer]:
     """An untrained model that guesses a VQ-HBR's codes, and its tokenizer, which cuts the same words.
 
@@ -286,8 +281,8 @@ def new_masked_model(
         ValueError: These contradict the VQ-HBR's.
     """
     sizes = {name: vars(vqhbr.config)[name] for name in _SHAPE} | {"vocab_size": vqhbr.config.codebook_size}
-    cutting = own_settings(tokenizer)
-    wanted = settings | (own_settings(QrsTokenizer(**own)) if own else {})
+    cutting = tokenizer.own_values()
+    wanted = settings | (QrsTokenizer(**own).own_values() if own else {})
     for name, value in (sizes | cutting).items():
         if name in wanted and wanted[name] != value:
             raise ValueError(
@@ -296,12 +291,6 @@ def new_masked_model(
             )
     config = HeartLangConfig(**settings | sizes)
     return HeartLangForMaskedSentence(config), QrsTokenizer.from_config(config, **cutting)
-
-
-def own_settings(tokenizer: QrsTokenizer) -> dict[str, Any]:
-    """A tokenizer's settings that do not follow from a configuration."""
-    settings = tokenizer.to_dict()
-    return {name: settings[name] for name in tokenizer.own_settings}
 
 
 def encoder_of(model: HeartLangForMaskedSentence) -> HeartLangModel:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from encoders.base import EcgEncoder
+from encoders.base import EcgEncoder, Settings
 from encoders.checkpoints import Weights, built, layers_in, not_default, read_state, report_unused
 from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
 from encoders.heartlang.words import Array, Reading, Words, spans_of
@@ -136,7 +136,7 @@ def from_upstream(cls: type[Model], path: str | Path, config: HeartLangConfig | 
     return built(model, weights, source=str(path))
 
 
-def _sizes(weights: Weights, path: str | Path, settings: dict[str, Any], vq: bool) -> dict[str, Any]:
+def _sizes(weights: Weights, path: str | Path, settings: Settings, vq: bool) -> Settings:
     """Fields of the configuration that tensors tell. The split of attention into heads is the one they do not."""
 
     def shape(name: str, ndim: int) -> torch.Size:
@@ -158,7 +158,7 @@ def _sizes(weights: Weights, path: str | Path, settings: dict[str, Any], vq: boo
             f"{path}: its attention is {inner} wide, which is not {heads} heads of {head_dim}: "
             "give num_attention_heads and head_dim"
         )
-    sizes: dict[str, Any] = {
+    sizes: Settings = {
         "hidden_size": hidden,
         "word_length": length,
         "max_words": shape(f"{trunk}.pos_embed", 3)[1] - 1,

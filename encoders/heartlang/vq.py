@@ -99,7 +99,7 @@ class HeartLangQuantizer(nn.Module):
         self.started.fill_(True)
 
     def _drawn(self, vectors: torch.Tensor) -> torch.Tensor:
-        """As many of all processes' vectors as there are codes, drawn by the generator of the seed: `[K, d]`."""
+        """Draws as many of all processes' vectors as there are codes, by the seed: `[K, d]`."""
         count = torch.tensor([len(vectors)], device=vectors.device)
         counts, rank = [count], 0
         if _distributed():
@@ -179,7 +179,7 @@ class HeartLangVQ(HeartLangPreTrained):
     def vectors(
         self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What is compared with the codes: vectors of unit length, `[B, 256, 128]`. Arguments as `forward`'s."""
+        """Vectors of unit length to compare with the codes, `[B, 256, 128]`. Arguments as `forward`'s."""
         self._check(words, in_chan, in_time)
         features = self.encoder(words, in_chan, in_time)[:, 1:]
         # As upstream: a word of zeros is taken for padding, a lead that is off too, and all of these get one code.

@@ -22,7 +22,7 @@ class Words:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is read in a recording; `beats` in samples, the others as in `EcgSentence`."""
+    """Beats (samples) and words of a recording; the others as in `EcgSentence`."""
 
     groups: list[Words]
     beats: Array | Indices

@@ -62,7 +62,7 @@ class MelpConfig(SignalConfig):
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         check_choice("output", self.output, MelpOutputName)
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
             raise ValueError(
@@ -164,7 +164,7 @@ class MelpPretrainingConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         """Builds the parts' configurations, and makes the text tower causal."""
         if self.encoder_config is None or isinstance(self.encoder_config, dict):
             self.encoder_config = MelpConfig(**(self.encoder_config or {}))

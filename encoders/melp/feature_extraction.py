@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.ecg import Ecg, canonical_lead
-from encoders.base import EcgFeatureExtractor, check_choice, first_seconds
+from encoders.base import EcgFeatureExtractor, Features, check_choice, first_seconds
 from encoders.melp import upstream
 from encoders.melp.configuration import MelpConfig, MelpOutputName
 
@@ -52,7 +51,7 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
         leads: Sequence[str] = MELP_LEADS,
         layout: Layout = "record",
         missing_leads: MissingLeads = "error",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         check_choice("layout", layout, Layout)
@@ -68,7 +67,7 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
         sizes = config.sampling_rate, config.seconds, config.output, config.max_tokens, config.hop
         return cls(*sizes, **own).with_leads(config)
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def features(self, ecg: Ecg) -> Features:
         """`ecg_values` float32 `[12, samples]` and `token_mask` bool `[T]` of one recording."""
         length = round(self.seconds * self.sampling_rate)
         present = [name for name in self.leads if name in ecg.leads or f"-{name}" in ecg.leads]

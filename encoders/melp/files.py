@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from encoders.base import Settings
 from encoders.checkpoints import built, from_hub, settings_of
 from encoders.melp.configuration import MelpPretrainingConfig
 from encoders.melp.feature_extraction import MelpFeatureExtractor
@@ -125,7 +126,7 @@ def load_pretraining(
     return built(MelpForPretraining(config), weights, source=str(name_or_path)), extractor, words
 
 
-def _refuse_unknown(settings: dict[str, Any]) -> None:
+def _refuse_unknown(settings: Settings) -> None:
     """A configuration of transformers keeps any name it is given, and nothing would read a misspelt one."""
     known = settings_of(MelpPretrainingConfig)
     if unknown := settings.keys() - known:

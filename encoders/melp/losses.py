@@ -7,11 +7,10 @@ batch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
+from torch.autograd.function import FunctionCtx
 
 from encoders.melp.configuration import SingleSentence
 
@@ -27,13 +26,13 @@ def processes(training: bool) -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, own: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> torch.Tensor:
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)  # what the losses of all processes make of the values of all
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
@@ -108,8 +107,8 @@ def local_similarity(
     # The cosine between a sentence and the beats it attends to, without making their sum [E, N, S, D].
     gram = beats @ beats.mT
     squared = (torch.einsum("ensq,eqr->ensr", attention, gram) * attention).sum(dim=-1)
-    found = (attention * scores).sum(dim=-1) / (lengths * squared.clamp_min(1e-16).sqrt())  # [E, N, S]
-    return _CONTRAST * (_SENTENCES * found).masked_fill(~mask, -torch.inf).logsumexp(dim=-1)
+    cosines = (attention * scores).sum(dim=-1) / (lengths * squared.clamp_min(1e-16).sqrt())  # [E, N, S]
+    return _CONTRAST * (_SENTENCES * cosines).masked_fill(~mask, -torch.inf).logsumexp(dim=-1)
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor, training: bool) -> torch.Tensor:

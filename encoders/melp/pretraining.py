@@ -135,12 +135,11 @@ class MelpForPretraining(PreTrainedModel):
     def from_upstream(cls, path: str | Path, config: MelpPretrainingConfig | MelpConfig | None = None) -> Self:
         """The model of a training checkpoint that upstream's code wrote, in eval mode.
 
-        Args:
-            path: As `encoders.melp.upstream.read_published_pretraining` takes it.
-            config: What no tensor shows: heads of encoder, text tower and decoder, weights of the losses, token ids.
-                One of the encoder alone says how many heads both towers have, and with `pooler_heads` how many the
-                decoder: as published, where both towers have 12 and poolers and decoder 8. Sizes are read from the
-                weights. Without a configuration of all, losses are upstream's (`single_sentence="uniform"`).
+        The path is as `encoders.melp.upstream.read_published_pretraining` takes it. Sizes are read from the weights; a
+        configuration says what no tensor shows: heads of encoder, text tower and decoder, weights of the losses, token
+        ids. One of the encoder alone says how many heads both towers have, and with `pooler_heads` how many the
+        decoder: as published, where both towers have 12 and poolers and decoder 8. Without a configuration of all,
+        losses are upstream's (`single_sentence="uniform"`).
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -243,19 +242,19 @@ class MelpForPretraining(PreTrainedModel):
         states, summary = self.text_states(input_ids, attention_mask)
         ecg_embeds = F.normalize(ecg.rhythm.float(), dim=-1)
         text_embeds = F.normalize(self.proj_t(summary).float(), dim=-1)
-        found: dict[str, torch.Tensor] = {}
+        results: dict[str, torch.Tensor] = {}
         if return_loss:
-            found = self._contrast(ecg_embeds, text_embeds)
+            results = self._contrast(ecg_embeds, text_embeds)
             if self.config.caption_weight:
-                found["caption_loss"] = self._caption(states, ecg.tokens, input_ids, attention_mask)
+                results["caption_loss"] = self._caption(states, ecg.tokens, input_ids, attention_mask)
             if self.config.local_weight:
-                found["local_loss"] = self._local(ecg.beats, *self.sentences(states, input_ids, attention_mask))
-            found["loss"] = sum(vars(self.config)[f"{name}_weight"] * found[f"{name}_loss"] for name in self._losses)
-        return MelpPretrainingOutput(ecg_embeds=ecg_embeds, text_embeds=text_embeds, **found)
+                results["local_loss"] = self._local(ecg.beats, *self.sentences(states, input_ids, attention_mask))
+            results["loss"] = sum(weight * results[f"{name}_loss"] for name, weight in self._weights.items() if weight)
+        return MelpPretrainingOutput(ecg_embeds=ecg_embeds, text_embeds=text_embeds, **results)
 
     @property
-    def _losses(self) -> list[str]:
-        return [name for name in ("contrast", "caption", "local") if vars(self.config)[f"{name}_weight"]]
+    def _weights(self) -> dict[str, float]:
+        return {name: vars(self.config)[f"{name}_weight"] for name in ("contrast", "caption", "local")}
 
     def _contrast(self, ecg_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Loss between recordings and reports, if it has a weight, and what is told of their similarities."""
@@ -263,15 +262,15 @@ class MelpForPretraining(PreTrainedModel):
         first = losses.first_row(len(ecg_embeds), training)
         with _float32(ecg_embeds):
             similarity = ecg_embeds @ losses.gather(text_embeds, training).T  # [B, N]
-            found = {"similarity": similarity.detach(), "alignment_gap": _gap(similarity.detach(), first)}
+            results = {"similarity": similarity.detach(), "alignment_gap": _gap(similarity.detach(), first)}
             if self.config.contrast_weight:
                 if training:
                     with torch.no_grad():  # not a clamp in the graph, beyond which there would be no way back
                         self.logit_scale.clamp_(0, math.log(100))
                 scale = self.logit_scale.float().exp()
                 by_text = text_embeds @ losses.gather(ecg_embeds, training).T
-                found["contrast_loss"] = losses.matching_loss(scale * similarity, scale * by_text, first)
-        return found
+                results["contrast_loss"] = losses.matching_loss(scale * similarity, scale * by_text, first)
+        return results
 
     def _caption(
         self, states: torch.Tensor, tokens: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor

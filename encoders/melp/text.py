@@ -7,10 +7,11 @@ Upstream's text model is MedCPT's query encoder, an uncased BERT; [BOS] is added
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from encoders.base import Settings
 
 _SENTENCE_ENDS = (".", "!", "?", "。")
 
@@ -29,7 +30,7 @@ def add_bos(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"bos_token": "[BOS]"})
 
 
-def token_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def token_settings(tokenizer: PreTrainedTokenizerBase) -> Settings:
     """Fields of `MelpPretrainingConfig` that its tokenizer decides.
 
     Raises:

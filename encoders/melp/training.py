@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import ModelOutput
 
 from data.ecg import EcgSource
 from data.support.cache import cache_key, computed_once
@@ -46,9 +47,16 @@ SMALL_TEXT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 
 SMALL_SIDE = {"text_hidden_dim": 32, "decoder_layers": 2, "decoder_heads": 4, "frozen_text_layers": 0}
 
 
+class Pair(TypedDict):
+    """A recording float32 `[leads, samples]` and its report."""
+
+    ecg_values: torch.Tensor
+    text: str
+
+
 @dataclass(frozen=True)
-class Pairs(Dataset[dict[str, Any]]):
-    """Recordings with their reports: `ecg_values` float32 `[leads, samples]` and `text`.
+class Pairs(Dataset[Pair]):
+    """Recordings with their reports.
 
     Number `i` is recording `i % len(records)`, so that `i + k * len(records)` is the same one with other leads masked.
 
@@ -69,7 +77,7 @@ class Pairs(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> Pair:
         record = self.records[number % len(self.records)]
         values = torch.from_numpy(self.extractor.features(self.source[record])["ecg_values"])
         if self.lead_mask:
@@ -89,7 +97,7 @@ class PairCollator:
     tokenizer: PreTrainedTokenizerBase
     length: int
 
-    def __call__(self, pairs: Sequence[dict[str, Any]]) -> Batch:
+    def __call__(self, pairs: Sequence[Pair]) -> Batch:
         """`ecg_values` `[B, leads, samples]`, `input_ids` and `attention_mask` `[B, L]`."""
         texts = tokenize_texts(self.tokenizer, [pair["text"] for pair in pairs], self.length)
         return {"ecg_values": torch.stack([pair["ecg_values"] for pair in pairs]), **texts}
@@ -161,23 +169,20 @@ def new_text_model(texts: Sequence[str], settings: Mapping[str, Any], folder: Pa
     sizes = {"vocab_size": 1000, **settings}
     normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     splitter = pre_tokenizers.BertPreTokenizer()
-    counts = Counter(
-        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    )  # fmt: skip
+    split = (splitter.pre_tokenize_str(normalizer.normalize_str(text)) for text in texts)
+    counts = Counter(word for words in split for word, _ in words)
     # All letters, alone and inside of a word, then whole words: the library's own trainer breaks ties by chance. A full
     # stop ends a sentence: it must be a token where no report has one.
     letters = sorted({".", *(letter for word in counts for letter in word)})
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    tokens = [*special.values(), *letters, *(f"##{letter}" for letter in letters)]
     by_count = sorted(counts.keys() - set(letters), key=lambda word: (-counts[word], word))
     tokens += by_count[: max(0, sizes["vocab_size"] - len(tokens))]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     pieces.normalizer, pieces.pre_tokenizer = normalizer, splitter
     pieces.decoder = decoders.WordPiece()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]",
-    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, **special)
     config = BertConfig(**sizes | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id})
     tokenizer.save_pretrained(folder)
     config.save_pretrained(folder)
@@ -196,8 +201,8 @@ class MelpTrainer(PretrainingTrainer):
         self._batches = self._low = 0
 
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """The model's own loss, where the stock method would look for labels."""
         outputs = model(**inputs)
         names = [name for name in ("contrast_loss", "caption_loss", "local_loss") if name in outputs]
@@ -207,7 +212,7 @@ class MelpTrainer(PretrainingTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With the means since the last log; those of the first process, as far as they are its own recordings'."""
+        """Adds the means since the last log; those of the first process, as far as they are its own recordings'."""
         if "loss" in logs and self._batches:
             means = {name: float(total) / self._batches for name, total in self._sums.items()}
             logs = logs | {name: round(mean, 5) for name, mean in means.items()}

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.base import Settings
 from encoders.checkpoints import Weights, layers_in, not_default, read_state, report_unused
 from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 
@@ -123,7 +124,7 @@ def read_published_pretraining(path: str | Path, **settings: Any) -> Published[M
     return Published(MelpPretrainingConfig(**settings), weights, ignored)
 
 
-def settings_for_pretraining(config: MelpPretrainingConfig | MelpConfig | None) -> dict[str, Any]:
+def settings_for_pretraining(config: MelpPretrainingConfig | MelpConfig | None) -> Settings:
     """What `MelpForPretraining.from_upstream`'s configuration says, for `read_published_pretraining`."""
     if isinstance(config, MelpPretrainingConfig):
         text = config.text_config
@@ -149,7 +150,7 @@ def _file(path: str | Path) -> Path:
     return file
 
 
-def _ecg_tower(state: Weights, file: Path, settings: dict[str, Any]) -> Published[MelpConfig]:
+def _ecg_tower(state: Weights, file: Path, settings: Settings) -> Published[MelpConfig]:
     weights: Weights = {}
     ignored: list[str] = []
     for name, tensor in state.items():
@@ -176,7 +177,7 @@ def _shape(weights: Weights, name: str, file: Path) -> torch.Size:
     return weights[name].shape
 
 
-def _text_sizes(weights: Weights, file: Path) -> dict[str, Any]:
+def _text_sizes(weights: Weights, file: Path) -> Settings:
     """Fields of `BertConfig` that the tensors tell."""
     embeddings = "text_model.embeddings.{}_embeddings.weight"
     vocabulary, hidden = _shape(weights, embeddings.format("word"), file)
@@ -191,7 +192,7 @@ def _text_sizes(weights: Weights, file: Path) -> dict[str, Any]:
     }
 
 
-def _sizes(weights: Weights, file: Path) -> dict[str, Any]:
+def _sizes(weights: Weights, file: Path) -> Settings:
     """Fields of `MelpConfig` that the tensors and a config.json beside them tell."""
 
     def shape(name: str, ndim: int = 2) -> torch.Size:
@@ -205,7 +206,7 @@ def _sizes(weights: Weights, file: Path) -> dict[str, Any]:
     conv_shapes = [shape(convs.format(index), 3) for index in range(max(1, layers_in(weights, convs)))]
     hidden = shape("ecg_encoder.post_extract_proj.weight")[0]
     kernel = [s[2] for s in conv_shapes]
-    sizes: dict[str, Any] = {
+    sizes: Settings = {
         "pretrained_on": PRETRAINED_ON,
         "in_channels": conv_shapes[0][1],
         "conv_dim": [s[0] for s in conv_shapes],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from encoders.base import SignalConfig, check_choice
 
@@ -36,7 +36,7 @@ class PatchConfig(SignalConfig):
     conv_dim: tuple[int, ...] | list[int] = (64, 64)
     conv_stride: tuple[int, ...] | list[int] = (2, 2)
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         check_choice("patches", self.patches, Patches)
         if self.patch_size < 1 or self.num_samples < 1 or self.num_samples % self.patch_size:
             raise ValueError(

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg, canonical_lead
-from encoders.base import EcgFeatureExtractor, TokenSpan, check_choice, first_seconds
+from encoders.base import EcgFeatureExtractor, Features, TokenSpan, check_choice, first_seconds
 from encoders.patch.configuration import PatchConfig, Patches
 
 Normalize = Literal["millivolts", "zscore", "minmax"]
@@ -46,7 +45,7 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         normalize: Normalize = "millivolts",
         scale: float = 0.5,
         patches: Patches = "time",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         check_choice("normalize", normalize, Normalize)
@@ -64,7 +63,7 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         sizes = config.sampling_rate, config.seconds, config.patch_size
         return cls(*sizes, patches=patches, **own).with_leads(config)
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def features(self, ecg: Ecg) -> Features:
         """`ecg_values` float32 `[leads, samples]` and `token_mask` bool `[T]` of one recording."""
         length = round(self.seconds * self.sampling_rate)
         signal = first_seconds(ecg, tuple(self.leads), self.sampling_rate, self.seconds)  # [leads, samples], mV
