@@ -45,7 +45,6 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     encoder_args, extractor_args = arguments.mapping("encoder_args"), arguments.mapping("extractor_args")
     if arguments.stage == "vqhbr":
         model, tokenizer = new_encoder("ecg_heartlang_vq", **encoder_args, **extractor_args)
-        pretraining.freeze_unused(model)
     else:
         if not arguments.vqhbr:
             raise ValueError("stage sentence needs vqhbr: the folder that stage vqhbr wrote, or a published VQ-HBR")

@@ -25,8 +25,9 @@ from elm.training.resume import train_to_end
 from elm.training.settings import check_launch
 from encoders import load_encoder, new_encoder
 from encoders.melp import MelpModel
+from encoders.melp.alignment import Alignment
 from encoders.melp.files import save_pretraining
-from encoders.melp.training import Alignment, MelpTrainer, PairCollator, Pairs
+from encoders.melp.training import MelpTrainer, PairCollator, Pairs
 from eval.probing.held_out import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "melp_tiny_cpu.yaml"
