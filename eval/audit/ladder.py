@@ -298,7 +298,7 @@ def _states(
 
 def _probed(finding: Finding, table: Features, place: Mapping[str, int], seed: int) -> Array:
     """Scores of the held-out questions by a probe fitted to the training ones; `place` is a row's line in `table`."""
-    from eval.probing.linear import fit_probe
+    from eval.statistics.linear import fit_probe
 
     train, test = (table[[place[row["id"]] for row in part]] for part in (finding.train, finding.test))
     labels = np.array(_yes(finding.train), dtype=np.float64)[:, None]

@@ -189,8 +189,8 @@ def _scorer(
     valid, tested = train.splits["valid"], test.splits["test"]
 
     def linear(encoder: EcgEncoder, draw: Draw) -> Scored:
-        from eval.probing.linear import fit_probe
         from eval.probing.vectors import vectors
+        from eval.statistics.linear import fit_probe
 
         x = {
             split: vectors(encoder, extractor, of.source, of.source_key, of.splits[split], cache, protocol.features)

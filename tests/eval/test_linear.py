@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from eval.probing.linear import STRENGTHS, fit_probe
 from eval.statistics import auroc
+from eval.statistics.linear import STRENGTHS, fit_probe
 
 
 def standardised(x):

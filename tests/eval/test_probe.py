@@ -21,11 +21,11 @@ from encoders.base import EcgEncoderOutput
 from encoders.hub import save_encoder
 from eval.probing import probe
 from eval.probing.finetune import Settings
-from eval.probing.linear import fit_probe
 from eval.probing.probe import Protocol, measure
 from eval.probing.tasks import Task, drawn
 from eval.probing.vectors import random_like, settle_batch_norm, vector_of, vectors
 from eval.statistics import auroc
+from eval.statistics.linear import fit_probe
 
 SMALL = {"conv_dim": [8, 8], "conv_stride": [5, 4]}
 CLASSES = ("slow", "fast", "rare", "everywhere")
