@@ -44,6 +44,7 @@ class _Option:
     parse: Callable[[str], object] | None
     repeated: Literal["always", "changed", "never"]
     positional: bool
+    append: bool
 
 
 def option(
@@ -55,6 +56,7 @@ def option(
     parse: Callable[[str], object] | None = None,
     repeated: Literal["always", "changed", "never"] = "changed",
     positional: bool = False,
+    append: bool = False,
 ) -> Any:
     """Field of a settings dataclass that is a flag of the command line.
 
@@ -66,9 +68,10 @@ def option(
         parse: Makes the value of a word; the field's type if not given.
         repeated: Whether `command_of` writes it: always, where it differs from its default, or never.
         positional: An argument without a flag.
+        append: The flag takes one value and may be given several times.
     """
     return dataclasses.field(
-        default=default, metadata={"option": _Option(help, metavar, choices, parse, repeated, positional)}
+        default=default, metadata={"option": _Option(help, metavar, choices, parse, repeated, positional, append)}
     )
 
 
@@ -104,7 +107,10 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> No
             literals = get_args(kind) if get_origin(kind) is Literal else None
             words |= {"type": about.parse or (str if literals else kind), "metavar": about.metavar}
             words["choices"] = about.choices or literals
-            if several or (about.positional and "default" in words):
+            if about.append:
+                words["action"] = "append"
+                words |= {"default": list(field.default)} if field.default is not MISSING else {}
+            elif several or (about.positional and "default" in words):
                 words["nargs"] = "+" if not about.positional else "*" if several else "?"
         parser.add_argument(field.name if about.positional else f"--{field.name}", **words)
 
@@ -136,6 +142,9 @@ def command_of(name: str, settings: Settings) -> str:
         if about is None or about.repeated == "never" or (about.repeated == "changed" and value == field.default):
             continue
         values = [str(v) for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]
+        if about.append:
+            words += [word for v in values for word in (f"--{field.name}", v)]
+            continue
         words += [] if about.positional else [f"--{field.name}"]
         words += [] if isinstance(value, bool) else values
     return shlex.join(words)

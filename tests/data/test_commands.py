@@ -22,6 +22,7 @@ class Settings:
     seed: int = option("of the resamples", default=0, repeated="always")
     names: Sequence[str] | None = option("some names", default=None, choices=("real", "swap"))
     folds: tuple[int, ...] = option("which folds", default=())
+    prompt: tuple[str, ...] = option("a text", default=(), append=True)
     rate: float | None = option("in Hz", default=None)
     full: bool = option("everything", default=False)
     gate: Literal["reads", "partly"] | None = option("or exit", default=None, repeated="never")
@@ -40,6 +41,7 @@ class Settings:
         seed=st.integers(-3, 3),
         names=st.none() | st.lists(st.sampled_from(["real", "swap"]), min_size=1, max_size=3).map(tuple),
         folds=st.lists(st.integers(0, 9), max_size=3).map(tuple),
+        prompt=st.lists(st.sampled_from(["sinus rhythm", "it's"]), max_size=3).map(tuple),
         rate=st.none() | st.floats(0.5, 500),
         full=st.booleans(),
     )
