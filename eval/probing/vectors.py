@@ -150,7 +150,8 @@ def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
         torch.manual_seed(seed)
         model: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32)
     model.to(encoder.device)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def batch_norms(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
