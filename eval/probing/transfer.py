@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from eval.probing.tasks import Task
 
@@ -19,30 +21,9 @@ _ALIASES = {
 
 # Findings that corpora name differently, by what each calls them. Rarer labels that mean no more than one of another
 # corpus are left out, and so is CPSC2018's normal ECG beside CSN, which has sinus rhythm but no label for a normal ECG.
-FINDINGS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "normal ECG": {"ptbxl": ("NORM",), "cpsc2018": ("NORM",)},
-    "sinus rhythm": {"ptbxl": ("SR",), "csn": ("SR",)},
-    "sinus tachycardia": {"ptbxl": ("STACH",), "csn": ("ST",)},
-    "sinus arrhythmia": {"ptbxl": ("SARRH",), "csn": ("SA",)},
-    "atrial fibrillation": {"ptbxl": ("AFIB",), "cpsc2018": ("AFIB",), "csn": ("AFIB",)},
-    "atrial flutter": {"ptbxl": ("AFLT",), "csn": ("AF",)},
-    "supraventricular tachycardia": {"ptbxl": ("SVTAC", "PSVT"), "csn": ("SVT",)},
-    "first degree AV block": {"ptbxl": ("1AVB",), "cpsc2018": ("1AVB",), "csn": ("1AVB",)},
-    "second degree AV block": {"ptbxl": ("2AVB",), "csn": ("2AVB", "2AVB1")},
-    "left bundle branch block": {"ptbxl": ("CLBBB",), "cpsc2018": ("CLBBB",), "csn": ("LBBB",)},
-    "right bundle branch block": {"ptbxl": ("CRBBB",), "cpsc2018": ("CRBBB",), "csn": ("RBBB",)},
-    "Wolff-Parkinson-White": {"ptbxl": ("WPW",), "csn": ("WPW",)},
-    "premature atrial beats": {"ptbxl": ("PAC",), "cpsc2018": ("PAC",), "csn": ("APB",)},
-    "premature ventricular beats": {"ptbxl": ("PVC",), "cpsc2018": ("VPC",), "csn": ("VPB",)},
-    "ST elevation": {"ptbxl": ("STE",), "cpsc2018": ("STE",), "csn": ("STE",)},
-    "ST depression": {"ptbxl": ("STD",), "cpsc2018": ("STD",), "csn": ("STDD",)},
-    "inverted T waves": {"ptbxl": ("INVT",), "csn": ("TWO",)},
-    "abnormal Q waves": {"ptbxl": ("QWAVE",), "csn": ("AQW",)},
-    "long PR interval": {"ptbxl": ("LPR",), "csn": ("PRIE",)},
-    "long QT interval": {"ptbxl": ("LNGQT",), "csn": ("QTIE",)},
-    "left ventricular hypertrophy": {"ptbxl": ("LVH",), "csn": ("LVH",)},
-    "right ventricular hypertrophy": {"ptbxl": ("RVH",), "csn": ("RVH",)},
-}
+FINDINGS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(
+    Path(__file__).with_name("findings.json").read_text(encoding="utf-8")
+)
 
 
 def transferred(train: Task, test: Task) -> tuple[Task, Task, list[str]]:

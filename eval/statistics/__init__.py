@@ -9,12 +9,9 @@ patients' weights.
 
 An answer about ECGs of two patients goes together with the other answers about either one. Its weight is the product of
 their two weights (the pigeonhole bootstrap; Owen, Annals of Applied Statistics 2007), which errs to the wide side. The
-mean of the two weights errs to the narrow side: it halves what a patient does to each answer. Simulated for 1,000
-answers about pairs of 200 patients, whose effect on the log-odds has a standard deviation of 0, 0.5 and 1, intervals
-of 95 % held the truth in 83, 81 and 72 % of cases with the mean, and in 100, 99.5 and 98.5 % with the product.
-
-They are percentile intervals. They are too narrow for fewer than about twenty patients, and of zero width where
-every answer is right (or wrong): no resampling shows what was never seen.
+mean of the two weights errs to the narrow side: it halves what a patient does to each answer (simulated in
+docs/audit.md). They are percentile intervals: too narrow for fewer than about twenty patients, and of zero width where
+every answer is right (or wrong), as no resampling shows what was never seen.
 
 **Standard errors** are sandwiches with one term for every two answers that share a patient (Cameron, Gelbach and
 Miller, JBES 2011; for pairs Aronow, Samii and Assenova, Political Analysis 2015).

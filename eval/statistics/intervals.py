@@ -48,8 +48,7 @@ def cluster_interval(
         level: Coverage aimed at.
 
     Returns:
-        The interval; NaN and NaN where all answers are about one and the same patient (or pair), who says nothing
-        about others.
+        The interval; NaN and NaN where all answers are about one patient (or pair), who says nothing about others.
 
     Raises:
         ValueError: No values, values that are not finite, or clusters that do not match them.
@@ -60,10 +59,10 @@ def cluster_interval(
 def paired_interval(
     first: ArrayLike, second: ArrayLike, clusters: Clusters, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of `mean(first) - mean(second)`, both measured on the same answers.
+    """Interval of `mean(first) - mean(second)`, both measured on the same answers, as `cluster_interval`.
 
     Both means see the same resampled patients, so what makes a patient easy or hard under both drops out: the interval
-    of the difference is narrower than two separate intervals suggest. Arguments and errors as `cluster_interval`.
+    of the difference is narrower than two separate intervals suggest.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape:
@@ -119,19 +118,12 @@ def percentile_interval(resampled: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def cluster_se(values: ArrayLike, clusters: Clusters) -> float:
-    """Cluster-robust standard error of the mean of `values`.
+    """Cluster-robust standard error of the mean of `values`; NaN where all answers share their patients.
 
     `sqrt(G / (G - 1) * sum(r_i r_j)) / n` over all answers i and j that share a patient, r being the difference of an
     answer from the mean and G the number of patients, where those who only occur together are one. With pairs the sum
     can come out too small, even negative: it is taken to be at least what it would be if every pair's answers were
-    independent of other pairs'.
-
-    With pairs and few patients it is too small (taking off the mean takes more off than G / (G - 1) gives back): for
-    differences simulated as `sign_flip_p` says, with an effect of 1, it was 0.99 of the true standard error for 200
-    patients, 0.96 for 60, 0.89 for 20, and 0.72 for 60 of whom a few are in most pairs.
-
-    Returns:
-        The standard error; NaN where all answers share their patients.
+    independent of other pairs'. With pairs and fewer than some sixty patients it errs to the low side (docs/audit.md).
 
     Raises:
         ValueError: As `cluster_interval`.
@@ -143,13 +135,9 @@ def cluster_se(values: ArrayLike, clusters: Clusters) -> float:
 def robust_interval(values: ArrayLike, clusters: Clusters, level: float = 0.95) -> Interval:
     """Interval of the mean of `values` from `cluster_se`, by Student's t for one less than the number of patients.
 
-    For values that are all about two patients, such as the flip pairs of `eval.scoring.verdict`, in which every ECG is
-    seen twice. There the bootstrap's product weights give intervals up to 1.7 times too wide, and patients of one side
-    alone give intervals 1.4 times too narrow. Simulated for flip pairs about 20 questions whose answers are right in 62
-    % of cases, with effects of patients as above of 0 and 1, intervals of 95 % held the mean in 95.5 and 96.0 % of
-    cases with 200 patients (10 questions each), and in 94.8 and 94.5 % with 50 (8 each).
-
-    Arguments, errors and the NaN of a single cluster as `cluster_interval`.
+    For values that are all about two patients, such as the flip pairs of `eval.scoring`, in which every ECG is seen
+    twice. There the bootstrap's product weights give intervals up to 1.7 times too wide, and patients of one side alone
+    give intervals 1.4 times too narrow (docs/audit.md). Arguments, errors and NaN as `cluster_interval`.
     """
     from scipy.special import stdtrit
 
@@ -170,8 +158,7 @@ def smallest_detectable_difference(
 
     `(t(1 - level / 2) + t(power)) * cluster_se(differences)` with the quantiles of Student's t for one degree of
     freedom less than there are patients: the minimum detectable effect (Bloom, Evaluation Review 1995) of a two-sided
-    test. Simulated at 80 %, two-sided `sign_flip_p` found such differences in 78 to 82 % of cases with 200 patients and
-    in 74 to 78 % with 40, but about pairs of 40 patients in 60 to 73 %, where `cluster_se` is too small.
+    test. How often `sign_flip_p` finds it is in docs/audit.md.
 
     Args:
         differences: Paired differences `[n]`. Their mean plays no part, only how they spread over patients.
@@ -180,8 +167,7 @@ def smallest_detectable_difference(
         level: Level of the test.
 
     Returns:
-        The difference, in the unit of `differences`; NaN where there is nothing to tell it from, because all answers
-        share their patients or no patient differs from another.
+        The difference, in the unit of `differences`; NaN where all answers share their patients or no patient differs.
 
     Raises:
         ValueError: As `cluster_interval`; power or level out of range.

@@ -74,8 +74,7 @@ def fit_probe(
 
     Args:
         features: `[N, D]`.
-        labels: `[N, F]` of 0 and 1, NaN where unknown. Findings that are known for the same recordings are fitted
-            together, in little more time than one.
+        labels: `[N, F]` of 0 and 1, NaN where unknown. Findings known for the same recordings are fitted together.
         patients: Patient of each recording, whose recordings are never parted between fit and choice.
         strengths: Penalties to choose from: the one with the least log loss on patients left out.
         folds: Parts into which patients are cut for that.

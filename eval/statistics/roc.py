@@ -21,10 +21,7 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
 
     Args:
         scores: One per answer `[n]`; infinite ones are allowed.
-        positive: Whether the finding is there `[n]`, bool (or 0 and 1).
-
-    Returns:
-        The area; NaN where one of the two classes is absent.
+        positive: Whether the finding is there `[n]`, bool (or 0 and 1). The area is NaN where one class is absent.
 
     Raises:
         ValueError: No scores, a score that is NaN, or a class that is neither.

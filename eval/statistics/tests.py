@@ -29,13 +29,7 @@ def sign_flip_p(
     would have to be flipped at once, mostly everybody, which tests nothing. What is flipped then is the sum of each
     patient's differences, so that an answer counts with both its patients' signs, and the flipped totals are scaled to
     the variance of the sandwich (as in `cluster_se`, but about 0, the mean under the null hypothesis). With one patient
-    per answer that scale is 1.
-
-    Simulated for differences of right and wrong in 1,000 answers about pairs of 200 patients, who have an effect of
-    their own under each condition with a standard deviation of 0, 0.5 and 1 on the log-odds, 4,000 times each: of
-    one-sided tests at 5 % this rejected 4.5, 5.2 and 4.9 % (for 100 answers and 20 patients 2.4, 2.8 and 3.0 %). The
-    product of the two patients' signs, which takes pairs to be independent, rejected 4.6, 11.9 and 18.1 %; the sign of
-    one of the two patients 4.4, 8.8 and 11.1 %; the sums without the scale 1.0, 2.0 and 3.1 %.
+    per answer that scale is 1. How often it rejects is in docs/audit.md.
 
     Args:
         differences: One per answer `[n]`.
