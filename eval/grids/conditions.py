@@ -30,8 +30,7 @@ from eval.grids.numbers import (
     gap,
     gap_table,
     mark,
-    sections_end,
-    seeds_text,
+    page,
 )
 from eval.grids.numbers import write as write_whole
 from eval.report.parts import markdown_table
@@ -159,36 +158,13 @@ def summary(numbers: Numbers) -> str:
 def markdown(numbers: Numbers) -> str:
     """`grid.md`."""
     published = PUBLISHED.get(numbers.get("published", ""))
-    parts = [
-        "# What a model is trained on, and what it is asked with",
-        f"Models trained on {', '.join(TRAINED[train] for train in numbers['train_conditions'])}, each with "
-        f"{seeds_text(numbers)}; every model is asked "
-        f"{numbers['questions']:,} held-out questions about {numbers['patients']:,} patients of {numbers['dataset']} "
-        "with each input. Within a seed all trainings see the same questions in the same order, for as many steps, "
-        "with the same LoRA; only the ECGs differ.",
-        *([DEV] if numbers.get("dev") else []),
-        "## Right answers, per cent",
-        table(numbers),
-        f"Mean over seeds, then the lowest and the highest. Most common answer to each question, without any ECG or "
-        f"model: {100 * numbers['majority_by_question']:.1f}. † {SHIFT[0].upper()}{SHIFT[1:]}. Least so where "
-        "another patient's ECG is given: it is an ECG like any other.",
-        "![Right answers](grid.png)",
-        "## Does it read the ECG?",
-        gaps(numbers),
-        f"Points, with the 95 % interval over patients ({numbers['draws']:,} draws) of that one training. "
-        "Models that were not trained on real ECGs never saw one that told its answer: theirs should hold zero. Seeds "
-        "are another axis than patients and are not pooled with them.",
-        "## The same answers by ECG-Bench's rule, per cent",
-        table(numbers, "upstream_accuracy"),
-        "Exact, case-sensitive text; empty answers are left out, so that a model which says nothing looks better. "
-        "Several terms are joined by spaces there and by commas here, so such answers count as wrong. For comparison "
-        "with numbers published by that rule, and for nothing else.",
-    ]
-    if published:
-        parts += [
-            "## Published",
-            f"{published.source}: accuracy, per cent.",
-            published_table(published),
-            published.caveat,
-        ]
-    return "\n\n".join([*parts, *sections_end(numbers, "grid")]) + "\n"
+    return page(
+        "conditions",
+        numbers,
+        trained=", ".join(TRAINED[train] for train in numbers["train_conditions"]),
+        table=table(numbers),
+        gaps=gaps(numbers),
+        upstream_table=table(numbers, "upstream_accuracy"),
+        source=published,
+        published_table=published_table(published) if published else "",
+    )

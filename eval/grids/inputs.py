@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no window
@@ -38,8 +37,7 @@ from eval.grids.numbers import (
     compared,
     gap,
     gap_table,
-    sections_end,
-    seeds_text,
+    page,
 )
 from eval.grids.numbers import write as write_whole
 from eval.report.parts import markdown_table
@@ -54,9 +52,7 @@ class Cost:
     """What an input costs.
 
     Attributes:
-        tokens: Tokens of an ECG, as the language model sees them: mean over recordings.
-        fewest: The least of any recording.
-        most: The most of any recording.
+        tokens: Tokens of an ECG, as the language model sees them: mean over recordings, of which one has `fewest`.
         trained: Parameters that are trained: LoRA, projector, and the encoder where it is.
         seconds: Median time of a training step of the sft stage, by seed (s); None where no step was timed.
         measured_on: Device and threads these were measured on.
@@ -71,13 +67,7 @@ class Cost:
 
 
 def cost_of(folders: Mapping[int, Path], source: EcgSource, records: Iterable[str]) -> Cost:
-    """What an input costs.
-
-    Args:
-        folders: By seed, the saved models that have it, with their checkpoints.
-        source: The recordings.
-        records: Whose tokens are counted.
-    """
+    """What an input costs, from the saved models that have it (by seed), with their checkpoints."""
     tokens = tokens_of(next(iter(folders.values())), source, records)
     times = {str(seed): _step_times(folder) for seed, folder in folders.items()}
     return Cost(
@@ -109,14 +99,7 @@ def trained_in(folder: Path) -> int:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
-class StepTime(TypedDict):
-    """Entry of a training log."""
-
-    seconds_per_step: float
-    measured_on: str
-
-
-def _step_times(folder: Path) -> list[StepTime]:
+def _step_times(folder: Path) -> list[Numbers]:
     """Times in the log of the sft stage."""
     checkpoint = newest_whole_checkpoint(folder / "checkpoints" / "sft")
     if checkpoint is None:
@@ -198,36 +181,9 @@ def summary(numbers: Numbers) -> str:
 
 def markdown(numbers: Numbers) -> str:
     """`inputs.md`."""
-    settings = numbers["settings"]
-    of_rows = {name: json.dumps(changes, ensure_ascii=False) for name, changes in settings["inputs"].items()}
-    parts = [
-        "# How an ECG reaches the language model",
-        f"{len(of_rows)} inputs, {seeds_text(numbers)}; every model is "
-        f"asked {numbers['questions']:,} held-out questions about {numbers['patients']:,} patients of "
-        f"{numbers['dataset']} with each kind of ECG. All are trained on real ECGs, within a seed on the same "
-        f"questions for {settings['max_steps']:,} steps of {settings['batch_size']} rows with at most "
-        f"{settings['questions_per_row']} questions about an ECG each, with the same LoRA (rank "
-        f"{settings['lora_r']}) and learning rate; only the input differs.",
-        *([DEV] if numbers.get("dev") else []),
-        "## Right answers in per cent, and costs",
-        table(numbers),
-        f"Right answers: mean over seeds, then the lowest and the highest. † {SHIFT[0].upper()}{SHIFT[1:]}. Least so "
-        "where another patient's ECG is given: it is an ECG like any other.",
-        f"Tokens of an ECG as the language model sees them: mean over the {numbers['records']:,} recordings that were "
-        "asked about, then the least and the most where these differ. Seconds of a training step of the sft stage, "
-        "with reading what is not cached and without writing checkpoints: median of each training, mean over seeds, "
-        f"then the least and the most, {_measured_on(numbers)}. A frozen encoder's output and ECG-Byte's words are "
-        "cached before training, so that these seconds hold none of their time.",
-        "![Right answers](inputs.png)",
-        "## Does it read the ECG?",
-        gaps(numbers),
-        f"Points, with the 95 % interval over patients ({numbers['draws']:,} draws) of that one training. Seeds are "
-        "another axis than patients and are not pooled with them.",
-        "## The inputs",
-        "\n".join(f"* {name}: `{changes}`" for name, changes in of_rows.items()),
-        *sections_end(numbers, "inputs"),
-    ]
-    return "\n\n".join(parts) + "\n"
+    rows = {name: json.dumps(changes, ensure_ascii=False) for name, changes in numbers["settings"]["inputs"].items()}
+    measured_on = _measured_on(numbers)
+    return page("inputs", numbers, rows=rows, table=table(numbers), gaps=gaps(numbers), measured_on=measured_on)
 
 
 def draw(numbers: Numbers, path: Path) -> None:

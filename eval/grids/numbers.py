@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.conversations.rows import QuestionSet
 from data.support.files import written_whole
@@ -58,15 +59,9 @@ class Gap(TypedDict):
 def compared(
     answers: Answers, trained: Sequence[str], questions: QuestionSet
 ) -> tuple[dict[tuple[str, int], dict[str, Lines]], Numbers]:
-    """Answers of models that were asked the same, and what they were asked. Controls are left out.
+    """Answers of models that were asked the same, by row and seed, then by condition and question, without controls.
 
-    Args:
-        answers: Scored answers of every model, under `INFER_CONDITIONS`.
-        trained: The rows of the table.
-        questions: What was asked; its training rows give the most common answers.
-
-    Returns:
-        By row and seed, then by condition and question, the answers; and the numbers that all models share.
+    Also the numbers that all models share. The training rows of `questions` give the most common answers.
 
     Raises:
         ValueError: A cell is missing or was asked other questions than the others; names the cell.
@@ -145,11 +140,7 @@ def gap(lines: Mapping[str, Lines], draws: int, seed: int) -> Gap:
 
 
 def write(out: Path, name: str, numbers: Numbers, draw: Callable[[Numbers, Path], None], markdown: str) -> list[Path]:
-    """Write numbers into a folder as `name.png`, `name.md` and `name.json`; each appears whole or not at all.
-
-    Returns:
-        Their paths.
-    """
+    """Write numbers into a folder as `name.png`, `name.md` and `name.json`; each appears whole or not at all."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "md", "json")]
     draw(numbers, paths[0])
     with written_whole(paths[1], "w") as file:
@@ -191,15 +182,12 @@ def _gap_text(gap: Gap) -> str:
     return f"{100 * gap['difference']:+.1f} ({limits})"
 
 
-def sections_end(numbers: Numbers, name: str) -> list[str]:
-    """The last paragraphs of a page: notes on the questions, and where all numbers are."""
-    parts = []
-    if numbers["notes"]:
-        parts += ["## Notes on the questions", "\n".join(f"* {note}" for note in numbers["notes"])]
-    return [*parts, f"`{name}.json` has the number of every seed. Research use only. Not a medical device."]
-
-
-def seeds_text(numbers: Numbers) -> str:
-    """The seeds in words."""
-    seeds = numbers["seeds"]
-    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+def page(name: str, numbers: Numbers, **words: object) -> str:
+    """The page of a grid: the template `name.md.jinja` of this folder, filled in."""
+    folder = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(
+        loader=folder, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
+    )
+    seeds = f"{'seeds' if len(numbers['seeds']) > 1 else 'seed'} {', '.join(map(str, numbers['seeds']))}"
+    shared = {"DEV": DEV, "SHIFT": SHIFT, "dev": False, **numbers, "seeds": seeds}
+    return templates.get_template(f"{name}.md.jinja").render(shared | words)

@@ -31,14 +31,7 @@ LEAST_STEPS = 10  # in an epoch: of few records smaller batches are made, or one
 
 
 class Inputs:
-    """What a feature extractor makes of recordings, made once for all epochs: in files, as it may not fit in memory.
-
-    Args:
-        extractor: The extractor.
-        source: Gives the recordings.
-        records: Which recordings.
-        folder: For the files; whoever makes it removes it.
-    """
+    """What an extractor makes of recordings, made once for all epochs: in files, as memory may not hold it."""
 
     def __init__(self, extractor: EcgFeatureExtractor, source: EcgSource, records: Sequence[str], folder: Path) -> None:
         self.place = {record: i for i, record in enumerate(dict.fromkeys(records))}
@@ -61,13 +54,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of a fine-tuning.
+    """Logits of the test records `[records, classes]` by the best epoch (from 1), which had this validation AUROC.
 
-    Attributes:
-        scores: Logits of the test records, `[records, classes]`.
-        epoch: The best one, from 1.
-        validation: Its macro AUROC on the validation split.
-        rates: Learning rate of each group of parameters, from the input to the head.
+    `rates` are the learning rates of the groups of parameters, from the input to the head.
     """
 
     scores: NDArray[np.float64]

@@ -16,16 +16,9 @@ Ratio = dict[str, float | None]  # value, low, high; None where there is none
 
 
 def ratio_interval(above: ArrayLike, below: ArrayLike, patients: Sequence[str], draws: int = 2000) -> Interval:
-    """Interval of `sum(above) / sum(below)`, resampling patients; 95 %.
+    """Interval of `sum(above) / sum(below)`, resampling patients; 95 %, NaN where all recordings are of one patient.
 
-    Args:
-        above: What each recording adds above the line `[n]`.
-        below: What it adds below it, 0 or more `[n]`.
-        patients: Patient of each recording.
-        draws: Number of resamples.
-
-    Returns:
-        The interval; NaN and NaN where all recordings are of one patient.
+    `above` and `below` are what each recording adds above and below the line `[n]`, the latter 0 or more.
 
     Raises:
         ValueError: No recordings, or numbers that are not finite.
@@ -52,15 +45,7 @@ def with_intervals(
 
 
 class Measure:
-    """Measures a model on held-out recordings and keeps the last numbers.
-
-    Args:
-        measurement: Gives sums above and below the line for every recording, and numbers that have no interval.
-        patients: Patient of each recording.
-
-    Attributes:
-        numbers: As `with_intervals` has them, and those without an interval.
-    """
+    """Measures a model on held-out recordings; `numbers` are the last ones, as `with_intervals` has them."""
 
     def __init__(self, measurement: Callable[[Any], Ratios], patients: Sequence[str]) -> None:
         self.measurement, self.patients = measurement, patients

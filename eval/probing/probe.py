@@ -94,9 +94,6 @@ def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path |
         cache: Folder in which vectors are kept.
         protocol: What is done.
 
-    Returns:
-        What JSON can hold; see `eval.probing.text`.
-
     Raises:
         ValueError: No class can be learned and tested, or no encoder was given; or as `eval.probing.tasks.drawn`.
     """

@@ -21,13 +21,7 @@ from eval.probing.vectors import vector_of
 
 
 class Group(NamedTuple):
-    """Parameters that learn at one rate.
-
-    Attributes:
-        name: `before`, `layer 0`, ..., `after`, `head`.
-        scale: Share of the whole rate.
-        parameters: By name.
-    """
+    """Parameters that learn at one rate: `before`, `layer 0`, ..., `after` or `head`, at a share of the whole rate."""
 
     name: str
     scale: float

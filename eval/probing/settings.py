@@ -41,13 +41,7 @@ class Recordings:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How an encoder is fine-tuned.
-
-    Attributes:
-        epochs: Passes over the training records.
-        batch_size: Records per step; fewer where an epoch would else have very few steps (`eval.probing.finetune`).
-        learning_rate: The whole rate, which the head has.
-        layer_decay: Rate of a layer as a share of the rate of the layer above; 1 for one rate.
+    """How an encoder is fine-tuned; `learning_rate` is the head's, `layer_decay` a layer's share of the rate above.
 
     Raises:
         ValueError: A value that cannot be.
@@ -73,15 +67,10 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is done with every encoder.
+    """What is done with every encoder: the linear probe, or with `finetune` the training of all of it.
 
-    Attributes:
-        percents: Shares of the training patients; each draw is the same for every encoder, and part of the next.
-        features: Which vector of an encoder's output is taken (`eval.probing.vectors`).
-        finetune: How the whole encoder is trained; None for the linear probe.
-        random_seeds: Encoders with random weights beside each.
-        draws: Resamples of test patients.
-        seed: Seed of all that is drawn.
+    Each draw of `percents` of the training patients is the same for every encoder, and part of the next. `random_seeds`
+    encoders with random weights stand beside each; `draws` are resamples of test patients.
 
     Raises:
         ValueError: A number is too small.

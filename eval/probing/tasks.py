@@ -57,9 +57,7 @@ class Task:
         corpus: `ptbxl`, `cpsc2018`, `csn` or `synthetic`.
         source: Gives the recordings.
         source_key: A name for these recordings, for caches.
-        classes: Names of the labels.
-        labels: Labels of each record.
-        patient_of: Patient of each record.
+        classes: Names of the labels; `labels` has those of each record.
         splits: Records of `train`, `valid` and `test`.
         notes: What was left out, in sentences.
 
@@ -141,8 +139,7 @@ def load_task(
         tables: Folder of the split tables of CPSC2018 and CSN.
         folds: Folds of PTB-XL that train, validate and test.
         rate: Which records of PTB-XL are read, 100 or 500 Hz. The other corpora have 500 Hz alone.
-        leave_out: Leave out, and count, recordings that the tables of CPSC2018 and CSN list and the folder lacks.
-            Without it they are an error. PTB-XL lists what is there.
+        leave_out: Leave out, and count, recordings that tables list and the folder lacks; else they are an error.
 
     Raises:
         ValueError: There is no such task, no record in a split, or a record missing; says what to do.
@@ -238,12 +235,8 @@ def _ptbxl(name: str, root: Path | str, folds: str, rate: int) -> Task:
 def simulated(patients: int = 2000, folds: str = PUBLISHED_FOLDS, cache: Path | str | None = None) -> Task:
     """The findings of simulated recordings, two of each patient, in folds by patient (`data.experiment.recordings`).
 
-    A finding is there where it is planted. It is absent where another one excludes it, and reports say so.
-
-    Args:
-        patients: Size of the cohort; patients of a smaller one are in a larger one too, in the same folds.
-        folds: As for `load_task`.
-        cache: Folder for the simulated recordings.
+    A finding is there where it is planted. It is absent where another one excludes it, and reports say so. Patients of
+    a smaller cohort are in a larger one too, in the same folds.
 
     Raises:
         ValueError: No patient in a split, or as `parse_folds`.

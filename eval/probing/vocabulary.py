@@ -38,8 +38,7 @@ class Measured:
         centred: The same with the mean row taken away.
         off_mean: Median distance of a row from their mean, in units of the words'.
         moved: Relative change of the last logits when what is read of these rows is exchanged, the median of pairs.
-        least: The least of the pairs.
-        most: The greatest.
+        least: The least of the pairs; `most` is the greatest.
     """
 
     raw: tuple[float, ...]
@@ -151,10 +150,8 @@ def relative_changes(
 ) -> list[float]:
     """How far the last logits of two readings are apart, in parts of the length of the first's.
 
-    Args:
-        language: A causal language model.
-        pairs: Two sequences of ids of one length each; they are read between the same words.
-        words: Ids below are words. Frame and logits are of them alone.
+    Each pair are two sequences of ids of one length, read between the same words. Ids below `words` are words; frame
+    and logits are of them alone.
     """
     generator = torch.Generator().manual_seed(1)
     before, behind = torch.randint(words, (2, FRAME), generator=generator)

@@ -90,12 +90,10 @@ def run(settings: ZeroShotSettings) -> Numbers:
 
 
 def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
-    """A MELP with its text side: a folder, hub id or training checkpoint.
+    """A MELP with its text side: a folder, hub id or training checkpoint (then with a tokenizer).
 
-    Args:
-        name: As `encoders.melp.files.load_pretraining` takes it, or the folder that recipes/pretrain_melp.py wrote,
-            which has it in `pretraining`.
-        tokenizer: For a checkpoint of upstream.
+    `name` is as `encoders.melp.files.load_pretraining` takes it, or the folder that recipes/pretrain_melp.py wrote,
+    which has it in `pretraining`.
 
     Raises:
         ValueError: It is an encoder without a text side, says what is needed instead; or as `load_pretraining`.
@@ -147,13 +145,7 @@ def cosines(
 ) -> Floats:
     """How like each text each recording is, `[records, texts]`.
 
-    Args:
-        loaded: The model.
-        source: Gives the recordings.
-        source_key: A name for them; recordings are encoded once and kept in `cache` (`eval.probing.vectors`).
-        records: Which recordings.
-        texts: Prompts.
-        cache: Folder for what recordings are encoded to.
+    Recordings are encoded once and kept in the folder `cache`, under the name `source_key` (`eval.probing.vectors`).
 
     Raises:
         ValueError: A text has no words, or a recording's vector is not finite; names it.
@@ -187,9 +179,6 @@ def measure(
         random: Models of random weights to set beside it (`random_like`).
         draws: Resamples of test patients.
         seed: Seed of the resamples.
-
-    Returns:
-        What JSON can hold; see `eval.probing.text`.
 
     Raises:
         ValueError: No class is there in some test records and not in others; or as `prompts_of` and `cosines`.
@@ -252,9 +241,8 @@ def score(
 ) -> Numbers:
     """How like each prompt each recording is; arguments and errors as `cosines`.
 
-    Returns:
-        What JSON can hold: per record its cosines and, of two or more prompts, the softmax over them at the model's
-        temperature: how it would divide the recording among them if exactly one of them were true.
+    Per record its cosines and, of two or more prompts, the softmax over them at the model's temperature: how it would
+    divide the recording among them if exactly one of them were true.
     """
     scores = cosines(loaded, source, source_key, records, prompts, cache)
     rows: list[Numbers] = [

@@ -35,15 +35,7 @@ Floats = NDArray[np.float64]
 def looped_words(
     signal: Floats, beats: Sequence[int], channels: Sequence[int], fs: int = 100, words: int = 256, length: int = 96
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
-    """Upstream's sentence, word by word.
-
-    Args:
-        signal: `[leads, samples]`.
-        beats: Samples at which the beats are.
-        channels: The number of each lead, from 1.
-        fs: Sampling rate, Hz.
-        words: Words of a sentence.
-        length: Samples of a word.
+    """Upstream's sentence of a signal `[leads, samples]`, word by word; `channels` numbers its leads, from 1.
 
     Returns:
         Words float32 `[words, length]`, the lead of each and its second, int32 `[words]` each.
@@ -98,13 +90,9 @@ def tokenizer_rows(records: int) -> tuple[list[Ecg], Rows]:
 
 
 def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time: Tensor) -> Tensor:
-    """What upstream's network computes, an operation at a time: CLS and words `[B, 257, 768]`.
+    """What upstream's network computes with these weights, an operation at a time: CLS and words `[B, 257, 768]`.
 
-    Args:
-        model: Whose weights.
-        words: `[B, 256, 96]`.
-        in_chan: Lead of each word `[B, 256]`.
-        in_time: Second of each word `[B, 256]`.
+    `words` are `[B, 256, 96]`, their leads and seconds `[B, 256]`.
     """
     net, heads = model.backbone, model.config.num_attention_heads
     layers: Any = net.transformer.layers

@@ -36,13 +36,7 @@ def weight_norm(model: MelpModel) -> tuple[Tensor, Tensor]:
 
 
 def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """What upstream's network computes, by the name of `MelpOutput`.
-
-    Args:
-        model: Whose weights.
-        norm: As `weight_norm`.
-        x: Recordings `[B, 12, L]`.
-    """
+    """What upstream's network computes of recordings `[B, 12, L]`, by the name of `MelpOutput`."""
     net: Any = model
     trunk = net.ecg_encoder
     length, direction = norm

@@ -41,14 +41,9 @@ STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained.
+    """What is trained: a copy of the model, on the same number of questions about each recording, one per row.
 
-    Attributes:
-        model: Its weights stay as they are: a copy is trained.
-        processor: Its processor.
-        source: Recordings, in memory.
-        rows: The same number of questions about each recording, one per row.
-        records_per_step: Recordings whose questions are an optimizer step.
+    Questions about `records_per_step` recordings are an optimizer step.
     """
 
     model: ElmForConditionalGeneration
