@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.conversations.rows import QuestionSet
 from data.support.files import written_whole
 from eval.report.parts import markdown_table
+from eval.report.templates import filled_in
 from eval.scoring.answers import answer_set, majority_by_question
 from eval.statistics import paired_interval, rounded
 
@@ -184,10 +184,6 @@ def _gap_text(gap: Gap) -> str:
 
 def page(name: str, numbers: Numbers, **words: object) -> str:
     """The page of a grid: the template `name.md.jinja` of this folder, filled in."""
-    folder = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(
-        loader=folder, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, autoescape=False
-    )
     seeds = f"{'seeds' if len(numbers['seeds']) > 1 else 'seed'} {', '.join(map(str, numbers['seeds']))}"
     shared = {"DEV": DEV, "SHIFT": SHIFT, "dev": False, **numbers, "seeds": seeds}
-    return templates.get_template(f"{name}.md.jinja").render(shared | words)
+    return filled_in(Path(__file__).with_name(f"{name}.md.jinja"), shared | words)

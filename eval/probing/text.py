@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from data.support.files import written_whole
 from eval.probing.areas import Numbers
 from eval.report.parts import Table, auroc_span, markdown_table, signed_span
+from eval.report.templates import filled_in
 
-DISCLAIMER = "Research use only; not a medical device."
 SHOWN = 20  # records in a table of scores
 
 
@@ -35,12 +35,8 @@ def _by_reason(reason_of: Mapping[str, str]) -> dict[str, list[str]]:
     return names
 
 
-def _command(numbers: Numbers) -> list[str]:
-    return [f"```\n{numbers['command']}\n```"] if "command" in numbers else []
-
-
-def _items(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _page(name: str, numbers: Numbers, **words: object) -> str:
+    return filled_in(Path(__file__).with_name(f"{name}.md.jinja"), {"command": "", **numbers, **words})
 
 
 def _area(numbers: Numbers) -> str:
@@ -52,44 +48,22 @@ def _area(numbers: Numbers) -> str:
 
 def probe_text(numbers: Numbers) -> str:
     """The numbers of `eval.probing.probe.measure`."""
-    train, test, protocol = numbers["train_task"], numbers["test_task"], numbers["protocol"]
-    what = train["name"] if train == test else f"from {train['name']} to {test['name']}"
-    head = {
-        "linear probe": "Linear probe: the encoder is frozen, and a penalised logistic regression per class reads one "
-        f"vector per recording (`{protocol['features']}`), its strength chosen on the validation split.",
-        "fine-tuned": "The whole encoder is trained with a linear head on one vector per recording "
-        f"(`{protocol['features']}`), and the best epoch by validation taken.",
-    }[protocol["head"]]
-    about = (
-        f"{head} Macro AUROC on {test['splits']['test']['records']:,} test records of "
-        f"{test['splits']['test']['patients']:,} patients; intervals are 95 %, by patient. Random weights: the same "
-        f"architecture, {protocol['random_seeds']} seeds; the difference is to their mean, in the same resamples, and "
-        "its interval says nothing of how seeds vary."
-    )
-    parts = [f"# {protocol['head'].capitalize()}: {what}", *_command(numbers), about]
-    parts += [markdown_table([table.head, *table.rows], table.words) for table in probe_tables(numbers)]
-    left_out = [
-        f"{result['percent']:g} %: {'no class is left' if not result['classes'] else 'left out of the mean'}: "
-        f"{reasons(result['left_out'])}"
-        for result in numbers["results"]
-        if result["left_out"]
-    ]
-    if left_out:
-        parts += ["Classes that cannot be learned, or not be tested:", _items(left_out)]
+    train, test = numbers["train_task"], numbers["test_task"]
     splits = [(train, "train"), (train, "valid"), (test, "test")]
     rows = [[unit, *(f"{task['splits'][split][unit]:,}" for task, split in splits)] for unit in ("patients", "records")]
     rows += [
         [name, *(f"{task['splits'][split]['positives'][name]:,}" for task, split in splits)]
         for name in train["splits"]["train"]["positives"]
     ]
-    parts.append(markdown_table([["", *(f"{task['name']}, {split}" for task, split in splits)], *rows]))
-    encoders = [
-        f"**{name}**: {about['model_type']}, {about['parameters']:,} parameters, weights {about['weights']}; "
-        f"pretrained on: {about['pretrained_on'] or 'nothing stated'}."
-        for name, about in numbers["encoders"].items()
-    ]
-    parts += [_items(encoders), *([_items(numbers["notes"])] if numbers["notes"] else [])]
-    return "\n\n".join([*parts, DISCLAIMER]) + "\n"
+    head = ["", *(f"{task['name']}, {split}" for task, split in splits)]
+    return _page(
+        "probe",
+        numbers,
+        what=train["name"] if train == test else f"from {train['name']} to {test['name']}",
+        tables=[markdown_table([table.head, *table.rows], table.words) for table in probe_tables(numbers)],
+        left_out=[one | {"reasons": reasons(one["left_out"])} for one in numbers["results"] if one["left_out"]],
+        split_table=markdown_table([head, *rows]),
+    )
 
 
 def probe_tables(numbers: Numbers) -> list[Table]:
@@ -140,7 +114,7 @@ def _difference(numbers: Numbers) -> str:
 
 def zero_shot_text(numbers: Numbers) -> str:
     """The numbers of `eval.probing.zero_shot.measure`."""
-    task, classes, random = numbers["task"], numbers["classes"], numbers.get("random")
+    classes, random = numbers["classes"], numbers.get("random")
     inside = {name: one for name, one in classes.items() if "apart" not in one}
     rows = [["**macro mean**", "", "", _area(numbers), *([_area(random)] if random else [])]]
     for name, one in (inside | classes).items():
@@ -148,25 +122,17 @@ def zero_shot_text(numbers: Numbers) -> str:
         rows.append([label, one["prompt"], f"{one['positives']:,}", _area(one)])
         rows[-1] += [f"{one['random']:.3f}"] if random else []
     head = ["class", "prompt", "positives", "AUROC", *(["random weights"] if random else [])]
-    parts = [
-        f"# Zero-shot classification: {task['name']}",
-        *_command(numbers),
-        f"The score of a class is the cosine of the recording and of its prompt; nothing is fitted. AUROC on "
-        f"{task['records']:,} test records of {task['patients']:,} patients, its mean over {len(inside)} classes; "
-        f"intervals are 95 %, from {numbers['protocol']['draws']:,} resamples of patients.",
-        markdown_table([head, *rows], 2),
-    ]
-    if random:
-        difference, low_to_high = numbers["difference"], sorted(random["by_seed"])
-        parts.append(
-            f"The same architecture with random weights on both sides, mean of {len(low_to_high)} seeds "
-            f"({low_to_high[0]:.3f} to {low_to_high[-1]:.3f}): the model is above it by "
-            f"{signed_span(difference['value'], difference['interval'])}."
-        )
     apart = _by_reason({name: one["apart"] for name, one in classes.items() if "apart" in one})
-    notes = [f"Not in the mean: {', '.join(names)}. {why}" for why, names in apart.items()]
-    notes += [f"Left out: {name}, {why}." for name, why in numbers["left_out"].items()]
-    return _with_model(parts, [*notes, *numbers["notes"]], numbers["model"])
+    difference = numbers.get("difference", {})
+    return _page(
+        "zero_shot",
+        numbers,
+        inside=len(inside),
+        table=markdown_table([head, *rows], 2),
+        random=random,
+        span=signed_span(difference["value"], difference["interval"]) if random else "",
+        apart=apart,
+    )
 
 
 def score_text(numbers: Numbers) -> str:
@@ -176,22 +142,4 @@ def score_text(numbers: Numbers) -> str:
     several = len(prompts) > 1
     head = ["record", *prompts, *(f"{prompt}, softmax" for prompt in prompts if several)]
     table = [[row["record"], *(f"{x:.3f}" for x in (*row["cosines"], *row.get("softmax", ())))] for row in first]
-    about = f"Cosines of recordings and prompts; {len(first):,} of {len(rows):,} records, by the first prompt."
-    if len(first) < len(rows):
-        about += " All of them are in zero_shot.json."
-    if several:
-        about += (
-            f" The softmax is over these prompts, of the cosines times {numbers['scale']:.3g}, the model's own scale: "
-            "it takes exactly one of them to be true."
-        )
-    about += " A cosine is no probability: compare records by one prompt, not prompts by one record."
-    parts = ["# Zero-shot scores", *_command(numbers), about, markdown_table([head, *table])]
-    return _with_model(parts, numbers["notes"], numbers["model"])
-
-
-def _with_model(parts: Sequence[str], notes: Sequence[str], model: Numbers) -> str:
-    about = (
-        f"Weights {model['weights']}, {model['parameters']:,} parameters; the encoder was pretrained on: "
-        f"{model['pretrained_on'] or 'nothing stated'}."
-    )
-    return "\n\n".join([*parts, _items([*notes, about]), DISCLAIMER]) + "\n"
+    return _page("scores", numbers, shown=len(first), several=several, table=markdown_table([head, *table]))
