@@ -80,15 +80,15 @@ def compared(
     if unknown := sorted(first.keys() - rows.keys()):
         raise ValueError(f"question {unknown[0]!r} was asked, but {questions.name} has no such held-out question")
     majority = majority_by_question(questions.train)
-    asked = [rows[name] for name in first]
+    rows_asked = [rows[name] for name in first]
     return lines, {
         "dataset": questions.name,
         "notes": list(questions.notes),
         "infer_conditions": list(ASKED),
         "seeds": seeds,
-        "questions": len(asked),
-        "patients": len({patient for row in asked for patient in row["patient_ids"]}),
-        "majority_by_question": rounded(np.mean([majority(row) == answer_set(row["answer"]) for row in asked])),
+        "questions": len(rows_asked),
+        "patients": len({patient for row in rows_asked for patient in row["patient_ids"]}),
+        "majority_by_question": rounded(np.mean([majority(row) == answer_set(row["answer"]) for row in rows_asked])),
     }
 
 

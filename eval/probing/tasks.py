@@ -202,20 +202,20 @@ def _ptbxl(name: str, root: Path | str, folds: str, rate: int) -> Task:
     parts = parse_folds(folds)
     ptbxl = PtbXl(root, rate)
     if name == _STATEMENTS:
-        classes, known = ptbxl.code_names, ptbxl.codes()
+        classes, of_kind = ptbxl.code_names, ptbxl.codes()
     else:
         kind, classes = _PTBXL[name]
-        known = ptbxl.labels(kind)
+        of_kind = ptbxl.labels(kind)
     notes = []
     if len(ptbxl) < ptbxl.listed:
         notes.append(f"{len(ptbxl):,} of the {ptbxl.listed:,} records of PTB-XL's table are on disk.")
     if folds != PUBLISHED_FOLDS:
         notes.append(f"Folds {folds}, not {PUBLISHED_FOLDS}: numbers are not those of the published split.")
-    if unknown := sum(labels is None for labels in known.values()):
+    if unknown := sum(labels is None for labels in of_kind.values()):
         notes.append(f"{unknown:,} records of which no label is known were left out.")
-    if empty := sum(labels == () for labels in known.values()):
+    if empty := sum(labels == () for labels in of_kind.values()):
         notes.append(f"{empty:,} records without a label of this kind were left out, as in the benchmark.")
-    labels = {record: frozenset(names) for record, names in known.items() if names}
+    labels = {record: frozenset(names) for record, names in of_kind.items() if names}
     if strange := sorted(set().union(*labels.values()) - set(classes)):
         raise ValueError(f"{ptbxl.root}: labels {', '.join(strange)} are none of the classes of {name}")
     splits = {

@@ -122,7 +122,7 @@ def zero_shot_text(numbers: Numbers) -> str:
         rows.append([label, one["prompt"], f"{one['positives']:,}", _area(one)])
         rows[-1] += [f"{one['random']:.3f}"] if random else []
     head = ["class", "prompt", "positives", "AUROC", *(["random weights"] if random else [])]
-    apart = _by_reason({name: one["apart"] for name, one in classes.items() if "apart" in one})
+    outside = _by_reason({name: one["apart"] for name, one in classes.items() if "apart" in one})
     difference = numbers.get("difference", {})
     return _page(
         "zero_shot",
@@ -131,7 +131,7 @@ def zero_shot_text(numbers: Numbers) -> str:
         table=markdown_table([head, *rows], 2),
         random=random,
         span=signed_span(difference["value"], difference["interval"]) if random else "",
-        apart=apart,
+        outside=outside,
     )
 
 

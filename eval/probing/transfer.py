@@ -66,7 +66,7 @@ def transferred(train: Task, test: Task) -> tuple[Task, Task, list[str]]:
 
 
 def seen_corpora(pretrained_on: str, tasks: Sequence[Task]) -> list[str]:
-    """Of the tasks' corpora, those that `pretrained_on` names."""
+    """The tasks' corpora that `pretrained_on` names."""
     letters = "".join(letter for letter in pretrained_on.casefold() if letter.isalnum())
     corpora = dict.fromkeys(task.corpus for task in tasks)
     return [corpus for corpus in corpora if any(alias in letters for alias in _ALIASES[corpus])]

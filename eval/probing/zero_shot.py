@@ -44,7 +44,7 @@ NEEDED = (
 TEXTS = 64  # encoded at once
 
 # Findings of simulated recordings that are measured and kept out of the mean, by why.
-APART: Mapping[str, Sequence[str]] = {
+OUTSIDE: Mapping[str, Sequence[str]] = {
     "Voltage is a gain on the whole recording, which MELP does not see.": VOLTAGES[1:],
     "Noise is of the recording, not of the patient.": NOISES[1:],
 }
@@ -83,9 +83,9 @@ def run(settings: ZeroShotSettings) -> Numbers:
         records = task.splits["test"]
         return command | score(loaded, task.source, task.source_key, records, settings.prompt, settings.cache)
     random = [random_like(loaded, settings.seed + i) for i in range(1, settings.random_seeds + 1)]
-    apart = APART if is_simulated else None
+    outside = OUTSIDE if is_simulated else None
     return command | measure(
-        loaded, task, settings.cache, prompts=prompts, apart=apart, random=random, seed=settings.seed
+        loaded, task, settings.cache, prompts=prompts, outside=outside, random=random, seed=settings.seed
     )
 
 
@@ -163,7 +163,7 @@ def measure(
     cache: Path | str,
     *,
     prompts: Mapping[str, str] | None = None,
-    apart: Mapping[str, Sequence[str]] | None = None,
+    outside: Mapping[str, Sequence[str]] | None = None,
     random: Sequence[TextAndEcg] = (),
     draws: int = 2000,
     seed: int = 0,
@@ -175,7 +175,7 @@ def measure(
         task: Only its test records are looked at.
         cache: Folder for what recordings are encoded to.
         prompts: By class name; plain words without.
-        apart: Classes that are measured and kept out of the mean, by why.
+        outside: Classes that are measured and kept out of the mean, by why.
         random: Models of random weights to set beside it (`random_like`).
         draws: Resamples of test patients.
         seed: Seed of the resamples.
@@ -185,9 +185,9 @@ def measure(
     """
     records = task.splits["test"]
     counts, left_out = task.counts(records), task.unvaried(records, "test")
-    why_apart = {name: why for why, names in (apart or {}).items() for name in names}
+    why_outside = {name: why for why, names in (outside or {}).items() for name in names}
     classes = [name for name in task.classes if name not in left_out]
-    headline = [i for i, name in enumerate(classes) if name not in why_apart]
+    headline = [i for i, name in enumerate(classes) if name not in why_outside]
     if not headline:
         raise ValueError(f"{task.name}: no class is there in some test records and not in others")
     of_task = prompts_of(task, prompts)
@@ -220,7 +220,7 @@ def measure(
             name: {
                 "prompt": used[name],
                 "positives": counts[name],
-                **({"apart": why_apart[name]} if name in why_apart else {}),
+                **({"apart": why_outside[name]} if name in why_outside else {}),
                 **with_interval("auroc", areas.point[i], areas.resampled[i]),
                 **({"random": rounded(beside.point[i])} if beside else {}),
             }

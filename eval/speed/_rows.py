@@ -35,7 +35,7 @@ def report(title: str, items: Sequence[object], rows: Rows, repeats: int, record
         middle = statistics.median(times[name])
         ratio = ""
         if baseline:
-            ratios = (base / own for base, own in zip(times[baseline], times[name], strict=True))
+            ratios = (base / milliseconds for base, milliseconds in zip(times[baseline], times[name], strict=True))
             ratio = f"{spread(ratios):>10} of {baseline}"
         print(f"{name:<28}{middle:>12.3g}{1000 / middle:>12.3g}{ratio}")
 

@@ -121,7 +121,7 @@ def main(settings: EcgByte) -> None:
         (f"learn {LEARNED} merges, {len(signals)} x 12 x {SAMPLES}", "s", learning),
     ):
         ours, direct = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratio = spread(upstream / own for own, upstream in pairs)
+        ratio = spread(upstream / ours for ours, upstream in pairs)
         print(f"{name:<44}{ours:>9.3g} {unit:<2}{direct:>9.3g} {unit:<2}{ratio}")
 
 

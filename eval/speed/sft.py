@@ -171,5 +171,5 @@ def main(args: Training) -> None:
     print(f"{'':<28}{'questions/s':>12}{'baseline':>12}{'ratio':>9}")
     for name, pairs in rates.items():
         rate, baseline = (statistics.median(side) for side in zip(*pairs, strict=True))
-        print(f"{name:<28}{rate:>12.4g}{baseline:>12.4g}{spread(own / other for own, other in pairs)}")
+        print(f"{name:<28}{rate:>12.4g}{baseline:>12.4g}{spread(rate / other for rate, other in pairs)}")
     print("Baselines: no cache; no cache; the cache with one question per row.")

@@ -93,15 +93,15 @@ def fit_probe(
     path = np.sort(np.asarray(strengths, dtype=np.float64))[::-1]
     if validation is not None:
         return _fit_validated(features, labels, validation, path, max_width, seed)
-    known = ~np.isnan(labels)
+    present = ~np.isnan(labels)
     together: dict[bytes, list[int]] = defaultdict(list)
-    for finding, rows_known in enumerate(known.T):
-        together[rows_known.tobytes()].append(finding)
+    for finding, rows_present in enumerate(present.T):
+        together[rows_present.tobytes()].append(finding)
     of_patient = _folds(patients, folds, seed)
     weights = np.zeros((features.shape[1], labels.shape[1]))
     intercepts, chosen = np.zeros(labels.shape[1]), np.zeros(labels.shape[1])
     for findings in together.values():
-        rows = np.flatnonzero(known[:, findings[0]])
+        rows = np.flatnonzero(present[:, findings[0]])
         x, back, mean = _coordinates(features[rows], max_width, seed)
         y = labels[rows][:, findings]
         chosen[findings] = path[_least_loss(x, y, of_patient[rows], path, findings)]

@@ -37,7 +37,7 @@ from eval.probing.prompts import prompts_of, read_prompts
 from eval.probing.tasks import TASKS, Task, simulated
 from eval.probing.text import SHOWN, score_text, zero_shot_text
 from eval.probing.transfer import FINDINGS
-from eval.probing.zero_shot import APART, TextAndEcg, measure, score
+from eval.probing.zero_shot import OUTSIDE, TextAndEcg, measure, score
 from eval.statistics import auroc
 
 PROMPTS = Path(__file__).resolve().parents[2].parent / "shared/data/metadata/CKEPE_prompt.json"
@@ -183,7 +183,7 @@ def test_the_macro_mean_and_its_interval_are_over_classes_in_the_same_resamples(
     assert numbers["interval"][0] < numbers["auroc"] < numbers["interval"][1]
     width = {name: told[name]["interval"][1] - told[name]["interval"][0] for name in "ABC"}
     assert numbers["interval"][1] - numbers["interval"][0] < np.mean(list(width.values()))
-    apart = measure(known, task, tmp_path, prompts=prompts, apart={"Because.": ["C", "other"]}, **QUICK)
+    apart = measure(known, task, tmp_path, prompts=prompts, outside={"Because.": ["C", "other"]}, **QUICK)
     assert apart["classes"]["C"].pop("apart") == "Because." and apart["classes"] == told
     assert apart["auroc"] == pytest.approx((told["A"]["auroc"] + told["B"]["auroc"]) / 2, abs=2e-6)
     words = zero_shot_text({**apart, "classes": {**told, "C": {**told["C"], "apart": "Because."}}})
@@ -315,7 +315,7 @@ def test_simulated_findings_are_those_of_held_out_patients():
         there = {r for r, present in zip(cohort.records, cohort.present(name)) if present}
         assert there == {r for r in cohort.records if name in task.labels[r]}
     assert list(prompts_of(task)) == list(prompts_of(task).values()) == list(task.classes)
-    assert {name for names in APART.values() for name in names} == {*VOLTAGES[1:], *NOISES[1:]}
+    assert {name for names in OUTSIDE.values() for name in names} == {*VOLTAGES[1:], *NOISES[1:]}
     with pytest.raises(ValueError, match="synthetic: no record in the split 'valid'"):
         simulated(1)
 
