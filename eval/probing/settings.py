@@ -31,9 +31,10 @@ class Recordings:
     rate: int = option("which records of PTB-XL: those of 100 or of 500 Hz", default=500)
     leave_out_missing: bool = option("leave out records of the split tables that are not on disk", default=False)
 
-    def folder(self, corpus: str) -> Path | None:
-        """Folder of a corpus: `ptbxl`, `cpsc2018` or `csn`."""
-        return {"ptbxl": self.ptbxl, "cpsc2018": self.cpsc2018, "csn": self.csn}.get(corpus)
+    @property
+    def folders(self) -> dict[str, Path | None]:
+        """Folders by corpus."""
+        return {"ptbxl": self.ptbxl, "cpsc2018": self.cpsc2018, "csn": self.csn}
 
 
 # --- probe ------------------------------------------------------------------------------------------------------------
@@ -111,7 +112,9 @@ class _ProbeTask:
 class ProbeSettings(Recordings, _ProbeTask):
     """Settings of `eval.probe`."""
 
-    percent: tuple[float, ...] = option("of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P")
+    percent: tuple[float, ...] = option(
+        "per cent of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P"
+    )
     features: str = option(
         "paper (what the encoder's paper probes, else mean), mean, max, or a vector of its output",
         default="paper",

@@ -109,7 +109,7 @@ def task_of(recordings: Recordings, name: str) -> Task:
         ValueError: As `load_task`; or the folder of its corpus is not there.
     """
     corpus = name.partition("-")[0]
-    root = recordings.folder(corpus)
+    root = recordings.folders.get(corpus)
     if name in TASKS and root is None:
         raise ValueError(f"{name}: pass the folder of its recordings (--{corpus})")
     return load_task(
