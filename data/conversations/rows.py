@@ -217,7 +217,7 @@ def packed(rows: Sequence[Row], questions_per_row: int) -> list[Row]:
     """Pack rows about the same recordings, at most so many together, each where the first of its rows stood.
 
     What is packed are whole conversations, dialogues too: the first one's `messages`, those of the others in `others`.
-    Unlike the turns of a dialogue they do not follow each other: none of them can read another (`elm.model.prefix`).
+    Unlike the turns of a dialogue they do not follow each other: none of them can read another (`elm.model.attention`).
     The `id` names all; `question`, `answer` and the like are those of the first.
 
     Raises:

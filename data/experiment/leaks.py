@@ -10,8 +10,6 @@ alike as copies.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +19,7 @@ from data.conversations.rows import QuestionSet
 from data.corpora import registered
 from data.experiment.duplicates import VERSION, Duplicate, find_duplicates
 from data.experiment.folds import fold_order, folds_in_words
-from data.support.files import written_whole
+from data.support.cache import cache_key, computed_once
 from data.synthetic import SyntheticCohort
 
 _NAMED = 5  # in a refusal
@@ -155,11 +153,6 @@ def _duplicates_of(
     """The duplicates, from the cache if these recordings were compared before."""
     if cache is None:
         return find_duplicates(questions.source, train, test)
-    key_data = json.dumps([VERSION, questions.source_key, train, test]).encode()
-    file = Path(cache) / f"duplicates-{hashlib.sha256(key_data).hexdigest()[:16]}.json"
-    if file.exists():
-        return tuple(Duplicate(**pair) for pair in json.loads(file.read_text(encoding="utf-8")))
-    duplicates = find_duplicates(questions.source, train, test)
-    with written_whole(file, "w") as out:
-        json.dump([asdict(pair) for pair in duplicates], out, indent=1)
-    return duplicates
+    file = Path(cache) / f"duplicates-{cache_key(VERSION, questions.source_key, train, test)}.json"
+    pairs = computed_once(file, lambda: [asdict(pair) for pair in find_duplicates(questions.source, train, test)])
+    return tuple(Duplicate(**pair) for pair in pairs)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -39,17 +38,3 @@ def written_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def built_whole(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Have a folder filled under another name and take its own when it is whole; a build that was cut short goes.
-
-    Returns:
-        The folder.
-    """
-    begun = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(begun, ignore_errors=True)
-    begun.mkdir(parents=True)
-    build(begun)
-    begun.rename(folder)
-    return folder

@@ -15,11 +15,7 @@ Kind = Literal["model", "dataset"]
 
 
 def check_repo_id(name: str | None) -> str:
-    """The name itself.
-
-    Raises:
-        ValueError: It is not of the form OWNER/NAME.
-    """
+    """Returns the name; raises `ValueError` where it is not of the form OWNER/NAME."""
     part = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
     if name is None or not re.fullmatch(f"{part}/{part}", name) or len(name) > 96:
         raise ValueError(f"a repository on the hub is called OWNER/NAME, for example my-lab/ecg-model; got {name!r}")
@@ -44,8 +40,8 @@ def commit(
     Args:
         name: OWNER/NAME.
         files: Path in the repository to a file or its content.
-        kind: Of repository.
-        message: Of the commit.
+        kind: What the repository holds.
+        message: What the commit says.
         ours: Patterns of the paths that such a repository's earlier uploads may have made. Those that are not among
             `files` are deleted by the same commit; what somebody added by other names stays.
         private: Only the owner, or the members of an organization, may see it.
@@ -66,15 +62,15 @@ def commit(
     api = HfApi(token=token)
     try:
         try:
-            there = api.repo_info(name, repo_type=kind)
+            repository = api.repo_info(name, repo_type=kind)
         except RepositoryNotFoundError:
             api.create_repo(name, repo_type=kind, private=private or None)
-            there = api.repo_info(name, repo_type=kind)
-        if private and not there.private:
+            repository = api.repo_info(name, repo_type=kind)
+        if private and not repository.private:
             raise ValueError(f"{name} is there already and is public: make it private on the hub, or take another name")
-        before = set(api.list_repo_files(name, repo_type=kind, revision=there.sha))
+        before = set(api.list_repo_files(name, repo_type=kind, revision=repository.sha))
         gone = {path for path in before - files.keys() if any(fnmatch(path, pattern) for pattern in ours)}
-        done = api.create_commit(
+        uploaded = api.create_commit(
             name,
             [
                 *(CommitOperationAdd(path, content) for path, content in files.items()),
@@ -82,13 +78,13 @@ def commit(
             ],
             commit_message=message,
             repo_type=kind,
-            parent_commit=there.sha,
+            parent_commit=repository.sha,
         )
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
             raise PermissionError(_refused(name, error)) from error
         raise
-    return str(done.commit_url)
+    return str(uploaded.commit_url)
 
 
 def _refused(name: str, error: HfHubHTTPError) -> str:

@@ -15,11 +15,12 @@ import pickletools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
 
+T = TypeVar("T")
 _LIMIT = 256 * 2**20  # bytes of a file
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = (
@@ -30,7 +31,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def load_builtins(path: Path | str) -> Any:
-    """What a pickle of plain values holds: dict, list, tuple, str, bytes, int, float, bool, None.
+    """The content of a pickle of plain values: dict, list, tuple, str, bytes, int, float, bool, None.
 
     Raises:
         ValueError: It holds anything else, is no pickle or a damaged one, or has more than 256 MB; the file is named.
@@ -71,7 +72,7 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _load(path: Path, content: bytes, names: Mapping[str, Callable[..., Any]]) -> Any:
+def _load(path: Path, content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
     try:
         return _run(content, names)
     # IndexError, KeyError: instructions that take what was never put; OverflowError: a size beyond all
@@ -79,24 +80,23 @@ def _load(path: Path, content: bytes, names: Mapping[str, Callable[..., Any]]) -
         raise ValueError(f"{path}: not a pickle of plain values: {error}") from error
 
 
-def _run(content: bytes, names: Mapping[str, Callable[..., Any]]) -> Any:
+def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
     """Carry out a pickle's instructions.
 
     Args:
         content: The pickle.
         names: By "module name", what it may name; called with the arguments that it gives.
     """
-    stack: list[Any] = []
+    stack: list[object] = []
     marks: list[int] = []  # heights of the stack
-    memo: dict[int, Any] = {}
+    memo: dict[object, object] = {}
 
-    def since_mark() -> list[Any]:
+    def since_mark() -> list[object]:
         at = marks.pop()
-        taken = stack[at:]
+        items = stack[at:]
         del stack[at:]
-        return taken
+        return items
 
-    argument: Any
     for opcode, argument, _ in pickletools.genops(content):
         name = opcode.name
         if name in _VALUES:
@@ -127,19 +127,19 @@ def _run(content: bytes, names: Mapping[str, Callable[..., Any]]) -> Any:
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            kept = memo[argument]
-            stack.append(kept.made if isinstance(kept, _Array) else kept)
+            value = memo[argument]
+            stack.append(value.array if isinstance(value, _Array) else value)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            wanted = argument if name == "GLOBAL" else f"{stack.pop(-2)} {stack.pop()}"
-            if wanted not in names:
-                raise ValueError(f"it names {wanted.replace(' ', '.')!r}, and nothing that a file names is looked for")
-            stack.append(_Named(names[wanted]))
+            path = str(argument) if name == "GLOBAL" else f"{stack.pop(-2)} {stack.pop()}"
+            if path not in names:
+                raise ValueError(f"it names {path.replace(' ', '.')!r}, and nothing that a file names is looked for")
+            stack.append(_Named(names[path]))
         elif name == "REDUCE":
             arguments = _of(tuple, stack.pop())
             stack.append(_of(_Named, stack.pop()).stands_for(*arguments))
         elif name == "BUILD":
             state = stack.pop()
-            stack.append(_of(_Dtype | _Array, stack.pop()).filled(state))
+            stack.append(_of(_Unfilled, stack.pop()).filled(state))
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
@@ -147,13 +147,13 @@ def _run(content: bytes, names: Mapping[str, Callable[..., Any]]) -> Any:
     raise ValueError("it does not end")
 
 
-def _height(stack: list[Any], below: int) -> int:
+def _height(stack: list[object], below: int) -> int:
     if below > len(stack):
         raise IndexError("a tuple of more than there is")
     return len(stack) - below
 
 
-def _of(kind: Any, value: Any) -> Any:
+def _of(kind: type[T], value: object) -> T:
     if not isinstance(value, kind):
         raise ValueError(f"an instruction for another type than {type(value).__name__}")
     return value
@@ -163,54 +163,63 @@ def _of(kind: Any, value: Any) -> Any:
 
 
 class _Named:
-    """What a file has named; it can be called by REDUCE, and nothing else can."""
+    """A name in a file; it can be called by REDUCE, and nothing else can."""
 
-    def __init__(self, stands_for: Callable[..., Any]) -> None:
+    def __init__(self, stands_for: Callable[..., object]) -> None:
         self.stands_for = stands_for
 
 
-class _Dtype:
+class _Unfilled:
+    """An object whose state comes later, by BUILD."""
+
+    def filled(self, state: object) -> object:
+        raise NotImplementedError
+
+
+class _Dtype(_Unfilled):
     """`numpy.dtype(code, align, copy)`; its state says the order of the bytes."""
 
-    def __init__(self, code: Any, *_: Any) -> None:
+    def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or not re.fullmatch("O8|b1|[iu][1248]|f[248]", code):
             raise ValueError(f"an array of {code!r}")
         self.dtype = np.dtype(code)
 
-    def filled(self, state: Any) -> _Dtype:
+    def filled(self, state: object) -> _Dtype:
         _, order, *_ = _of(tuple, state)
         self.dtype = self.dtype.newbyteorder(order)
         return self
 
 
-class _Array:
+class _Array(_Unfilled):
     """`_reconstruct(numpy.ndarray, (0,), b"b")`: the array is made when its state comes, which holds all of it."""
 
-    def __init__(self, *_: Any) -> None:
-        self.made: Any = None
+    def __init__(self, *_: object) -> None:
+        self.array: object = None
 
-    def filled(self, state: Any) -> Any:
+    def filled(self, state: object) -> object:
         _, shape, kind, fortran, data = _of(tuple, state)
         dtype = _of(_Dtype, kind).dtype
         if dtype.hasobject:  # the dictionary itself
             if shape != () or len(_of(list, data)) != 1:
                 raise ValueError("an array of objects")
-            self.made = data[0]
+            self.array = data[0]
         else:
             if math.prod(_of(tuple, shape)) * dtype.itemsize != len(_of(bytes, data)):
                 raise ValueError(f"an array {shape} of {dtype} in {len(data)} bytes")
-            self.made = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
-        return self.made
+            self.array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
+        return self.array
 
 
-def _scalar(kind: Any, data: Any) -> Any:
+def _scalar(kind: object, data: object) -> object:
     dtype = _of(_Dtype, kind).dtype
-    if dtype.hasobject or len(_of(bytes, data)) != dtype.itemsize:
-        raise ValueError(f"a number of the type {dtype} in {len(data)} bytes")
-    return np.frombuffer(data, dtype)[0]
+    content = _of(bytes, data)
+    if dtype.hasobject or len(content) != dtype.itemsize:
+        raise ValueError(f"a number of the type {dtype} in {len(content)} bytes")
+    number: object = np.frombuffer(content, dtype)[0]
+    return number
 
 
-_NUMPY: Mapping[str, Callable[..., Any]] = {
+_NUMPY: Mapping[str, Callable[..., object]] = {
     "numpy ndarray": _Array,  # only ever an argument of _reconstruct
     "numpy dtype": _Dtype,
     # numpy 2 renamed the module

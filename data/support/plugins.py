@@ -22,23 +22,20 @@ OURS = "ecg-elm"
 
 def providers(group: str) -> dict[str, list[EntryPoint]]:
     """The entry points of a group, by name. A sound installation has one of each name."""
-    found: defaultdict[str, list[EntryPoint]] = defaultdict(list)
+    entries: defaultdict[str, list[EntryPoint]] = defaultdict(list)
     for entry in entry_points(group=group):
-        found[entry.name].append(entry)
-    return dict(found)
+        entries[entry.name].append(entry)
+    return dict(entries)
 
 
 def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours: bool) -> None:
-    """Refuse a name that two packages give to something.
+    """Raises `ValueError`, with all their names, where several packages provide something of the same name.
 
     Args:
-        what: What the name is of, as error messages call it.
+        what: Kind of thing, as error messages call it.
         name: The name.
         entries: The entry points of that name.
         ours: Whether this package, too, has something of that name.
-
-    Raises:
-        ValueError: Several packages provide it; names them all.
     """
     packages = [OURS] * ours + [_provider(entry) for entry in entries]
     if len(packages) > 1:

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.corpus import Corpus
 from data.ecg import LEADS, Ecg
-from data.support.files import written_whole
+from data.support.cache import written_once
 from data.synthetic import parameters, waves
 from data.synthetic.parameters import VALUES, Array, Parameters
 
@@ -152,9 +152,7 @@ class SyntheticCohort(Corpus):
                 self._signals = self._simulate_all()
             else:
                 path = self._cache / f"{self.key}.npy"
-                if not path.exists():
-                    with written_whole(path) as file:
-                        np.save(file, self._simulate_all())
+                written_once(path, lambda file: np.save(file, self._simulate_all()))
                 self._signals = np.load(path, mmap_mode="r")
         return self._signals
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from data.ecg import EcgSource
 from data.experiment import conditions
 from data.experiment.conditions import Altered
 from data.measure import Measurements, measure_many
-from data.support.files import written_whole
+from data.support.cache import Shards
 
 SHARD = 512  # recordings in a file: what an interrupted run measures again at most
 
@@ -28,28 +27,25 @@ class MeasuredStore:
 
     Args:
         source: Where recordings come from.
-        source_name: Tells sources apart that use the same record ids.
-        root: Folder of all caches; this one takes a folder of its own in it.
+        source_name: Tells sources with the same record ids from each other.
+        root: Folder of all caches; this one takes a folder in it.
     """
 
     def __init__(self, source: EcgSource, source_name: str, root: Path | str) -> None:
         measure.require_neurokit()
         self.source = Altered(source)
         # What an earlier version made of a recording is another recording.
-        key = json.dumps([source_name, measure.version(), conditions.VERSION])
-        self.folder = Path(root) / f"measured-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        self._found: dict[str, str] = {}  # as JSON: a tenth of the memory
-        self._read: set[str] = set()
+        key = [source_name, measure.version(), conditions.VERSION]
+        self._shards = Shards(root, "measured", key, ".json")
+        self.folder = self._shards.folder
+        self._measured: dict[str, str] = {}  # as JSON: a tenth of the memory
         self._refresh()
 
     def __contains__(self, record_id: str) -> bool:
-        return record_id in self._found
+        return record_id in self._measured
 
     def _refresh(self) -> None:
-        for path in sorted(self.folder.glob("*.json")):
-            if path.name not in self._read:
-                self._found.update(json.loads(path.read_text()))
-                self._read.add(path.name)
+        self._shards.refresh(lambda path: self._measured.update(json.loads(path.read_text())))
 
     def fill(self, records: Iterable[str], jobs: int | None = None) -> MeasuredStore:
         """Measure what is missing, on as many cores as there are, with a progress bar."""
@@ -60,25 +56,17 @@ class MeasuredStore:
         if not missing:
             return self
         measured = measure_many(self.source, missing, jobs)
-        shard: dict[str, str] = {}
-        for record in tqdm(missing, desc="Measuring ECGs", unit="ECG", disable=len(missing) < SHARD):
-            shard[record] = json.dumps(asdict(next(measured)))
-            if len(shard) == SHARD:
-                self._write(shard)
-                shard = {}
-        self._write(shard)
+        with tqdm(total=len(missing), desc="Measuring ECGs", unit="ECG", disable=len(missing) < SHARD) as progress:
+            for start in range(0, len(missing), SHARD):
+                shard: dict[str, str] = {}
+                for record in missing[start : start + SHARD]:
+                    shard[record] = json.dumps(asdict(next(measured)))
+                    progress.update()
+                self._shards.write(list(shard), json.dumps(shard).encode())
+                self._refresh()
         return self
-
-    def _write(self, shard: dict[str, str]) -> None:
-        if not shard:
-            return
-        name = f"{hashlib.sha256(json.dumps(list(shard)).encode()).hexdigest()[:16]}.json"
-        with written_whole(self.folder / name, "w") as file:
-            json.dump(shard, file)
-        self._found.update(shard)
-        self._read.add(name)
 
     def get(self, records: Sequence[str]) -> list[Measurements]:
         """Measurements of these recordings; measures those it does not hold."""
         self.fill(records)
-        return [Measurements(**json.loads(self._found[record])) for record in records]
+        return [Measurements(**json.loads(self._measured[record])) for record in records]

@@ -7,64 +7,28 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from typing import Any, cast
 
-import numpy as np
 import torch
-from jinja2 import TemplateError
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from data.conversations.rows import Message, Part, assistant, user
 from data.ecg import Ecg
 from data.measure import AMPLITUDES, Measurements, as_text, measure
-from elm.model.configuration import tokens_per_ecg
-from elm.model.prefix import join
-
-Span = tuple[int, int]
-MARK = (
-    "<|ecg:"  # how the name of every ECG token begins, where these are words of a vocabulary (`elm.model.vocabulary`)
-)
-
-
-def token_name(number: int) -> str:
-    """What a tokenizer calls the ECG token at this place of its table's `llm_order`."""
-    return f"{MARK}{number}|>"
+from elm.inputs.packing import join, pad
+from elm.model.configuration import MARK, token_name, tokens_per_ecg
+from elm.model.templates import Span, locate
 
 
 def _ecg_parts(messages: Sequence[Message]) -> int:
     return sum(part["type"] == "ecg" for m in messages if not isinstance(m["content"], str) for part in m["content"])
 
 
-def locate(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None,
-    messages: Sequence[dict[str, str]],
-    add_generation_prompt: bool = False,
-) -> tuple[str, list[Span]]:
-    """A conversation as a chat template renders it, and the spans of characters the assistant says, end token included.
-
-    Raises:
-        ValueError: The template refuses the conversation, or rewrites earlier turns, so that no span can be told.
-    """
-
-    def rendered(turns: Sequence[dict[str, str]], prompt: bool) -> str:
-        text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=prompt, chat_template=template
-        )
-        return text
-
-    try:
-        whole = rendered(messages, add_generation_prompt)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, upto = rendered(messages[:i], True), rendered(messages[: i + 1], False)
-        if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
-            raise ValueError("the chat template rewrites earlier turns: the assistant's words cannot be located")
-        spans.append((len(before), len(upto.rstrip())))
-    return whole, spans
+def _as_batch(
+    messages: Sequence[Message] | Sequence[Sequence[Message]], ecgs: Sequence[Ecg] | Sequence[Sequence[Ecg]] | None
+) -> tuple[Sequence[Sequence[Message]], Sequence[Sequence[Ecg]] | None]:
+    """One conversation and its ECGs, or a batch of both, as a batch."""
+    if messages and isinstance(messages[0], dict):
+        return [cast("Sequence[Message]", messages)], None if ecgs is None else [cast("Sequence[Ecg]", ecgs)]
+    return cast("Sequence[Sequence[Message]]", messages), cast("Sequence[Sequence[Ecg]] | None", ecgs)
 
 
 def _marks_of_turns(tokenizer: PreTrainedTokenizerBase, template: str | None) -> set[str]:
@@ -128,8 +92,8 @@ class ElmProcessor(ProcessorMixin):
         return self._special.sub(r"\1 ", text)
 
     def lines(self, measured: Sequence[Measurements]) -> list[str]:
-        """The lines that stand behind ECGs in which this was measured."""
-        return [as_text(one, self.measured_amplitudes) for one in measured]
+        """The lines that stand behind the tokens of ECGs with these measurements."""
+        return [as_text(values, self.measured_amplitudes) for values in measured]
 
     def render(
         self,
@@ -148,15 +112,15 @@ class ElmProcessor(ProcessorMixin):
 
         Raises:
             ValueError: The number of ECGs differs from the number of ECG parts, or the chat template refuses the
-                conversation or rewrites earlier turns, so that no span can be told.
+                conversation or rewrites earlier turns, so that no span can be located.
         """
         parts = _ecg_parts(messages)
         if parts != len(counts):
             raise ValueError(f"the conversation has {parts} ECG placeholders but {len(counts)} ECGs are given")
         self._check_lines(lines, parts)
-        left = iter([(count, lines[i] if self.measured else "") for i, count in enumerate(counts)])
-        flat = [{"role": m["role"], "content": self._content(m["content"], left)} for m in messages]
-        return locate(self.tokenizer, self.chat_template, flat, add_generation_prompt)
+        ecgs = iter([(count, lines[i] if self.measured else "") for i, count in enumerate(counts)])
+        texts = [{"role": m["role"], "content": self._content(m["content"], ecgs)} for m in messages]
+        return locate(self.tokenizer, self.chat_template, texts, add_generation_prompt)
 
     def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
         if len(lines) != (ecgs if self.measured else 0):
@@ -198,9 +162,9 @@ class ElmProcessor(ProcessorMixin):
             ecgs: The recordings of the conversation in order of appearance, or a list of such lists.
             ecg_mask: In place of `ecgs` when the encoder's output is cached: bool `[ECGs, T]` over the whole batch.
             measured: What was measured in each ECG of the batch (`lines`), for a processor that is `measured`. Needed
-                with `ecg_mask`; the given `ecgs` are measured where it is not given.
-            others: Of each conversation, more conversations about the same ECGs, to be put in its row behind what
-                all of them begin with (`elm.model.prefix`).
+                with `ecg_mask`; without it `ecgs` are measured.
+            others: For each conversation, more conversations about the same ECGs, to be put in its row behind what
+                all of them begin with (`elm.inputs.packing`).
             add_generation_prompt: Ask for an answer.
             return_labels: Add `labels`: the assistant's words and end tokens, -100 elsewhere.
             padding_side: `"right"` for training, `"left"` for generation.
@@ -220,45 +184,55 @@ class ElmProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors must be 'pt', got {return_tensors!r}")
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
-        if messages and isinstance(messages[0], dict):
-            messages, ecgs = cast("Any", [messages]), None if ecgs is None else cast("Any", [ecgs])
-        conversations = cast("Sequence[Sequence[Message]]", messages)
-        groups = cast("Sequence[Sequence[Ecg]] | None", ecgs)
-        if groups is not None and len(groups) != len(conversations):
-            raise ValueError(f"{len(conversations)} conversations are given but the ECGs of {len(groups)}")
-        if others and len(others) != len(conversations):
-            raise ValueError(f"{len(conversations)} conversations are given but the others of {len(others)}")
-        batch = BatchFeature()
-        if ecg_mask is not None:
-            counts = tokens_per_ecg(ecg_mask, self.pool)
-        else:
-            flat = [ecg for group in groups or () for ecg in group]
-            if flat:
-                batch.update(self.feature_extractor(flat, return_tensors="pt"))
-            counts = tokens_per_ecg(batch["token_mask"], self.pool) if flat else []
+        conversations, groups = _as_batch(messages, ecgs)
+        for name, values in (("ECGs", groups), ("others", others or None)):
+            if values is not None and len(values) != len(conversations):
+                raise ValueError(f"{len(conversations)} conversations are given but the {name} of {len(values)}")
+        features: BatchFeature | dict[str, torch.Tensor] = {}
+        sizes = [_ecg_parts(conversation) for conversation in conversations]  # ECGs of each conversation
+        if ecg_mask is None:
+            recordings = [ecg for group in groups or () for ecg in group]
+            sizes = [len(group) for group in groups or ((),) * len(conversations)]
+            if recordings:
+                features = self.feature_extractor(recordings, return_tensors="pt")
             if self.measured and measured is None:
-                measured = self.lines([measure(ecg) for ecg in flat])
-        lines = measured or ()
-        self._check_lines(lines, len(counts))
-        rows, position = [], 0
-        for i, conversation in enumerate(conversations):
-            parts = _ecg_parts(conversation)
-            given = parts if ecg_mask is not None else len(groups[i]) if groups is not None else 0
-            if given != parts:
-                raise ValueError(f"conversation {i} has {parts} ECG placeholders but {given} ECGs are given")
-            here = slice(position, position + given)
-            row = [
-                self._encode(*self.render(c, counts[here], add_generation_prompt, lines[here]))
-                for c in (conversation, *(others[i] if others else ()))
-            ]
-            rows.append(join(row, self.ecg_token_id) if others else {"input_ids": row[0][0], "labels": row[0][1]})
-            position += given
-        if position != len(counts):
-            raise ValueError(f"the conversations have {position} ECG placeholders but {len(counts)} ECGs are given")
+                measured = self.lines([measure(ecg) for ecg in recordings])
+            ecg_mask = features.get("token_mask")
+        counts = [] if ecg_mask is None else tokens_per_ecg(ecg_mask, self.pool)
+        self._check_lines(measured or (), len(counts))
+        rows = self._rows(conversations, others, sizes, counts, measured or (), add_generation_prompt)
         if not return_labels:
             rows = [{name: row[name] for name in row if name != "labels"} for row in rows]
-        batch.update(self._pad(rows, padding_side))
-        return batch
+        tokenizer = self.tokenizer
+        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return BatchFeature({**features, **pad(rows, filler, padding_side)})
+
+    def _rows(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        others: Sequence[Sequence[Sequence[Message]]],
+        sizes: Sequence[int],
+        counts: Sequence[int],
+        lines: Sequence[str],
+        add_generation_prompt: bool,
+    ) -> list[dict[str, list[int]]]:
+        """Ids and labels of each conversation, with its `others` in the same row.
+
+        `sizes` are numbers of ECGs; `counts` and `lines` are tokens and measurements of each ECG of the batch.
+        """
+        rows, start = [], 0
+        for number, (conversation, size) in enumerate(zip(conversations, sizes, strict=True)):
+            if size != (parts := _ecg_parts(conversation)):
+                raise ValueError(f"conversation {number} has {parts} ECG placeholders but {size} ECGs are given")
+            place = slice(start, start := start + size)
+            row = [
+                self._encode(*self.render(one, counts[place], add_generation_prompt, lines[place]))
+                for one in (conversation, *(others[number] if others else ()))
+            ]
+            rows.append(join(row, self.ecg_token_id) if others else {"input_ids": row[0][0], "labels": row[0][1]})
+        if start != len(counts):
+            raise ValueError(f"the conversations have {start} ECG placeholders but {len(counts)} ECGs are given")
+        return rows
 
     def token_ids(
         self, messages: Sequence[Message], ecgs: Sequence[Ecg] = (), add_generation_prompt: bool = True
@@ -301,18 +275,5 @@ class ElmProcessor(ProcessorMixin):
         """
         cuts = [0, *(cut for span in spans for cut in span), len(text)]
         pieces = self.tokenizer([text[a:b] for a, b in zip(cuts, cuts[1:])], add_special_tokens=False)["input_ids"]
-        said = [[token if i % 2 else -100 for token in piece] for i, piece in enumerate(pieces)]
-        return list(chain(*pieces)), list(chain(*said))
-
-    def _pad(self, rows: list[dict[str, list[int]]], side: str) -> dict[str, torch.Tensor]:
-        width = max(len(row["input_ids"]) for row in rows)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        fillers = {"input_ids": pad, "labels": -100}
-        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
-        out = {name: np.full((len(rows), width), fillers.get(name, 0)) for name in rows[0]}
-        for r, row in enumerate(rows):
-            size = len(row["input_ids"])
-            here = slice(0, size) if side == "right" else slice(width - size, width)
-            for name, values in row.items():
-                out[name][r, here] = values
-        return {name: torch.from_numpy(value) for name, value in out.items()}
+        labels = [[token if i % 2 else -100 for token in piece] for i, piece in enumerate(pieces)]
+        return list(chain(*pieces)), list(chain(*labels))

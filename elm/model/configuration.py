@@ -16,6 +16,12 @@ from encoders.registry import config_class
 # In the config.json of an ECG-Byte model, which is a plain language model with a bigger vocabulary
 # (`elm.model.vocabulary`): the settings that make it one of ours.
 ECG_VOCABULARY = "ecg_vocabulary"
+MARK = "<|ecg:"  # how the names of an ECG's tokens begin, where these are words of a vocabulary
+
+
+def token_name(number: int) -> str:
+    """What a tokenizer calls the ECG token at this place of its table's `llm_order`."""
+    return f"{MARK}{number}|>"
 
 
 def pooled_mask(token_mask: torch.Tensor, pool: int) -> torch.Tensor:
@@ -54,7 +60,7 @@ class ElmConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig, "encoder_config": AutoConfig}
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    text_config: Any = None  # given as a configuration, a dict or nothing; a configuration from then on
+    text_config: Any = None  # takes a configuration, a dict or nothing; holds a configuration
     encoder_config: Any = None
     ecg_token_id: int = 0
     projector_type: str = "mlp"
@@ -92,19 +98,19 @@ class ElmConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # last: it hands the attention implementation on to the parts
 
     @classmethod
-    def of_saved(cls, told: Mapping[str, Any]) -> ElmConfig:
+    def of_saved(cls, saved: Mapping[str, Any]) -> ElmConfig:
         """The configuration in a saved model's config.json, which may be that of a plain language model.
 
         Raises:
             ValueError: It is a language model that knows no ECGs.
         """
-        if told.get("model_type") == cls.model_type:
-            config: ElmConfig = cls.from_dict(dict(told))
+        if saved.get("model_type") == cls.model_type:
+            config: ElmConfig = cls.from_dict(dict(saved))
             return config
-        if ECG_VOCABULARY not in told:
-            raise ValueError(f"config.json is that of a {told.get('model_type')!r}, which is no ECG-language model")
-        text = {name: value for name, value in told.items() if name != ECG_VOCABULARY}
-        return cls(text_config=text, projector_type="vocabulary", **told[ECG_VOCABULARY])
+        if ECG_VOCABULARY not in saved:
+            raise ValueError(f"config.json is that of a {saved.get('model_type')!r}, which is no ECG-language model")
+        text = {name: value for name, value in saved.items() if name != ECG_VOCABULARY}
+        return cls(text_config=text, projector_type="vocabulary", **saved[ECG_VOCABULARY])
 
     @classmethod
     def of_folder(cls, folder: Path | str) -> ElmConfig:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jinja2 import TemplateError
@@ -17,48 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
-from elm.inputs.processing import ElmProcessor, locate
+from elm.model.templates import CHATML, GEMMA, LLAMA_3, PLAIN, QWEN_3, SAME_DAY, locate
 
 logger = logging.getLogger(__name__)
-
-# --- chat templates ---------------------------------------------------------------------------------------------------
-
-# As the instruction-tuned models of the family know it, but for what is said below. Each renders a conversation so that
-# more turns only add to it, and an answer follows the very characters that ask for it.
-LLAMA_3 = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# Qwen 3's own takes the thoughts out of all turns but the last. Here every answer follows the empty thoughts by which
-# the model is told not to think.
-QWEN_3 = (
-    "{% set silent = '<|im_start|>assistant\n<think>\n\n</think>\n\n' %}{% for message in messages %}"
-    "{{ silent if message['role'] == 'assistant' else '<|im_start|>' + message['role'] + '\n' }}"
-    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ silent }}{% endif %}"
-)
-# Gemma has no system role. What is said in one stands in front of the first user's words, as in Gemma 3's own template;
-# Gemma 2's refuses it.
-GEMMA = (
-    "{{ bos_token }}{% set first = namespace(words='') %}{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{% set first.words = first.words + message['content'] | trim + '\n\n' %}"
-    "{% else %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' + first.words "
-    "+ message['content'] | trim + '<end_of_turn>\n' }}{% set first.words = '' %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-# For models that never saw a conversation. Headers end with their line: no lone space is left in front of an answer.
-PLAIN = (
-    "{{ bos_token }}{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] | trim }}"
-    "{{ eos_token + '\n' if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
-# Llama 3.2's own (and others) tell the model today's date: the same question would be another one tomorrow.
-SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -130,22 +90,22 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
     Raises:
         ValueError: There is none, and no end-of-text token to end an answer with.
     """
-    own = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    found = own
-    if own is None or not _can_be_learned_from(tokenizer, own):
+    published = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    template = published
+    if published is None or not _can_be_learned_from(tokenizer, published):
         vocabulary = tokenizer.get_vocab()
         has_marks = all(mark in vocabulary for mark in family.marks)
-        if own is None or (family.marks and has_marks):
-            found = family.template if has_marks else PLAIN
-            why = "it has none" if own is None else "its own refuses system prompts or rewrites earlier turns"
+        if published is None or (family.marks and has_marks):
+            template = family.template if has_marks else PLAIN
+            why = "it has none" if published is None else "its own refuses system prompts or rewrites earlier turns"
             logger.warning("%s: our chat template is used, since %s", tokenizer.name_or_path, why)
-    assert isinstance(found, str)
-    if found is PLAIN and tokenizer.eos_token is None:
+    assert isinstance(template, str)
+    if template is PLAIN and tokenizer.eos_token is None:
         raise ValueError(
             f"{tokenizer.name_or_path} has no chat template and no eos_token to end an answer with: use an "
             "instruction-tuned language model, or set the tokenizer's eos_token"
         )
-    return SAME_DAY + found if "strftime_now" in found and not found.startswith(SAME_DAY) else found
+    return SAME_DAY + template if "strftime_now" in template and not template.startswith(SAME_DAY) else template
 
 
 def ecg_token_of(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
@@ -182,19 +142,6 @@ def backbone_of(language: PreTrainedModel) -> PreTrainedModel:
     return backbone
 
 
-def attend_within_bounds(config: PreTrainedConfig, language: PreTrainedModel) -> None:
-    """Take a language model that bounds its attention's logits (Gemma 2) off `sdpa`, which leaves that out silently.
-
-    Args:
-        config: Our own configuration of it; masks are made by what it says.
-        language: Without its head.
-    """
-    if vars(config).get("attn_logit_softcapping") is not None and language.config._attn_implementation == "sdpa":
-        logger.warning("%s bounds its attention, which sdpa does not: eager is used", config.model_type)
-        language.set_attn_implementation("eager")
-        config._attn_implementation = "eager"
-
-
 def linear_layers(language: nn.Module) -> dict[str, nn.Module]:
     """Linear layers of a language model by name, `Conv1D` among them."""
     return {name: module for name, module in language.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
@@ -221,32 +168,30 @@ def lora_targets(language: PreTrainedModel, wanted: list[str] | str | None = Non
     return names
 
 
-def end_answers(language: PreTrainedModel, processor: ElmProcessor) -> None:
-    """Have generation stop at the token that ends an answer in the chat template, and pad with a token that is there.
+def end_answers(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end: int) -> None:
+    """Have generation stop at the token `end`, which ends an answer in the chat template, and pad with a token it has.
 
     A base model stops at the end of a text alone; trained on answers that end otherwise, it would go on for ever.
 
     Raises:
         ValueError: An answer ends with no token of its own.
     """
-    tokenizer, settings = processor.tokenizer, language.generation_config
-    end = processor.answer_ids("yes")[-1]
+    settings = language.generation_config
     if end not in {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}:
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} ends an answer with {tokenizer.decode([end])!r}, which is "
             "no special token: generation would not stop"
         )
-    known = settings.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     if end not in ends:
-        settings.eos_token_id = [*ends, end]
+        settings.eos_token_id = [*(token for token in ends if token is not None), end]
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
 
 
 @torch.no_grad()
-def refuse_other_logits(model: Any, language: PreTrainedModel) -> None:
-    """A `ValueError` for a language model whose logits ours are not: one that does more than backbone and head.
+def refuse_other_logits(model: PreTrainedModel, language: PreTrainedModel) -> None:
+    """Raises `ValueError` for a language model that does more than backbone and head: our logits would be others.
 
     Some scale logits, or mix something else in. Those of the table are known; others are asked for a few tokens.
     """
@@ -257,8 +202,8 @@ def refuse_other_logits(model: Any, language: PreTrainedModel) -> None:
     ids = torch.arange(1, 7, device=language.device).remainder(size)[None]
     ids[ids == model.config.ecg_token_id] = 0
     # Without a cache: some have caches of their own kind.
-    ours, theirs = model(input_ids=ids, use_cache=False).logits, language(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(theirs.float().std())):
+    logits, expected = (one(input_ids=ids, use_cache=False).logits.float() for one in (model, language))
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * float(expected.std())):
         raise ValueError(
             f"language models of type {kind!r} do something between their last hidden states and their logits that is "
             "not known here: use another one"

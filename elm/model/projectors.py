@@ -29,10 +29,10 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projected tokens `[B, T', H]` and which of them are kept, bool `[B, T']`."""
+        """Projected tokens `[B, T', H]` and which of them carry signal, bool `[B, T']`."""
         mask = mask.bool()
-        kept = pooled_mask(mask, self.pool)
-        missing = kept.shape[1] * self.pool - features.shape[1]
+        with_signal = pooled_mask(mask, self.pool)
+        missing = with_signal.shape[1] * self.pool - features.shape[1]
         # Filled, not multiplied by 0: what an encoder says of padding need not be finite.
         x = features.masked_fill(~mask[..., None], 0).to(next(self.layers.parameters()).dtype)
         x = nn.functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, self.pool))  # [B, T', pool, D]
@@ -41,7 +41,7 @@ class Projector(nn.Module):
         else:
             count = nn.functional.pad(mask, (0, missing)).unflatten(1, (-1, self.pool)).sum(-1, keepdim=True)
             x = x.sum(dim=2) / count.clamp(min=1)
-        return self.layers(self.norm(x)), kept
+        return self.layers(self.norm(x)), with_signal
 
 
 class Vocabulary(nn.Module):

@@ -13,20 +13,18 @@ is trained.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.conversations.rows import QuestionSet
 from data.ecg import LEADS
-from data.support.files import built_whole
-from elm.inputs.processing import token_name
-from elm.model.configuration import ECG_VOCABULARY, ElmConfig
+from data.support.cache import built_once, cache_key
+from elm.model.configuration import ECG_VOCABULARY, ElmConfig, token_name
 from elm.model.families import fit_vocabulary
+from elm.model.modeling import ElmForConditionalGeneration
 from encoders import save_encoder
 from encoders.ecg_byte import (
     EcgByteConfig,
@@ -37,9 +35,6 @@ from encoders.ecg_byte import (
     Quantizer,
 )
 from encoders.ecg_byte.quantizing import LEVELS
-
-if TYPE_CHECKING:
-    from elm.model.modeling import ElmForConditionalGeneration
 
 LEARNED_FROM = 2000  # recordings
 MERGES = 2000
@@ -83,25 +78,25 @@ def encoder(
         )
     records = list(dict.fromkeys(record for row in questions.train for record in row["ecgs"]))[:LEARNED_FROM]
     content = None if tokenizer is None else Path(tokenizer).read_text(encoding="utf-8")
-    made_from = [questions.source_key, records, content, max_tokens, merges, lead_tokens, settings]
-    key = json.dumps(made_from, sort_keys=True)
-    folder = cache / f"ecg-byte-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if folder.exists():
-        return folder
-    if tokenizer is not None:
-        byte = EcgByteTokenizer.load(tokenizer)
-    else:
-        span = {name: settings.pop(name) for name in ("low", "high") if name in settings}
-        try:
-            plan = EcgByteSettings(quantizer=Quantizer(**span), **settings)
-        except TypeError as error:
-            raise ValueError(f"encoder_args of ecg_byte: {error}") from error
-        assert max_tokens is not None
-        byte = EcgByteTokenizer.fit([questions.source[record] for record in records], max_tokens, merges, plan)
-    made, extractor = EcgByteEncoder.for_tokenizer(byte, lead_tokens)
-    if tokenizer is None:
-        made.config.pretrained_on = f"{questions.name}: ECGs of the training split (ECG-Byte merges)"
-    return built_whole(folder, lambda begun: save_encoder(made, extractor, begun))
+    key = cache_key(questions.source_key, records, content, max_tokens, merges, lead_tokens, settings)
+
+    def build(folder: Path) -> None:
+        if tokenizer is not None:
+            byte = EcgByteTokenizer.load(tokenizer)
+        else:
+            span = {name: settings.pop(name) for name in ("low", "high") if name in settings}
+            try:
+                plan = EcgByteSettings(quantizer=Quantizer(**span), **settings)
+            except TypeError as error:
+                raise ValueError(f"encoder_args of ecg_byte: {error}") from error
+            assert max_tokens is not None
+            byte = EcgByteTokenizer.fit([questions.source[record] for record in records], max_tokens, merges, plan)
+        encoder, extractor = EcgByteEncoder.for_tokenizer(byte, lead_tokens)
+        if tokenizer is None:
+            encoder.config.pretrained_on = f"{questions.name}: ECGs of the training split (ECG-Byte merges)"
+        save_encoder(encoder, extractor, folder)
+
+    return built_once(cache / f"ecg-byte-{key}", build)
 
 
 def planned(
@@ -135,7 +130,7 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
     Args:
         byte: The tokenizer.
         like: Rows of words, `[V, H]`.
-        seed: Of the random directions.
+        seed: Draws the random directions.
 
     Returns:
         `[len(llm_order), H]` in the type of `like`.
@@ -157,7 +152,7 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
-    """Of mean 0 and, over all dimensions together, variance 1."""
+    """Features with mean 0 and, over all dimensions together, variance 1."""
     centred = features - features.mean(0)
     return centred / centred.std().clamp(min=1e-6)
 
@@ -202,8 +197,8 @@ def as_plain(model: ElmForConditionalGeneration) -> PreTrainedModel:
     config = model.config
     model.model.mirror_rows()
     text = type(config.text_config).from_dict(config.text_config.to_dict())
-    told = {"encoder_config": config.encoder_config.to_dict(), "ecg_token_id": config.ecg_token_id}
-    setattr(text, ECG_VOCABULARY, {**told, "vocabulary_start": config.vocabulary_start})
+    of_ecgs = {"encoder_config": config.encoder_config.to_dict(), "ecg_token_id": config.ecg_token_id}
+    setattr(text, ECG_VOCABULARY, {**of_ecgs, "vocabulary_start": config.vocabulary_start})
     with torch.device("meta"):
         plain: PreTrainedModel = AutoModelForCausalLM.from_config(text)
     setattr(plain, plain.base_model_prefix, model.model.language_model)
@@ -214,6 +209,4 @@ def as_plain(model: ElmForConditionalGeneration) -> PreTrainedModel:
 
 def from_plain(plain: PreTrainedModel, config: ElmConfig) -> ElmForConditionalGeneration:
     """The model as training and audit know it; shares the weights of the plain form."""
-    from elm.model.modeling import ElmForConditionalGeneration
-
     return ElmForConditionalGeneration.from_parts(config, EcgByteEncoder(config.encoder_config), plain)

@@ -50,9 +50,9 @@ from elm.inputs.features import FeatureStore
 from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model import families, vocabulary
+from elm.model.attention import refuse_unmasked
 from elm.model.configuration import ElmConfig, tokens_per_ecg
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.model.prefix import refuse_unmasked
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized, nf4
 from elm.saved.folder import resolve, save, save_adapter
 from elm.training import dev, tiny
@@ -248,7 +248,7 @@ def build(
         measured=arguments.measured,
         measured_amplitudes=arguments.measured_amplitudes,
     )
-    families.end_answers(model, processor)
+    families.end_answers(model, tokenizer, processor.answer_ids("yes")[-1])
     return model, processor
 
 

@@ -14,8 +14,6 @@ Both are written to a cache folder under the hash of what made them, and are the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data.conversations.rows import QuestionSet, Row, dialogues
 from data.ecg import Ecg
-from data.support.files import built_whole
+from data.support.cache import built_once, cache_key
 from encoders.cnn import CnnConfig, CnnEncoder, varied
 from encoders.heartlang import HeartLangConfig, HeartLangModel, QrsTokenizer
 from encoders.hub import save_encoder
@@ -103,8 +101,7 @@ def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: 
     """`cache/name-hash`, built once. A build that is cut short leaves nothing under that name."""
     reports = [[row["ecgs"], report_of(row)] for row in questions.reports]
     made_from = [VERSION, questions.source_key, key, reports, len(questions.train)]
-    folder = cache / f"{name}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]}"
-    return folder if folder.exists() else built_whole(folder, build)
+    return built_once(cache / f"{name}-{cache_key(*made_from)}", build)
 
 
 # --- language model ---------------------------------------------------------------------------------------------------

@@ -8,15 +8,12 @@ costs the shard it was cutting. Arrays are memory-mapped: what is read of them i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +23,9 @@ from tqdm.auto import tqdm
 
 from data.ecg import EcgSource
 from data.experiment.recordings import evenly
+from data.support.cache import Shards
 from data.support.files import written_whole
+from data.support.pool import in_processes
 from encoders.heartlang import feature_extraction
 from encoders.heartlang.feature_extraction import QrsTokenizer
 
@@ -99,70 +98,42 @@ def sentences_of(
     Raises:
         ValueError: Every recording was refused.
     """
-    told = tokenizer.to_dict()
-    told["output"] = "words" if told["output"] == "codes" else told["output"]  # codes are of the same words
-    key = json.dumps([FORMAT, feature_extraction.VERSION, source_key, told], sort_keys=True).encode()
-    folder = Path(root) / f"sentences-{hashlib.sha256(key).hexdigest()[:16]}"
-    known = _Known(folder)
-    missing = [record for record in dict.fromkeys(records) if record not in known]
+    settings = tokenizer.to_dict()
+    settings["output"] = "words" if settings["output"] == "codes" else settings["output"]  # codes are of the same words
+    shards = Shards(root, "sentences", [FORMAT, feature_extraction.VERSION, source_key, settings], ".json")
+    paths: list[Path] = []
+    where: dict[str, tuple[int, int, int]] = {}  # array, first row and rows of each record
+    reasons: dict[str, str] = {}
+
+    def read(path: Path) -> None:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        ends = np.cumsum(index["words"]).tolist()
+        for record, words, end in zip(index["records"], index["words"], ends, strict=True):
+            where[record] = len(paths), end - words, words
+        reasons.update(index["refused"])
+        paths.append(path.with_suffix(".npy"))
+
+    shards.refresh(read)
+    missing = [record for record in dict.fromkeys(records) if record not in where and record not in reasons]
     chunks = [missing[i : i + SHARD_RECORDS] for i in range(0, len(missing), SHARD_RECORDS)]
-    jobs = min(jobs, len(chunks))
     with tqdm(total=len(missing), desc="Cutting ECGs into words", unit="ECG", disable=not missing) as progress:
-        if jobs <= 1:
-            for chunk in chunks:
-                _write_shard(chunk, source, tokenizer, folder)
-                progress.update(len(chunk))
-        else:
-            with ProcessPoolExecutor(jobs, initializer=_Work.begin, initargs=(source, tokenizer, folder)) as pool:
-                for count in pool.map(_Work.do, chunks):
-                    progress.update(count)
-    known.refresh()
-    refused = {record: known.refused[record] for record in records if record in known.refused}
-    kept = [record for record in records if record in known.places]
-    if not kept:
+        for count in in_processes(_write_shard, chunks, source, tokenizer, shards, jobs=min(jobs, len(chunks))):
+            progress.update(count)
+    shards.refresh(read)
+    refused = {record: reasons[record] for record in records if record in reasons}
+    cut = [record for record in records if record in where]
+    if not cut:
         first, why = next(iter(refused.items()), ("", "none was asked for"))
         raise ValueError(f"none of {len(records):,} recordings could be cut into words, the first {first!r}: {why}")
     if refused:
         first, why = next(iter(refused.items()))
         logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
-    places = np.array([known.places[record] for record in kept], np.int64)
-    return Sentences(kept, refused, (tokenizer.max_words, tokenizer.word_length), known.paths, places)
+    places = np.array([where[record] for record in cut], np.int64)
+    return Sentences(cut, refused, (tokenizer.max_words, tokenizer.word_length), paths, places)
 
 
-class _Known:
-    """What the indices in a folder say.
-
-    Attributes:
-        paths: Arrays.
-        places: Of each record, its array, first row and rows.
-        refused: Of each record that could not be cut, why.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.paths: list[Path] = []
-        self.places: dict[str, tuple[int, int, int]] = {}
-        self.refused: dict[str, str] = {}
-        self._read: set[Path] = set()
-        self.refresh()
-
-    def __contains__(self, record: str) -> bool:
-        return record in self.places or record in self.refused
-
-    def refresh(self) -> None:
-        """Take note of new shards."""
-        for path in sorted(set(self.folder.glob("*.json")) - self._read):
-            index = json.loads(path.read_text(encoding="utf-8"))
-            ends = np.cumsum(index["words"]).tolist()
-            for record, words, end in zip(index["records"], index["words"], ends, strict=True):
-                self.places[record] = len(self.paths), end - words, words
-            self.refused.update(index["refused"])
-            self.paths.append(path.with_suffix(".npy"))
-            self._read.add(path)
-
-
-def _write_shard(records: Sequence[str], source: EcgSource, tokenizer: QrsTokenizer, folder: Path) -> int:
-    rows, words, kept, refused = [], [], [], {}
+def _write_shard(records: Sequence[str], source: EcgSource, tokenizer: QrsTokenizer, shards: Shards) -> int:
+    rows, words, cut, refused = [], [], [], {}
     for record in records:
         try:
             sentence = tokenizer.sentence(source[record])
@@ -172,25 +143,9 @@ def _write_shard(records: Sequence[str], source: EcgSource, tokenizer: QrsTokeni
         count = int((sentence.in_chan > 0).sum())
         rows.append(np.column_stack([sentence.words, sentence.in_chan, sentence.in_time])[:count])
         words.append(count)
-        kept.append(record)
-    name = hashlib.sha256(json.dumps(list(records)).encode()).hexdigest()[:16]
+        cut.append(record)
     empty = np.zeros((0, tokenizer.word_length + 2), np.float32)
-    with written_whole(folder / f"{name}.npy") as file:
+    with written_whole(shards.path_of(records).with_suffix(".npy")) as file:
         np.save(file, np.concatenate([empty, *rows]).astype(np.float32))
-    with written_whole(folder / f"{name}.json", "w") as file:
-        json.dump({"records": kept, "words": words, "refused": refused}, file)
+    shards.write(records, json.dumps({"records": cut, "words": words, "refused": refused}).encode())
     return len(records)
-
-
-class _Work:
-    """What a process of the pool works with: sent once, not with every shard."""
-
-    given: tuple[Any, ...]
-
-    @classmethod
-    def begin(cls, *given: Any) -> None:
-        cls.given = given
-
-    @classmethod
-    def do(cls, records: Sequence[str]) -> int:
-        return _write_shard(records, *cls.given)

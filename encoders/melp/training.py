@@ -7,14 +7,10 @@ logged as the model trains, and the trainer warns where it stays near zero.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,8 @@ from tqdm.auto import tqdm
 from transformers import BertConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data.ecg import EcgSource
-from data.support.files import written_whole
+from data.support.cache import cache_key, computed_once
+from data.support.pool import in_processes
 from encoders.melp import losses
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.pretraining import MelpForPretraining, mask_leads
@@ -129,26 +126,8 @@ def unreadable(
     Raises:
         ValueError: None of them can be read.
     """
-    key = json.dumps([source_key, extractor.to_json_string(), list(records)]).encode()
-    path = Path(root) / f"unreadable-{hashlib.sha256(key).hexdigest()[:16]}.json"
-    if path.exists():
-        refused = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        chunks = [list(records[i : i + CHUNK]) for i in range(0, len(records), CHUNK)]
-        jobs, refused = min(jobs, len(chunks) // 8), {}
-        with tqdm(total=len(records), desc="Trying to read ECGs", unit="ECG") as progress:
-            if jobs <= 1:
-                for chunk in chunks:
-                    refused |= _refused(chunk, source, extractor)
-                    progress.update(len(chunk))
-            else:
-                # Spawned: torch's threads would not survive a fork.
-                with ProcessPoolExecutor(jobs, get_context("spawn"), _Work.begin, (source, extractor)) as pool:
-                    for chunk, found in zip(chunks, pool.map(_Work.do, chunks)):
-                        refused |= found
-                        progress.update(len(chunk))
-        with written_whole(path, "w") as file:
-            json.dump(refused, file)
+    path = Path(root) / f"unreadable-{cache_key(source_key, extractor.to_json_string(), list(records))}.json"
+    refused = computed_once(path, lambda: _all_refused(records, source, extractor, jobs))
     if refused:
         first, why = next(iter(refused.items()))
         logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
@@ -157,31 +136,30 @@ def unreadable(
     return refused
 
 
+def _all_refused(
+    records: Sequence[str], source: EcgSource, extractor: MelpFeatureExtractor, jobs: int
+) -> dict[str, str]:
+    chunks = [list(records[i : i + CHUNK]) for i in range(0, len(records), CHUNK)]
+    jobs, refused = min(jobs, len(chunks) // 8), dict[str, str]()
+    with tqdm(total=len(records), desc="Trying to read ECGs", unit="ECG") as progress:
+        results = in_processes(_refused, chunks, source, extractor, jobs=jobs, start="spawn")
+        for chunk, result in zip(chunks, results):
+            refused |= result
+            progress.update(len(chunk))
+    return refused
+
+
 def _refused(records: Sequence[str], source: EcgSource, extractor: MelpFeatureExtractor) -> dict[str, str]:
-    found = {}
+    refused = {}
     for record in records:
         try:
             values = extractor.features(source[record])["ecg_values"]
         except (ValueError, OSError) as error:
-            found[record] = str(error)
+            refused[record] = str(error)
         else:
             if not np.ptp(values, axis=1).any():
-                found[record] = "all leads are constant"
-    return found
-
-
-class _Work:
-    """What a process of the pool works with: sent once, not with every chunk."""
-
-    given: tuple[Any, ...]
-
-    @classmethod
-    def begin(cls, *given: Any) -> None:
-        cls.given = given
-
-    @classmethod
-    def do(cls, records: Sequence[str]) -> dict[str, str]:
-        return _refused(records, *cls.given)
+                refused[record] = "all leads are constant"
+    return refused
 
 
 def new_text_model(texts: Sequence[str], settings: Mapping[str, Any], folder: Path) -> None:

@@ -8,7 +8,6 @@ those tokens; any other name is that of a `[B, P]` tensor of the output, such as
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 import time
@@ -18,22 +17,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModel, BatchFeature
+from transformers import AutoModel
 
 from data.ecg import EcgSource
-from data.support.files import written_whole
-from elm.inputs.features import NO_MATTER, weights_hash
+from data.support.cache import Shards
+from elm.inputs.features import encode_ecgs, encoder_key, weights_hash
 from encoders.base import EcgEncoder, EcgEncoderOutput, EcgFeatureExtractor
 
 logger = logging.getLogger(__name__)
 
 BATCH = 64
-FORMAT = 1  # of a file: another one takes other names
+FORMAT = 2  # of a file: another one takes other names
 SAVE_EVERY = 60.0  # seconds of computing that a killed process may lose
 SETTLED_ON = 512  # recordings
 
@@ -63,15 +61,6 @@ def vector_of(output: EcgEncoderOutput, kind: str) -> torch.Tensor:
     return vector
 
 
-def encoded(
-    encoder: EcgEncoder, extractor: EcgFeatureExtractor, source: EcgSource, records: Sequence[str]
-) -> EcgEncoderOutput:
-    """An encoder's output for some recordings, in the mode and with the gradients that are set."""
-    features = extractor([source[record] for record in records], return_tensors="pt")
-    output: EcgEncoderOutput = encoder(**BatchFeature(dict(features)).to(encoder.device, encoder.dtype))
-    return output
-
-
 def vectors(
     encoder: EcgEncoder,
     extractor: EcgFeatureExtractor,
@@ -83,17 +72,17 @@ def vectors(
 ) -> Floats:
     """One vector per recording, `[records, P]`, by an encoder in eval mode.
 
-    What is computed is kept in one file of `cache` per encoder, extractor, source and kind, written whole once a minute
-    and at the end. Two processes that compute the same at the same time do it twice, and nothing worse.
+    What is computed is kept in a folder of `cache` per encoder, extractor, source and kind, a shard a minute. Two
+    processes that compute the same at the same time do it twice, and nothing worse.
 
     Raises:
         ValueError: The output has no such vector, or one is not finite; names the record.
     """
-    config = {name: value for name, value in encoder.config.to_dict().items() if name not in NO_MATTER}
-    key = [FORMAT, weights_hash(encoder), config, extractor.to_json_string(), source_key, kind]
-    path = Path(cache) / f"vectors-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.safetensors"
-    known = _read(path)
-    missing = [record for record in dict.fromkeys(records) if record not in known]
+    shards = Shards(cache, "vectors", [FORMAT, *encoder_key(encoder, extractor), source_key, kind], ".safetensors")
+    computed: dict[str, Floats] = {}
+    shards.refresh(lambda path: computed.update(_read(path)))
+    missing = [record for record in dict.fromkeys(records) if record not in computed]
+    shard: dict[str, Floats] = {}
     saved = time.monotonic()
     training = encoder.training
     encoder.eval()
@@ -102,41 +91,30 @@ def vectors(
             for start in range(0, len(missing), BATCH):
                 batch = missing[start : start + BATCH]
                 with torch.no_grad():
-                    rows = vector_of(encoded(encoder, extractor, source, batch), kind).float().cpu().numpy()
+                    output = encode_ecgs(encoder, extractor, [source[record] for record in batch])
+                rows = vector_of(output, kind).float().cpu().numpy()
                 if not (finite := np.isfinite(rows).all(axis=1)).all():
                     raise ValueError(f"record {batch[int(np.argmin(finite))]}: the encoder's vector is not finite")
-                known.update(zip(batch, rows))
+                shard.update(zip(batch, rows))
                 progress.update(len(batch))
-                if time.monotonic() - saved > SAVE_EVERY:
-                    _write(path, known)
-                    saved = time.monotonic()
+                if start + BATCH >= len(missing) or time.monotonic() - saved > SAVE_EVERY:
+                    metadata = {"records": json.dumps(list(shard))}
+                    shards.write(list(shard), save({"vectors": np.stack(list(shard.values()))}, metadata=metadata))
+                    computed.update(shard)
+                    shard, saved = {}, time.monotonic()
     finally:
         encoder.train(training)
-    if missing:
-        _write(path, known)
-    return np.stack([known[record] for record in records])
+    return np.stack([computed[record] for record in records])
 
 
 def _read(path: Path) -> dict[str, Floats]:
-    """What the cache holds; nothing where a file is damaged, which is then computed anew."""
-    if not path.exists():
-        return {}
+    """The vectors in a shard; `ValueError` where it is damaged."""
     try:
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        names = json.loads(header["__metadata__"]["records"])
-        rows = load_file(path)["vectors"].numpy()
-        if len(rows) != len(names):
-            raise ValueError(f"{len(rows)} vectors of {len(names)} records")
-    except (KeyError, OSError, ValueError, SafetensorError) as error:
-        logger.warning("%s is damaged, %s: it is computed anew", path, error)
-        return {}
-    return dict(zip(names, rows))
-
-
-def _write(path: Path, known: dict[str, Floats]) -> None:
-    with written_whole(path) as file:
-        file.write(save({"vectors": np.stack(list(known.values()))}, metadata={"records": json.dumps(list(known))}))
+        with safe_open(path, "numpy") as file:
+            names, rows = json.loads(file.metadata()["records"]), file.get_tensor("vectors")
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(str(error)) from error
+    return dict(zip(names, rows, strict=True))
 
 
 # --- random weights ---------------------------------------------------------------------------------------------------
@@ -180,7 +158,7 @@ def settle_batch_norm(
     chosen = records[:: -(-len(records) // SETTLED_ON)]
     with torch.no_grad():
         for start in range(0, len(chosen), BATCH):
-            encoded(encoder, extractor, source, chosen[start : start + BATCH])
+            encode_ecgs(encoder, extractor, [source[record] for record in chosen[start : start + BATCH]])
     for layer, momentum in zip(layers, momenta):
         layer.momentum = momentum
     encoder.eval()

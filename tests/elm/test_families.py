@@ -394,7 +394,7 @@ def test_an_answer_that_ends_with_no_token_is_refused(one_of):
     processor = elm.ElmProcessor(built.processor.feature_extractor, built.processor.tokenizer, families.PLAIN)
     processor.chat_template = families.PLAIN.replace("eos_token", "' END'")
     with pytest.raises(ValueError, match="which is no special token: generation would not stop"):
-        families.end_answers(built.model, processor)
+        families.end_answers(built.model, processor.tokenizer, processor.answer_ids("yes")[-1])
 
 
 # --- the forward pass -------------------------------------------------------------------------------------------------

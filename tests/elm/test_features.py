@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 
 from data.conversations.rows import QuestionSet, dialogues, question_row
+from data.support import cache
 from elm import EcgCollator
 from elm.inputs import features as features_module
 from elm.inputs.features import FeatureStore, weights_hash
@@ -195,13 +197,13 @@ def test_an_interrupted_fill_leaves_nothing_to_read(open_store, encoder, source)
 
 
 def litter(store):
-    """What a store's folder holds beside shards and its lock."""
-    return {path.name for path in store.folder.iterdir() if path.suffix != ".safetensors"} - {".lock"}
+    """What a store's folder holds beside shards and the file whose bytes are locked."""
+    return {path.name for path in store.folder.iterdir() if path.suffix != ".safetensors"} - {".claims"}
 
 
 def shards(store):
-    """The bytes of every shard: their names are drawn."""
-    return {path.read_bytes() for path in store.folder.glob("*.safetensors")}
+    """The bytes of every shard."""
+    return {path.name: path.read_bytes() for path in store.folder.glob("*.safetensors")}
 
 
 # --- shards and processes ---------------------------------------------------------------------------------------------
@@ -222,6 +224,14 @@ class Slow(dict):
             with open(self.log, "a") as file:
                 file.write(f"{os.getpid()} {record}\n")
         return super().__getitem__(record)
+
+
+class Waiting(Slow):
+    """A source that never gives anything, and notes that it was asked."""
+
+    def __getitem__(self, record):
+        self.log.touch()
+        time.sleep(600)
 
 
 @pytest.fixture
@@ -302,11 +312,11 @@ def test_processes_share_the_work_and_readers_see_it(open_store, encoder, many, 
     torch.testing.assert_close(reader.get(records)["ecg_features"], want)
 
 
-def test_who_waits_for_a_process_that_dies_does_its_work(open_store, many, small_shards):
+def test_who_waits_for_a_process_that_dies_does_its_work(open_store, many, small_shards, tmp_path):
     records = [*many][:6]
-    holder = child(lambda: open_store(source=Slow(many, seconds=600)).fill(records))
-    folder = open_store().folder
-    until(lambda: any(path.stat().st_size for path in folder.glob(".claim-*")))
+    log, folder = tmp_path / "log", open_store().folder
+    holder = child(lambda: open_store(source=Waiting(many, log)).fill(records))
+    until(log.exists)
     other = child(lambda: open_store(source=many).fill(records))
     until(lambda: len(list(folder.glob("*.safetensors"))) == 1)  # the two records that nobody had claimed
     other.join(0.3)
@@ -330,9 +340,8 @@ def until(reached, seconds=240):
 def test_reading_waits_for_no_lock(open_store, encoder):
     store = open_store().fill(["r0"])
     seen = encoder.seen
-    with open(store.folder / ".lock") as one, open(store.root / ".features.lock") as other:
-        for lock in (one, other):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(store.folder / ".claims", "w") as claims, FileLock(store.root / ".features.lock"):
+        fcntl.lockf(claims, fcntl.LOCK_EX)  # all of its bytes
         reader = child(lambda: (open_store(source={}).get(["r0"]), open_store(source={}).fill(["r0"])))
         reader.join(240)
     assert reader.exitcode == 0 and encoder.seen == seen
@@ -402,7 +411,7 @@ def test_a_full_disk_is_no_room(open_store, encoder, monkeypatch, caplog, way):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     store = open_store().fill(["r7"])
-    monkeypatch.setattr(features_module, "written_whole", full)
+    monkeypatch.setattr(cache, "written_whole", full)
     if way == "fill":
         store.fill(["r0", "r1"])
     encoder.seen = 0
@@ -411,9 +420,7 @@ def test_a_full_disk_is_no_room(open_store, encoder, monkeypatch, caplog, way):
     assert encoder.seen == 4
     (message,) = [record.getMessage() for record in caplog.records]
     assert "of 2 recordings" in message and "No space left on device on its disk" in message
-    monkeypatch.setattr(
-        features_module, "written_whole", lambda *_: (_ for _ in ()).throw(PermissionError("not yours"))
-    )
+    monkeypatch.setattr(cache, "written_whole", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
     with pytest.raises(PermissionError, match="not yours"):
         store.fill(["r0"])
 

@@ -10,7 +10,8 @@ from trl import SFTConfig
 from data.conversations.rows import QuestionSet, assistant, dialogues, packed, question_row, user
 from elm import EcgCollator
 from elm.inputs.features import FeatureStore
-from elm.model.prefix import join, mask_of_questions
+from elm.inputs.packing import join
+from elm.model.attention import mask_of_questions
 from elm.training.run import as_dataset, build_collator, stage_args, train_stage, under_condition
 from elm.training.settings import ElmArguments
 

@@ -27,9 +27,8 @@ from data.ecg import LEADS, Ecg
 from data.synthetic import SyntheticCohort
 from elm import EcgCollator
 from elm.inputs.features import FeatureStore, weights_hash
-from elm.inputs.processing import token_name
 from elm.model import vocabulary
-from elm.model.configuration import ECG_VOCABULARY, ElmConfig
+from elm.model.configuration import ECG_VOCABULARY, ElmConfig, token_name
 from elm.saved import publish as hub
 from elm.saved.folder import save, save_adapter
 from elm.training import run as training

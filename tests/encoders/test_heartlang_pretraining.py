@@ -1,7 +1,5 @@
 """HeartLang's pretraining: sentences on disk, masks, order, what is decayed, and what is measured."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -117,7 +115,7 @@ def test_an_array_without_its_index_is_cut_again(source, tokenizer, tmp_path, mo
         raise KeyboardInterrupt
 
     records = list(source)[:3]
-    monkeypatch.setattr(json, "dump", killed)
+    monkeypatch.setattr(sentences.Shards, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         sentences_of(records, source, "test", tokenizer, tmp_path)
     monkeypatch.undo()
