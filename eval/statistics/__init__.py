@@ -33,12 +33,13 @@ from eval.statistics.intervals import (
     rounded,
     smallest_detectable_difference,
 )
-from eval.statistics.partition import Clusters, patients_of
+from eval.statistics.partition import Clusters, Floats, patients_of
 from eval.statistics.roc import auroc, auroc_interval, balanced_accuracy, resampled_aurocs, spearman
 from eval.statistics.tests import holm, mcnemar_p, sign_flip_p
 
 __all__ = [
     "Clusters",
+    "Floats",
     "Interval",
     "auroc",
     "auroc_interval",
