@@ -94,10 +94,9 @@ class Task:
 
     def unvaried(self, records: Sequence[str], what: str) -> dict[str, str]:
         """Classes that none or all of these (test, training) records have, and which of the two."""
-        counts = self.counts(records).items()
         return {
             name: f"{'every' if count else 'no'} {what} record has it"
-            for name, count in counts
+            for name, count in self.counts(records).items()
             if count in (0, len(records))
         }
 
@@ -177,25 +176,16 @@ def _from_tables(
             f"{sum(map(len, labels.values())):,} records are missing: download them, or leave them out "
             "(--leave_out_missing), which is then not the published test"
         )
-    notes: tuple[str, ...] = ()
+    notes = []
     if count:
         counts = ", ".join(f"{split} {len(records):,} of {len(labels[split]):,}" for split, records in missing.items())
-        notes = (f"Records of the split tables that are not on disk were left out: {counts}.",)
+        notes.append(f"Records of the split tables that are not on disk were left out: {counts}.")
     splits = {split: tuple(sorted(set(labels[split]) & on_disk)) for split in SPLITS}
     for split in SPLITS:
         if not splits[split]:
             raise ValueError(f"{corpus.root}: none of the {len(labels[split]):,} {split} records is on disk")
-    return Task(
-        name=name,
-        corpus=corpus.name,
-        source=corpus,
-        source_key=corpus.key,
-        classes=corpus.classes,
-        labels={record: names for part in labels.values() for record, names in part.items() if record in on_disk},
-        patient_of=corpus.patient_of,
-        splits=splits,
-        notes=notes,
-    )
+    present = {record: names for part in labels.values() for record, names in part.items() if record in on_disk}
+    return Task(name, corpus.name, corpus, corpus.key, corpus.classes, present, corpus.patient_of, splits, tuple(notes))
 
 
 def _ptbxl(name: str, root: Path | str, folds: str, rate: int) -> Task:

@@ -73,20 +73,17 @@ def run(settings: ZeroShotSettings) -> Numbers:
         source = {path: read_ecg(path) for path in settings.ecg}
         with tempfile.TemporaryDirectory() as folder:  # a path may hold another recording tomorrow
             return command | score(loaded, source, "files", list(source), settings.prompt, folder)
-    is_simulated = settings.task == SYNTHETIC
-    task = (
-        simulated(settings.patients, settings.folds, settings.cache)
-        if is_simulated
-        else task_of(settings, settings.task)
-    )
+    outside = None
+    if settings.task == SYNTHETIC:
+        task, outside = simulated(settings.patients, settings.folds, settings.cache), OUTSIDE
+    else:
+        task = task_of(settings, settings.task)
     if settings.prompt:
         records = task.splits["test"]
         return command | score(loaded, task.source, task.source_key, records, settings.prompt, settings.cache)
     random = [random_like(loaded, settings.seed + i) for i in range(1, settings.random_seeds + 1)]
-    outside = OUTSIDE if is_simulated else None
-    return command | measure(
-        loaded, task, settings.cache, prompts=prompts, outside=outside, random=random, seed=settings.seed
-    )
+    numbers = measure(loaded, task, settings.cache, prompts=prompts, outside=outside, random=random, seed=settings.seed)
+    return command | numbers
 
 
 def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
@@ -190,8 +187,7 @@ def measure(
     headline = [i for i, name in enumerate(classes) if name not in why_outside]
     if not headline:
         raise ValueError(f"{task.name}: no class is there in some test records and not in others")
-    of_task = prompts_of(task, prompts)
-    used = {name: of_task[name] for name in classes}
+    used = {name: text for name, text in prompts_of(task, prompts).items() if name in classes}
     patients, truth = [task.patient_of[record] for record in records], task.matrix(records, classes)
 
     def areas_of(model: TextAndEcg) -> Areas:
@@ -199,33 +195,25 @@ def measure(
         return Areas.of(scores, truth, patients, draws, seed)
 
     areas, others = areas_of(loaded), [areas_of(model) for model in random]
-    inside = areas[headline]
-    beside = Areas.mean(others) if others else None
+    inside, beside = areas[headline], Areas.mean(others) if others else None
     notes = list(task.notes)
     if task.name != SYNTHETIC:
         notes += seen_notes("The model", loaded.model.encoder.config.pretrained_on, [task])
     if cut := _cut(loaded, used):
         notes.append(f"Prompts longer than the model reads, which are cut: {', '.join(cut)}.")
+    of_task = {"name": task.name, "recordings": task.source_key, "records": len(records)}
+    by_class: Numbers = {}
+    for i, name in enumerate(classes):
+        by_class[name] = {"prompt": used[name], "positives": counts[name]}
+        by_class[name] |= {"apart": why_outside[name]} if name in why_outside else {}
+        by_class[name] |= with_interval("auroc", areas.point[i], areas.resampled[i])
+        by_class[name] |= {"random": rounded(beside.point[i])} if beside else {}
     return {
         "model": _described(loaded),
-        "task": {
-            "name": task.name,
-            "recordings": task.source_key,
-            "records": len(records),
-            "patients": len(set(patients)),
-        },
+        "task": {**of_task, "patients": len(set(patients))},
         "protocol": {"draws": draws, "seed": seed},
         **(compared(inside, [one[headline] for one in others]) if others else with_interval("auroc", *inside.macro)),
-        "classes": {
-            name: {
-                "prompt": used[name],
-                "positives": counts[name],
-                **({"apart": why_outside[name]} if name in why_outside else {}),
-                **with_interval("auroc", areas.point[i], areas.resampled[i]),
-                **({"random": rounded(beside.point[i])} if beside else {}),
-            }
-            for i, name in enumerate(classes)
-        },
+        "classes": by_class,
         "left_out": left_out,
         "notes": notes,
     }
