@@ -135,7 +135,7 @@ class Drawing:
     segments: tuple[Segment, ...]
     label: str
 
-    def svg(self, interactive: bool = False) -> str:
+    def svg(self, interactive: bool = False, css_class: str = "ecg-paper") -> str:
         """The page as an SVG element of its true size, whose unit is 1 mm.
 
         A page that shows it smaller sets `width` in CSS and `height: auto`; it is then scaled, never stretched.
@@ -147,10 +147,11 @@ class Drawing:
                 `new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse())` is the
                 pointer in mm, however the picture is scaled; there the time is `start + (point.x - x) / mmPerSecond`
                 and the level `(baseline - point.y) / mmPerMv`.
+            css_class: Class of the element, for styles and to find it by.
         """
         size = f'width="{self.width}mm" height="{self.height}mm" viewBox="0 0 {self.width} {self.height}"'
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="ecg-paper" {size} role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="{css_class}" {size} role="img" '
             f'aria-label="{escape(self.label)}">',
             f'<rect width="{self.width}" height="{self.height}" fill="{_PAPER}"/>',
             # Whole numbers of small units and steps from point to point: half the size of points in mm.
@@ -283,14 +284,14 @@ class Paper:
             raise ValueError(f"{who}: cannot be drawn from {start:g} s on: it lasts {ecg.duration:g} s")
         layout = _LAYOUTS[self.layout]
         pulse = _PULSE * self.speed
-        left = _boxes(_EDGE + _LEAD_IN + pulse + _LEAD_OUT)
+        left = whole_boxes(_EDGE + _LEAD_IN + pulse + _LEAD_OUT)
         strips = [*self._strips(layout)]
         rows = len({row for row, *_ in strips})
-        width = _boxes(left + SECONDS * self.speed + _EDGE)
-        height = _boxes(_HEAD + rows * layout.pitch + _FOOT)
+        width = whole_boxes(left + SECONDS * self.speed + _EDGE)
+        height = whole_boxes(_HEAD + rows * layout.pitch + _FOOT)
 
         recorded = {lead.removeprefix("-") for lead in ecg.leads}
-        strokes = [*_grid(width, height)]
+        strokes = [*grid(width, height)]
         texts = [Text("title", _EDGE, 6.5, _line_of(title))] if title else []
         segments = []
         for row, lead, offset, seconds in strips:
@@ -310,7 +311,7 @@ class Paper:
                 time = (first + np.arange(len(values))) / ecg.fs - start
                 # Far outside the page one place is as good as another, and numbers stay short.
                 y = np.clip(baseline - np.where(np.isfinite(values), values, np.nan) * self.gain, -height, 2 * height)
-                lines = tuple(_runs(left + time * self.speed, y))
+                lines = tuple(lines_through(left + time * self.speed, y))
             if lines:
                 strokes.append(Stroke("trace", lines))
                 texts.append(Text("lead", x + 1, top + 4, lead))
@@ -347,8 +348,8 @@ class Paper:
         return Stroke("trace", (_points(x, baseline - self.gain * np.array([0, 0, 1, 1, 0, 0])),))
 
 
-def _boxes(length: float) -> int:
-    """Rounded up to whole large boxes."""
+def whole_boxes(length: float) -> int:
+    """A length in mm, rounded up to whole large boxes."""
     return _BOX * math.ceil(length / _BOX - 1e-9)
 
 
@@ -368,7 +369,8 @@ def _path(line: Points) -> str:
 
 
 @cache  # there are only as many pages as settings, and this is a third of the work
-def _grid(width: int, height: int) -> tuple[Stroke, Stroke]:
+def grid(width: int, height: int) -> tuple[Stroke, Stroke]:
+    """The lines of a paper of this size in mm, and above them the bold ones."""
     minor: list[Points] = []
     bold: list[Points] = []
     for mm in range(max(width, height) + 1):
@@ -380,7 +382,7 @@ def _grid(width: int, height: int) -> tuple[Stroke, Stroke]:
     return Stroke("minor", tuple(minor)), Stroke("bold", tuple(bold))
 
 
-def _runs(x: NDArray[np.float64], y: NDArray[np.float64]) -> Iterator[Points]:
+def lines_through(x: NDArray[np.float64], y: NDArray[np.float64]) -> Iterator[Points]:
     """The trace through the points `x`, `y` (mm), as one line for each stretch of finite levels.
 
     Of the samples in a column of 0.1 mm only the highest and the lowest are kept, in their order and at their own

@@ -44,7 +44,8 @@ from elm.training.settings import (
     for_dev,
     settings_of_a_run,
 )
-from eval.audit import run as ablation
+from eval.audit.run import run as audit
+from eval.audit.settings import AuditSettings
 from eval.grids import conditions as grid
 from eval.grids import inputs
 from eval.scoring.lines import read
@@ -118,8 +119,10 @@ class Cell:
             if not (folder / "config.json").exists():
                 train(self.arguments, self.training_args, self.model_args, questions)
             if self.training_args.process_index == 0:
-                conditions = grid.INFER_CONDITIONS
-                ablation.run(folder, conditions=conditions, limit=self.limit, questions=questions, batch_size=256)
+                settings = AuditSettings(
+                    model=folder, conditions=grid.INFER_CONDITIONS, limit=self.limit, batch_size=256
+                )
+                audit(settings, questions=questions)
         return folder.name
 
     def run_aside(self) -> str:
@@ -190,7 +193,7 @@ def main(grid_args: GridArguments, arguments: ElmArguments, training_args: SFTCo
         grid.write(out, numbers)
         print(f"\n{grid.summary(numbers)}\n\nTables, picture and all numbers: {out}/grid.*")
         return
-    asked = {line["id"] for lines in answers.values() for line in lines}
+    asked = {line.id for lines in answers.values() for line in lines}
     records = sorted({record for row in questions.test if row["id"] in asked for record in row["ecgs"]})
     costs = {
         name: inputs.cost_of({seed: folders[name, seed] for seed in grid_args.seeds}, questions.source, records)

@@ -32,8 +32,10 @@ from elm.training import run as training
 from elm.training.plan import PlanArguments
 from elm.training.run import lengths_of, stage_args, train_stage, under_condition
 from elm.training.settings import ElmArguments, check_launch, check_settings, claim, for_dev
-from eval.audit import run as ablation
-from eval.report.write import finding, table
+from eval.audit.run import run as audit
+from eval.audit.settings import AuditSettings
+from eval.report.headline import finding
+from eval.report.write import table
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 
@@ -64,8 +66,8 @@ def main(
         train(none, aside, model_args, questions)
     if not arguments.ablation or training_args.process_index > 0:
         return
-    report = ablation.run(folder, questions=questions, batch_size=256)
-    print(f"\n{table(report)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}")
+    report = audit(AuditSettings(model=folder, batch_size=256), questions=questions)
+    print(f"\n{table(report.overall)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}")
     if training_args.push_to_hub:
         name, token = training_args.hub_model_id, training_args.hub_token
         print(f"Published: {hub.push(folder, name, private=bool(training_args.hub_private_repo), token=token)}")

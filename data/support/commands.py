@@ -150,10 +150,10 @@ def command_of(name: str, settings: Settings) -> str:
     return shlex.join(words)
 
 
-def refuse(error: BaseException) -> NoReturn:
-    """End the program with a message and exit status 2, as for a wrong flag."""
-    sys.stderr.write(f"error: {error}\n")
-    raise SystemExit(2) from error
+def refuse(reason: BaseException | str, status: int = 2) -> NoReturn:
+    """End the program with a message; exit status 2 is that of a wrong flag."""
+    sys.stderr.write(f"error: {reason}\n" if status == 2 else f"{reason}\n")
+    raise SystemExit(status)
 
 
 def _value_type(hint: Any) -> tuple[Any, bool]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from data.card import source_lines, sources_of
-from data.experiment.conditions import CONDITIONS, FAST
 from data.support.files import written_whole
 from elm.model.configuration import ElmConfig
+from elm.saved.audit import AuditSummary
 
 DISCLAIMER = "**Research use only. Not a medical device. Not for diagnosis or treatment.**"
 NOT_AUDITED = (
@@ -24,15 +24,14 @@ REPORTS = ("report.html", "report.md")  # of an audit, for people; the first tha
 
 
 def write_card(folder: Path | str) -> None:
-    """Write a model's README.md from its folder's config.json, training.json and, once there, ablation/report.json."""
+    """Write a model's README.md from its folder's config.json, training.json and, once there, ablation/summary.json."""
     folder = Path(folder)
-    report = folder / "ablation" / "report.json"
     text = model_card(
         ElmConfig.of_folder(folder),
         json.loads((folder / "training.json").read_text(encoding="utf-8")),
-        json.loads(report.read_text(encoding="utf-8")) if report.exists() else None,
+        AuditSummary.of_folder(folder),
         name=folder.name,
-        report_file=next((name for name in REPORTS if (report.parent / name).exists()), None),
+        report_file=next((name for name in REPORTS if (folder / "ablation" / name).exists()), None),
     )
     with written_whole(folder / "README.md", "w") as file:
         file.write(text)
@@ -41,7 +40,7 @@ def write_card(folder: Path | str) -> None:
 def model_card(
     config: ElmConfig,
     training: Mapping[str, Any],
-    report: Mapping[str, Any] | None = None,
+    audit: AuditSummary | None = None,
     *,
     name: str = "ecg-elm",
     repo_id: str | None = None,
@@ -53,7 +52,7 @@ def model_card(
     Args:
         config: The model's.
         training: What training.json holds.
-        report: What the audit's report.json holds, if there was one.
+        audit: Summary of the audit, if there was one.
         name: What the model is called.
         repo_id: OWNER/NAME it has on the hub.
         licence: The hub's identifier of the licence its owner gives it; `"other"` if not given.
@@ -64,12 +63,12 @@ def model_card(
     said = [training["dataset_name"], *training.get("corpora", ())]
     seen = [source for source in sources_of([encoder.pretrained_on]) if source not in sources_of(said)]
     lines = [
-        "---", _metadata(training, report, name, licence), "---", "",
+        "---", _metadata(training, audit, name, licence), "---", "",
         f"# ECG-language model ({encoder.model_type} encoder, {config.text_config.model_type} language model)", "",
         DISCLAIMER, "",
         "It answers questions about 12-lead ECGs. Its answers may be wrong, and fluent when they are.", "",
         "## Does it read the ECG?", "",
-        *(_audit(report, report_file) if report else [NOT_AUDITED, ""]),
+        _audit(audit, report_file), "",
         "## Intended use", "",
         "For research on models that answer questions about ECGs: to compare them, and to find out what they read.", "",
         "Out of scope: diagnosis, triage, monitoring or treatment, by anyone; advice to patients; ECGs other than "
@@ -104,11 +103,11 @@ def model_card(
     return "\n".join(lines)
 
 
-def _metadata(training: Mapping[str, Any], report: Mapping[str, Any] | None, name: str, licence: str | None) -> str:
-    """What the hub reads. No `pipeline_tag`: none of its tasks takes a recording, and its widgets would fail."""
+def _metadata(training: Mapping[str, Any], audit: AuditSummary | None, name: str, licence: str | None) -> str:
+    """Metadata for the hub. No `pipeline_tag`: none of its tasks takes a recording, and its widgets would fail."""
     settings = training.get("arguments", {})
     parts = [part for part in (training["language_model"], settings.get("encoder", "")) if _is_hub_id(part)]
-    results = [] if report is None else _results(report)
+    results = [] if audit is None else _results(audit)
     data = ModelCardData(
         license=licence or "other",
         library_name="transformers",
@@ -121,71 +120,29 @@ def _metadata(training: Mapping[str, Any], report: Mapping[str, Any] | None, nam
     return str(data.to_yaml())
 
 
-def _results(report: Mapping[str, Any]) -> list[EvalResult]:
+def _results(audit: AuditSummary) -> list[EvalResult]:
     """The audit's numbers as shares of 1, each with its 95 % interval."""
-    found = []
-
-    def add(kind: str, label: str, value: float | None, limits: Sequence[float | None], n: int) -> None:
-        if value is not None:
-            interval = None if None in limits else list(limits)
-            found.append(
-                EvalResult(
-                    task_type="question-answering", task_name="Questions about 12-lead ECGs",
-                    dataset_type=_slug(report["dataset"]), dataset_name=report["dataset"], dataset_split="test",
-                    metric_type=kind, metric_name=label, metric_value=value,
-                    metric_args={"interval_95": interval, "n": n} if interval else {"n": n},
-                )
-            )  # fmt: skip
-
-    # Under names of their own: right answers without the ECG are what the model's result is held against.
-    for condition in FAST:
-        if told := report["conditions"].get(condition):
-            kind = "accuracy" if condition == "real" else f"accuracy_{condition.replace('-', '_')}"
-            label = f"right answers, given {CONDITIONS[condition].label}"
-            add(kind, label, told["accuracy"], told["interval"], told["n"])
-    if (verdict := report["verdict"]) is not None and verdict["pairs"] > 0:
-        add("swap_flip_gap", "swap-flip gap", verdict["gap"], verdict["gap_interval"], verdict["pairs"])
-        add("paired_flip", "both answers of a flip pair right", verdict["paired_flip"], (None, None), verdict["pairs"])
-        over, limits, n = verdict["over_majority"], verdict["over_majority_interval"], verdict["questions"]
-        add("over_majority", "right answers, over the most common answer to each question", over, limits, n)
-    return found
-
-
-def _rows(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """What was given to the model, and how often it was right: the conditions that matter most, then the references."""
-    rows = [(CONDITIONS[name].label, told) for name in FAST if (told := report["conditions"].get(name))]
-    if told := report["conditions"].get("text-only"):
-        rows.append(("(a model trained without ECGs)", told))
-    majority = {"accuracy": report["majority_by_question"], "interval": report["majority_interval"]}
-    return [*rows, ("(most common answer to each question)", majority)]
-
-
-def _audit(report: Mapping[str, Any], report_file: str | None) -> list[str]:
-    """The audit's verdict, the three numbers it rests on, and right answers under the conditions that matter most."""
-    lines, verdict = [], report["verdict"]
-    if verdict is not None:
-        lines += [f"**{verdict['sentence']}**", ""]
-    if verdict is not None and verdict["pairs"] > 0:
-        p = "unknown" if verdict["p"] is None else "< 0.001" if verdict["p"] < 0.001 else f"= {verdict['p']:.3f}"
-        lines += [
-            f"- Swap-flip gap: {_points(verdict['gap'], verdict['gap_interval'])}. So much more often an answer is "
-            "given about the ECG it is right about than about one whose right answer is another: "
-            f"{verdict['pairs']:,} pairs of ECGs, {verdict['patients']:,} patients.",
-            f"- Both answers of a pair right: {_percent(verdict['paired_flip'])}; with the two ECGs exchanged "
-            f"{_percent(verdict['exchanged'])}, p {p}.",
-            "- Over the most common answer to each question: "
-            f"{_points(verdict['over_majority'], verdict['over_majority_interval'])}.",
-            "",
-        ]
-    lines += ["| the model is given | right about the question's own ECG |", "|---|---|"]
-    lines += [
-        f"| {label} | {_percent(told['accuracy'])}{_interval(told['interval'])} |" for label, told in _rows(report)
+    return [
+        EvalResult(
+            task_type="question-answering",
+            task_name="Questions about 12-lead ECGs",
+            dataset_type=_slug(audit.dataset),
+            dataset_name=audit.dataset,
+            dataset_split="test",
+            metric_type=result.kind,
+            metric_name=result.label,
+            metric_value=result.value,
+            metric_args={"interval_95": result.interval, "n": result.n} if result.interval else {"n": result.n},
+        )
+        for result in audit.results
     ]
-    asked = f"{report['n']:,} questions about {report['patients']:,} held-out patients"
-    if report["limit"] is not None:
-        asked += f", a sample of {report['available']:,}"
-    more = f" Everything else, and how to read it: `ablation/{report_file}`." if report_file else ""
-    return [*lines, "", f"{asked}. Intervals are 95 %, by patient.{more}", ""]
+
+
+def _audit(audit: AuditSummary | None, report_file: str | None) -> str:
+    """The audit's section, with the place of its report."""
+    if audit is None:
+        return NOT_AUDITED
+    return audit.card + (f" Everything else, and how to read it: `ablation/{report_file}`." if report_file else "")
 
 
 def _projector(config: ElmConfig) -> str:
@@ -198,7 +155,7 @@ def _projector(config: ElmConfig) -> str:
 
 
 def _leaks(training: Mapping[str, Any]) -> list[str]:
-    """What a check of the split found."""
+    """Findings of a check of the split."""
     told = training.get("leaks")
     return ["## Splits and leaks", "", *(f"- {sentence}" for sentence in told), ""] if told else []
 
@@ -237,16 +194,3 @@ def _is_hub_id(name: str) -> bool:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(value: float, limits: Sequence[float | None]) -> str:
-    return f"{100 * value:+.1f} points{_interval(limits, '+')}".replace("-", "−")
-
-
-def _interval(limits: Sequence[float | None], sign: str = "") -> str:
-    low, high = limits
-    return "" if low is None or high is None else f" ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"

@@ -23,11 +23,12 @@ from typing import Any
 from data.card import check_terms, sources_of
 from data.support.commands import command_line
 from data.support.hub import check_repo_id, commit
+from elm.saved.audit import REPORT, SUMMARY, AuditSummary
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/base.json")
-AUDIT = ("ablation/report.html", "ablation/report.json", "ablation/report.md", "ablation/*.png")
+AUDIT = ("ablation/report.html", REPORT, "ablation/report.md", SUMMARY, "ablation/*.png")
 RECORDINGS = ("examples/*", "ablation/examples.json", "ablation/predictions.jsonl", "ablation/asked-*.jsonl")
 _DRAWN = 'class="strip"'  # of a recording in report.html
 
@@ -99,7 +100,7 @@ def push(
     from elm.saved.folder import FILES
 
     ours = (*FILES, *ADAPTER, *AUDIT, *RECORDINGS, "README.md")
-    message = "ECG-language model, " + ("not audited" if "ablation/report.json" not in files else "with its audit")
+    message = "ECG-language model, " + ("not audited" if REPORT not in files else "with its audit")
     return commit(name, files, kind="model", message=message, ours=ours, private=private, token=token)
 
 
@@ -125,14 +126,14 @@ def contents(
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} is no saved model: it has no {file}")
     training = _read(folder / "training.json")
-    report = None if unaudited else _report(folder, training_digest(folder))
+    audit = None if unaudited else _audit(folder, training_digest(folder))
     if with_recordings and not private:
         sources = sources_of([training["dataset_name"], *training.get("corpora", ())])
         check_terms(sources, f"the recordings and answers in {folder}")
 
-    patterns = [*FILES, *ADAPTER, *(AUDIT if report is not None else ())]
+    patterns = [*FILES, *ADAPTER, *(AUDIT if audit is not None else ())]
     if with_recordings:
-        patterns += RECORDINGS if report is not None else RECORDINGS[:1]
+        patterns += RECORDINGS if audit is not None else RECORDINGS[:1]
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files: dict[str, Path | bytes] = {
         path: folder / path for path in there if any(fnmatch(path, pattern) for pattern in patterns)
@@ -144,9 +145,7 @@ def contents(
 
     # What is named by its last part: whole values of settings, wherever else these values are repeated, and every
     # other place in a sentence.
-    told = {
-        path: _read(folder / path) for path in (*_CONFIGS, "training.json", "ablation/report.json") if path in files
-    }
+    told = {path: _read(folder / path) for path in (*_CONFIGS, "training.json", REPORT, SUMMARY) if path in files}
     places = _pattern(
         {value for tree in told.values() for value in _places(tree)} | {str(folder), str(folder.absolute())}
     )
@@ -159,7 +158,7 @@ def contents(
     card = model_card(
         ElmConfig.of_saved(told["config.json"]),
         told["training.json"],
-        told.get("ablation/report.json"),
+        None if audit is None else AuditSummary.from_json(told.get(SUMMARY) or told[REPORT]),
         name=repo_id.partition("/")[2],
         repo_id=repo_id,
         licence=licence,
@@ -168,21 +167,19 @@ def contents(
     return {**files, "README.md": card.encode()}
 
 
-def _report(folder: Path, digest: str) -> dict[str, Any]:
-    """The audit's report, of the model as it is now."""
-    file = folder / "ablation" / "report.json"
-    if not file.is_file():
+def _audit(folder: Path, digest: str) -> AuditSummary:
+    """Summary of the audit, of the model as it is now."""
+    if (audit := AuditSummary.of_folder(folder)) is None:
         raise ValueError(
             f"{folder} was not audited: run `python -m eval.ablation --model {folder}` first, or say --unaudited, as "
             "its card then does, too"
         )
-    report: dict[str, Any] = _read(file)
-    if report.get("training") != digest:
+    if audit.training != digest:
         raise ValueError(
-            f"the audit in {file.parent} is of another training than the weights in {folder}: run "
+            f"the audit in {folder / 'ablation'} is of another training than the weights in {folder}: run "
             f"`python -m eval.ablation --model {folder}` again"
         )
-    return report
+    return audit
 
 
 def _check_weights(folder: Path, paths: Sequence[str]) -> None:

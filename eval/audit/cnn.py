@@ -1,4 +1,4 @@
-"""A plain convolutional classifier, trained on labels alone: what an answer can be worth, without any language.
+"""A plain convolutional classifier, trained on labels alone: how good an answer can be without any language.
 
 The network of `encoders/cnn`, the mean of its tokens, one linear layer; recordings at 100 Hz, each lead less its mean
 and over its standard deviation. A minute on one CPU core for a thousand recordings.
@@ -27,7 +27,7 @@ class CnnClassifier:
 
     Args:
         classes: How many.
-        seed: Of weights, batches and augmentation.
+        seed: Seed of weights, batches and augmentation.
     """
 
     def __init__(self, classes: int, seed: int = 0) -> None:

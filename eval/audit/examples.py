@@ -3,57 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.scoring.answers import is_correct, probabilities
-from eval.scoring.numbers import by_condition
+from data.conversations.rows import QuestionSet
+from eval.report.strips import SECONDS, Example, ShownEcg
+from eval.scoring.answers import is_correct
+from eval.scoring.likelihood import probabilities
+from eval.scoring.lines import Line, by_condition
 
-if TYPE_CHECKING:
-    from data.conversations.rows import QuestionSet
-    from eval.scoring.lines import Line
-
-STRIP_SECONDS = 5.0
 LEADS = ("II", "V1", "V5")
 
 
-def examples(questions: QuestionSet, lines: Sequence[Line], seed: int, count: int = 4) -> list[dict[str, Any]]:
+def examples(questions: QuestionSet, lines: Sequence[Line], seed: int, count: int = 4) -> list[Example]:
     """Flip pairs to be shown, each of another group, with their ECGs: drawn at random, right answered or not."""
-    told = by_condition(lines)
-    real, flip = told.get("real", {}), told.get("swap-flip", {})
+    asked = by_condition(lines)
+    real, flip = asked.get("real", {}), asked.get("swap-flip", {})
     rng = np.random.default_rng(seed)
-    ids = sorted(id for id in real.keys() & flip.keys() if len(real[id]["ecgs"]) == 1 and not real[id]["control"])
-    found: dict[str, dict[str, Any]] = {}
+    ids = sorted(id for id in real.keys() & flip.keys() if len(real[id].ecgs) == 1 and not real[id].control)
+    by_group: dict[str, Example] = {}
     for i in rng.permutation(len(ids)):
-        pair = real[ids[i]], flip[ids[i]]
-        if len(found) == count or pair[0]["group"] in found:
-            continue
-        found[pair[0]["group"]] = {
-            "question": pair[0]["question"],
-            "ecgs": [
-                {
-                    **_strips(questions, record),
-                    "right": line["shown_answer"],
-                    "said": line["prediction"],
-                    "correct": is_correct(line["prediction"], line["shown_answer"]),
-                    "p": None
-                    if line["logp"] is None
-                    else {o: round(float(p), 3) for o, p in zip(line["options"], probabilities(line["logp"]))},
-                }
-                for line, record in zip(pair, (pair[0]["ecgs"][0], pair[1]["donors"][0]))
-            ],
-        }
-    return list(found.values())
+        first, second = real[ids[i]], flip[ids[i]]
+        if len(by_group) < count and first.group not in by_group:
+            shown = [_shown(questions, first, first.ecgs[0]), _shown(questions, second, second.donors[0])]
+            by_group[first.group] = Example(first.question, shown)
+    return list(by_group.values())
 
 
-def _strips(questions: QuestionSet, record: str) -> dict[str, Any]:
+def _shown(questions: QuestionSet, line: Line, record: str) -> ShownEcg:
     """Some leads of a recording in mV, as a page can hold them: 0.01 mV is less than the width of a pen's line."""
     ecg = questions.source[record]
     leads: list[str] = [lead for lead in LEADS if lead in ecg.leads] or list(ecg.leads[:3])
-    signal = ecg.select(leads).crop(0, min(STRIP_SECONDS, ecg.signal.shape[1] / ecg.fs)).signal
-    return {
-        "record": record,
-        "fs": ecg.fs,
-        "leads": {lead: [round(float(v), 2) for v in values] for lead, values in zip(leads, signal)},
-    }
+    signal = ecg.select(leads).crop(0, min(SECONDS, ecg.signal.shape[1] / ecg.fs)).signal
+    p = None
+    if line.options is not None and line.logp is not None:
+        p = {option: round(float(share), 3) for option, share in zip(line.options, probabilities(line.logp))}
+    return ShownEcg(
+        record=record,
+        fs=ecg.fs,
+        leads={lead: [round(float(v), 2) for v in values] for lead, values in zip(leads, signal)},
+        right=line.shown_answer or (),
+        said=line.prediction,
+        correct=line.shown_answer is not None and is_correct(line.prediction, line.shown_answer),
+        p=p,
+    )

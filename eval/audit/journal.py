@@ -7,7 +7,6 @@ started again leaves the bytes that an uninterrupted one leaves.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -15,29 +14,35 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple, TypedDict
 from zlib import crc32
 
-from eval.answerers.model import Responder, question_messages
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from data.conversations.rows import Row
+from data.conversations.rows import Row
+from eval.answerers.base import Responder, question_messages
+from eval.scoring.lines import Answer
 
 DIGITS = 5  # of a log-probability
 
 
-class Answer(NamedTuple):
-    """What was answered to one question under one condition.
+class Entry(TypedDict):
+    """One answer in the journal; `asked` is a digest of the question, its ECGs and its options."""
 
-    Attributes:
-        text: The answer.
-        logp: log p of each of the question's options, or `None` where it has none or the responder does not score.
-        gold_logp: log p of the right answer's text, or `None` where the responder does not score.
-    """
-
+    id: str
+    asked: str
     text: str
     logp: list[float] | None
     gold_logp: float | None
+
+
+class Question(NamedTuple):
+    """A question as a condition leaves it, with the answers whose log-probabilities are asked for."""
+
+    row: Row  # the question, with an id of its own
+    options: Sequence[str] | None  # the options of a closed question
+    gold: str  # the right answer's text
 
 
 class Journal:
@@ -56,28 +61,29 @@ class Journal:
         RuntimeError: Another process has it open.
     """
 
-    def __init__(self, folder: Path | str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | str, settings: Mapping[str, object]) -> None:
         header = _line({"settings": settings})
         self.path = Path(folder) / f"asked-{sha256(header).hexdigest()[:8]}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._batches: dict[str, list[Any]] = defaultdict(list)
-        self._file = open(self.path, "a+b")  # noqa: SIM115 (closed by `close`)
+        self._batches: dict[str, list[list[Entry]]] = defaultdict(list)
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
         try:
-            self._open(header)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _open(self, header: bytes) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock.acquire()
+        except Timeout as error:
             raise RuntimeError(
                 f"{self.path} is being written by another process: wait for it, or write to another folder"
             ) from error
+        self._file = open(self.path, "a+b")  # noqa: SIM115 (closed by `close`)
+        try:
+            self._read(header)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, header: bytes) -> None:
         self._file.seek(0)
         *lines, torn = self._file.read().split(b"\n")
-        if torn:  # cut in place: a new file would not have the lock
+        if torn:
             self._file.truncate(sum(len(line) + 1 for line in lines))
         if not lines:
             self._write(header)
@@ -96,12 +102,12 @@ class Journal:
     def _damage(self, number: int, what: str) -> str:
         return f"{self.path}, line {number} {what}: delete the file to ask everything again"
 
-    def batches(self, condition: str) -> list[Any]:
-        """What was added for this condition, in order."""
+    def batches(self, condition: str) -> list[list[Entry]]:
+        """The batches that were added for this condition, in order."""
         return self._batches[condition]
 
-    def add(self, condition: str, answers: Sequence[Any]) -> None:
-        """Keep the answers (JSON values) to the next batch of a condition; on disk when this returns."""
+    def add(self, condition: str, answers: list[Entry]) -> None:
+        """Keep the answers to the next batch of a condition; on disk when this returns."""
         batches = self._batches[condition]
         self._write(_line({"condition": condition, "batch": len(batches), "answers": answers}))
         batches.append(answers)
@@ -114,6 +120,7 @@ class Journal:
     def close(self) -> None:
         """Let others open it."""
         self._file.close()
+        self._lock.release()
 
     def __enter__(self) -> Journal:
         return self
@@ -122,46 +129,35 @@ class Journal:
         self.close()
 
 
-def _line(value: Any) -> bytes:
+def _line(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
 def ask_all(
-    responder: Responder,
-    condition: str,
-    rows: Sequence[Row],
-    options: Sequence[Sequence[str] | None],
-    gold: Sequence[str],
-    journal: Journal,
-    batch_size: int,
+    responder: Responder, condition: str, questions: Sequence[Question], journal: Journal, batch_size: int
 ) -> list[Answer]:
-    """Ask and score every row under one condition, but for what the journal holds already. Shows a progress bar.
+    """Ask and score every question under one condition, but for what the journal holds already. Shows a progress bar.
 
     Args:
         responder: Who answers.
         condition: Its name.
-        rows: Questions as the condition leaves them, each with an id of its own.
-        options: Per row, the answers to be scored, or `None`.
-        gold: Per row, the right answer's text, scored as well.
+        questions: Rows as the condition leaves them.
         journal: Takes the answers, batch by batch.
         batch_size: Questions asked together.
 
     Returns:
-        One answer per row, in the order of the rows.
+        One answer per question, in their order.
 
     Raises:
         ValueError: The journal answers other questions, or the responder gives too few answers or log-probabilities
             that are not finite; names the file or the question.
     """
-    from tqdm import tqdm
-
-    if not len(rows) == len(options) == len(gold):
-        raise ValueError(f"{len(rows)} rows, but options of {len(options)} and right answers of {len(gold)}")
+    rows = [question.row for question in questions]
     plan = batches_of(rows, batch_size)
     done = journal.batches(condition)
-    asked = [_digest(row, choices, right) for row, choices, right in zip(rows, options, gold)]
-    planned = [[[rows[i]["id"], asked[i]] for i in batch] for batch in plan]
-    if [[[a["id"], a["asked"]] for a in batch] for batch in done] != planned[: len(done)]:
+    digests = [_digest(question) for question in questions]
+    planned = [[(rows[i]["id"], digests[i]) for i in batch] for batch in plan]
+    if [[(entry["id"], entry["asked"]) for entry in batch] for batch in done] != planned[: len(done)]:
         raise ValueError(
             f"{journal.path} holds answers to other questions under {condition!r} than are asked now (other ECGs, "
             "words or options): delete the file to ask everything again"
@@ -171,14 +167,15 @@ def ask_all(
     first = sum(map(len, done))
     with tqdm(total=len(rows), initial=first, desc=f"asking, {condition}", unit="question") as progress:
         for batch in plan[len(done) :]:
-            given = _ask(
-                responder, condition, [rows[i] for i in batch], [options[i] for i in batch], [gold[i] for i in batch]
-            )
-            kept = [{"id": rows[i]["id"], "asked": asked[i], **answer._asdict()} for i, answer in zip(batch, given)]
-            journal.add(condition, kept)
+            answers = _ask(responder, condition, [questions[i] for i in batch])
+            entries = [
+                Entry(id=rows[i]["id"], asked=digests[i], text=a.text, logp=a.logp, gold_logp=a.gold_logp)
+                for i, a in zip(batch, answers)
+            ]
+            journal.add(condition, entries)
             progress.update(len(batch))
-    answers = {i: a for batch, kept in zip(plan, journal.batches(condition)) for i, a in zip(batch, kept)}
-    return [Answer(*(answers[i][name] for name in Answer._fields)) for i in range(len(rows))]
+    by_place = {i: e for batch, entries in zip(plan, journal.batches(condition)) for i, e in zip(batch, entries)}
+    return [Answer(e["text"], e["logp"], e["gold_logp"]) for e in (by_place[i] for i in range(len(rows)))]
 
 
 def batches_of(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
@@ -202,32 +199,30 @@ def _length(row: Row) -> int:
     )
 
 
-def _digest(row: Row, options: Sequence[str] | None, gold: str) -> str:
-    """Of all that is asked with a row."""
-    return f"{crc32(_line([row['ecgs'], question_messages(row), options, gold])):08x}"
+def _digest(question: Question) -> str:
+    """Digest of all that is asked with a question."""
+    row = question.row
+    return f"{crc32(_line([row['ecgs'], question_messages(row), question.options, question.gold])):08x}"
 
 
-def _ask(
-    responder: Responder,
-    condition: str,
-    rows: Sequence[Row],
-    options: Sequence[Sequence[str] | None],
-    gold: Sequence[str],
-) -> list[Answer]:
+def _ask(responder: Responder, condition: str, questions: Sequence[Question]) -> list[Answer]:
     """The answers to one batch, log-probabilities rounded."""
+    rows = [question.row for question in questions]
     texts = responder.ask(rows, condition)
     if len(texts) != len(rows):
         raise ValueError(f"condition {condition!r}: {len(rows)} questions asked but {len(texts)} answers given")
     if not responder.scores:
         return [Answer(text, None, None) for text in texts]
-    wanted = [list(dict.fromkeys([*(choices or []), right])) for choices, right in zip(options, gold)]
-    scored = responder.score(rows, condition, wanted)
+    wanted = [list(dict.fromkeys([*(q.options or []), q.gold])) for q in questions]
+    scores = responder.score(rows, condition, wanted)
     answers = []
-    for row, text, choices, right, names, values in zip(rows, texts, options, gold, wanted, scored, strict=True):
+    for question, text, names, values in zip(questions, texts, wanted, scores, strict=True):
         logp = {name: round(float(value), DIGITS) for name, value in zip(names, values, strict=True)}
         if wrong := [name for name, value in logp.items() if not math.isfinite(value)]:
             raise ValueError(
-                f"question {row['id']!r} under {condition!r}: the log-probability of {wrong[0]!r} is {logp[wrong[0]]}"
+                f"question {question.row['id']!r} under {condition!r}: the log-probability of {wrong[0]!r} is "
+                f"{logp[wrong[0]]}"
             )
-        answers.append(Answer(text, None if choices is None else [logp[name] for name in choices], logp[right]))
+        options = None if question.options is None else [logp[name] for name in question.options]
+        answers.append(Answer(text, options, logp[question.gold]))
     return answers

@@ -1,4 +1,4 @@
-"""What an audit asks: which questions, under which conditions, about which ECGs. Settled before anything is asked."""
+"""The questions of an audit, their conditions and ECGs. Settled before anything is asked."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ import dataclasses
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.conversations.contract import check_rows
+from data.conversations.rows import QuestionSet, Row, answer_text
+from data.experiment import donors as donors_of
 from data.experiment.conditions import CONDITIONS, FAST, apply
-
-if TYPE_CHECKING:  # torch and scipy take seconds to import, which `--help` need not wait for
-    from data.conversations.rows import QuestionSet, Row
-    from data.experiment.donors import Donor, Question, Rule
-    from eval.answerers.model import Responder
-    from eval.audit.journal import Journal
-    from eval.scoring.lines import Key, Line
+from data.experiment.donors import Donor, Rule
+from data.experiment.planted import DOSES, Beside, planted_rows, simulated
+from data.synthetic import SyntheticCohort
+from eval.answerers.base import Responder
+from eval.audit import journal as journals
+from eval.audit.journal import Journal
+from eval.scoring.lines import Asked, Key, Line, Planted, line
 
 SIMULATED_PATIENTS = 25  # beside the recordings of a corpus
 SCORED_ONLY = ("question-swap", "both-swap", "planted")  # what they measure is a likelihood, not words
 
 
 class Plan:
-    """What is asked under each condition, and what is known about the right answers.
+    """The questions of each condition, and what is known about the right answers.
 
     Args:
         questions: The question set.
         rows: Those of its test rows that are asked.
         key: What answers are scored with.
-        seed: Of donors.
+        seed: Seed of donors.
         reports: The rows ask for reports: they are among its `test_reports`, and open.
     """
 
@@ -42,89 +44,93 @@ class Plan:
         self.options = (lambda row: None) if reports else key.options
         self._donors: dict[str, dict[str, Donor]] = {}
 
+    def of_reports(self) -> Plan:
+        """The plan of asking for the reports of the held-out recordings."""
+        return Plan(self.questions, self.questions.test_reports, self.key, self.seed, reports=True)
+
     @property
     def digest(self) -> str:
         """A hash of the questions, their options and their order."""
-        told = [[row["id"], row["question"], row["answer"], row["ecgs"], self.options(row)] for row in self.rows]
-        whole = [told, len(self.everything), self.questions.source_key]
+        rows = [[row["id"], row["question"], row["answer"], row["ecgs"], self.options(row)] for row in self.rows]
+        whole = [rows, len(self.everything), self.questions.source_key]
         return hashlib.sha256(json.dumps(whole, ensure_ascii=False).encode()).hexdigest()[:16]
 
     def donors(self, rule: Rule) -> dict[str, Donor]:
         """Who gives an ECG to which row, by id. Chosen among all test rows: it does not depend on the sample."""
-        from data.experiment.donors import choose_donors
-
         if rule not in self._donors:
-            chosen = choose_donors(self.everything, self.questions.patient_of, rule, self.seed, self.questions.traits)
+            chosen = donors_of.choose_donors(
+                self.everything, self.questions.patient_of, rule, self.seed, self.questions.traits
+            )
             self._donors[rule] = {row["id"]: donor for row, donor in zip(self.everything, chosen) if donor is not None}
         return self._donors[rule]
 
     def ask(
-        self, responder: Responder, condition: str, journal: Journal, batch_size: int, called: str | None = None
+        self, responder: Responder, name: str, journal: Journal, batch_size: int, label: str | None = None
     ) -> list[Line]:
-        """The scored lines of one condition; `called` is its name in them, where another one says more."""
-        from data.conversations.rows import answer_text
-        from eval.audit.journal import ask_all
-        from eval.scoring.lines import lines
+        """The scored lines of one condition; `label` is its name in them, where another one says more."""
+        condition = CONDITIONS[name]
+        rows, planted = self.planted() if name == "planted" else (list(self.rows), {})
+        donors = self.donors(condition.donors) if condition.donors else None
+        other = self.other_questions if condition.questions else None
+        rows = [row for row in rows if all(by_id is None or row["id"] in by_id for by_id in (donors, other))]
+        altered = apply(
+            name,
+            rows,
+            None if donors is None else [donors[row["id"]] for row in rows],
+            None if other is None else [other[row["id"]] for row in rows],
+        )
+        asked = [self._asked(row, responder.scores, (donors or {}).get(row["id"]), planted) for row in rows]
+        questions = [
+            journals.Question(row, about.options, answer_text(about.row["answer"]))
+            for row, about in zip(altered, asked)
+        ]
+        answers = journals.ask_all(responder, name, questions, journal, batch_size)
+        return [line(label or name, about, answer, self.key) for about, answer in zip(asked, answers, strict=True)]
 
-        known = CONDITIONS[condition]
-        rows, more = self.planted() if condition == "planted" else (list(self.rows), None)
-        given = self.donors(known.donors) if known.donors else None
-        other = self.other_questions if known.questions else None
-        rows = [row for row in rows if all(by_id is None or row["id"] in by_id for by_id in (given, other))]
-        donors = None if given is None else [given[row["id"]] for row in rows]
-        questions = None if other is None else [other[row["id"]] for row in rows]
-        asked = apply(condition, rows, donors, questions)
-        options = [self.options(row) if responder.scores else None for row in rows]
-        gold = [answer_text(row["answer"]) for row in rows]
-        answers = ask_all(responder, condition, asked, options, gold, journal, batch_size)
-        return lines(called or condition, rows, answers, options, self.key, donors, self.questions.patient_of, more)
+    def _asked(self, row: Row, scores: bool, donor: Donor | None, planted: Mapping[str, Planted]) -> Asked:
+        patients = set() if donor is None else {self.questions.patient_of[ecg] for ecg in donor.ecgs}
+        return Asked(row, self.options(row) if scores else None, donor, sorted(patients), planted.get(row["id"]))
 
     @property
     def can_plant(self) -> bool:
         """Whether there are simulated recordings, and training questions about what can be planted in them."""
-        from data.experiment.planted import DOSES, simulated
-
         return simulated(self.questions.source) is not None and bool(
             wordings(self.questions.train).keys() & {doses.finding for doses in DOSES}
         )
 
     @cached_property
-    def other_questions(self) -> dict[str, Question]:
-        """What else could be asked about the ECGs of each row, by id."""
-        from data.experiment.donors import choose_questions
-
-        chosen = choose_questions(self.everything, self.seed)
+    def other_questions(self) -> dict[str, donors_of.Question]:
+        """Another question that could be asked about the ECGs of each row, by id."""
+        chosen = donors_of.choose_questions(self.everything, self.seed)
         return {row["id"]: other for row, other in zip(self.everything, chosen) if other is not None}
 
-    def planted(self) -> tuple[list[Row], dict[str, dict[str, Any]]]:
-        """Questions about simulated recordings with one parameter moved, and the dose of each.
+    def planted(self) -> tuple[list[Row], dict[str, Planted]]:
+        """Questions about simulated recordings with one parameter moved, and what was moved for each, by id.
 
         Asked in the words of the training questions; what these never ask about is left out.
         """
-        from data.experiment.planted import DOSES, planted_rows, simulated
-
         cohort = simulated(self.questions.source)
-        assert cohort is not None  # `_names` has looked
-        mine = {record for row in self.questions.test for record in row["ecgs"] if record in cohort.patient_of}
+        assert cohort is not None  # `choose_conditions` has looked
+        held_out = {record for row in self.questions.test for record in row["ecgs"] if record in cohort.patient_of}
         words = wordings(self.questions.train)
         rows = [
             row
             for doses in DOSES
             if doses.finding in words
             for row in planted_rows(
-                cohort, mine or cohort.records, seed=self.seed, question=words[doses.finding], doses=[doses]
+                cohort, held_out or cohort.records, seed=self.seed, question=words[doses.finding], doses=[doses]
             )
         ]
-        return list(rows), {row["id"]: {name: row[name] for name in ("parameter", "dose", "sign")} for row in rows}
+        return list(rows), {row["id"]: Planted(row["parameter"], row["dose"], row["sign"]) for row in rows}
 
 
 def wordings(train: Sequence[Row]) -> dict[str, str]:
     """How training questions ask whether a finding is there, as a pattern with `{finding}`, by finding."""
-    found: dict[str, str] = {}
+    patterns: dict[str, str] = {}
     for row in sorted(train, key=lambda row: (row["template_id"], row["question"])):
         if row["question_type"] == "single-verify" and row["attribute"] and row["attribute"] in row["question"]:
-            found.setdefault(row["attribute"], row["question"].replace(row["attribute"], "{finding}"))
-    return found
+            patterns.setdefault(row["attribute"], row["question"].replace(row["attribute"], "{finding}"))
+    return patterns
 
 
 def choose_conditions(
@@ -159,9 +165,6 @@ def choose_conditions(
 
 def with_simulated(questions: QuestionSet) -> QuestionSet:
     """The question set with simulated patients beside its recordings, in whom doses can be planted."""
-    from data.experiment.planted import Beside, simulated
-    from data.synthetic import SyntheticCohort
-
     if simulated(questions.source) is not None:
         return questions
     cohort = SyntheticCohort(SIMULATED_PATIENTS, records_per_patient=1, fs=500)
@@ -190,8 +193,6 @@ def sample(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
 
 def check(name: str, rows: Sequence[Row]) -> None:
     """Refuse questions that would be counted wrongly rather than fail."""
-    from data.conversations.contract import check_rows
-
     if not any(row["control"] == "" for row in rows):
         raise ValueError(
             f"{name}: of {len(rows)} held-out questions none is other than a control: there is no headline"

@@ -97,9 +97,7 @@ def summarise(answers: Answers, questions: QuestionSet, draws: int = 2000, seed:
 
 
 def _upstream(lines: Lines) -> tuple[float | None, int]:
-    return upstream_accuracy(
-        [line["prediction"] for line in lines.values()], [line["answer"] for line in lines.values()]
-    )
+    return upstream_accuracy([line.prediction for line in lines.values()], [line.answer for line in lines.values()])
 
 
 # --- what people read -------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from data.support.files import written_whole
 from eval.report.parts import markdown_table
 from eval.report.templates import filled_in
 from eval.scoring.answers import answer_set, majority_by_question
+from eval.scoring.lines import Line
 from eval.statistics import paired_interval, rounded
 
-Line = Mapping[str, Any]  # of predictions.jsonl
 Lines = Mapping[str, Line]  # by question
 Answers = Mapping[tuple[str, int], Sequence[Line]]  # by row of the table and seed of the training
 Numbers = dict[str, Any]  # what JSON can hold
@@ -98,8 +98,8 @@ def _by_condition(answers: Answers, train: str, seed: int) -> dict[str, Lines]:
         raise ValueError(f"the grid has no answers of the model trained on {train}, seed {seed}: train and ask it")
     lines: dict[str, dict[str, Line]] = {infer: {} for infer in INFER_CONDITIONS}
     for line in answers[train, seed]:
-        if line["condition"] in lines and not line["control"]:
-            lines[line["condition"]][line["id"]] = line
+        if line.condition in lines and not line.control:
+            lines[line.condition][line.id] = line
     for infer, of_condition in lines.items():
         if not of_condition:
             raise ValueError(f"the model trained on {train}, seed {seed} was not asked under {infer!r}: ask it again")
@@ -124,14 +124,14 @@ def cell(train: str, infer: str, by_seed: Mapping[int, tuple[float | None, int]]
 
 def accuracy(lines: Lines) -> tuple[float | None, int]:
     """The share of right answers, and how many there are."""
-    return float(np.mean([line["correct"] for line in lines.values()])), len(lines)
+    return float(np.mean([line.correct for line in lines.values()])), len(lines)
 
 
 def gap(lines: Mapping[str, Lines], draws: int, seed: int) -> Gap:
     """Real minus swap of one model, over the questions that were asked under both."""
     both = [name for name in lines["real"] if name in lines["swap"]]
-    real, swap = (np.array([lines[infer][name]["correct"] for name in both], float) for infer in ("real", "swap"))
-    interval = paired_interval(real, swap, [lines["real"][name]["patient_ids"] for name in both], draws, seed)
+    real, swap = (np.array([lines[infer][name].correct for name in both], float) for infer in ("real", "swap"))
+    interval = paired_interval(real, swap, [lines["real"][name].patient_ids for name in both], draws, seed)
     limits = [None if np.isnan(limit) else rounded(limit) for limit in interval]
     return {"difference": rounded(np.mean(real - swap)), "interval": limits, "n": len(both)}
 

@@ -1,17 +1,18 @@
-"""What a report is made of, whoever sets it (Markdown, HTML): tables, pictures, lists; and how numbers are told.
+"""Parts of a report, whoever sets it (Markdown, HTML): tables, pictures, lists; and numbers in words.
 
-Shares are told in percent and their differences in points, a hundredth each: docs/audit.md's gap of 0.10 is 10 points.
+Shares are given in percent and their differences in points, a hundredth each: docs/audit.md's gap of 0.10 is 10 points.
 In texts, `this` is code; everything else is plain text, which whoever sets it must escape: names, questions and notes
 come from data.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-Limits = Sequence[float | None]  # of an interval, both None where there is none
+Limits = Sequence[float | None] | None  # of an interval, None or NaN where there are none
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Picture:
 
 
 class Fact(NamedTuple):
-    """One of the numbers of the rule: what it is, what it came to, what `reads` asks of it, and whether it is so."""
+    """One of the numbers of the rule: its name and value, what `reads` asks of it, and whether it is so."""
 
     name: str
     value: str
@@ -71,7 +72,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Command:
-    """What was typed."""
+    """A command line."""
 
     kind: ClassVar[str] = "command"
     text: str
@@ -107,10 +108,10 @@ def signed(value: float, places: int = 2) -> str:
     return f"{value:+.{places}f}".replace("-", "−")
 
 
-def span(limits: Limits, told: Callable[[float], str]) -> str:
-    """An interval, its limits told by a function."""
-    low, high = limits
-    return "interval unknown" if low is None or high is None else f"{told(low)} to {told(high)}"
+def span(limits: Limits, words: Callable[[float], str]) -> str:
+    """An interval, each limit in the words of a function."""
+    present = [limit for limit in limits or () if limit is not None and not math.isnan(limit)]
+    return " to ".join(map(words, present)) if len(present) == 2 else "interval unknown"
 
 
 def percent_span(value: float, limits: Limits) -> str:

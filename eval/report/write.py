@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from data.support.files import written_whole
 from eval.report.figures import FIGURES, draw
-from eval.report.headline import DISCLAIMER, Report, asked, finding, headline, model_name, reasons
+from eval.report.headline import DISCLAIMER, asked, headline, model_name, reasons
+from eval.report.page import page
 from eval.report.parts import Command, Facts, Items, Part, Picture, Section, Table, Terms, markdown_table
-from eval.report.sections import main_table, sections, without_text_only
+from eval.report.sections import sections
+from eval.report.strips import Example
+from eval.report.summary import summary
+from eval.report.tables import main_table, super_class_sentences, super_class_table, without_text_only
+from eval.scoring.lines import Line
+from eval.scoring.results import Block, Report, SuperClasses
 
-__all__ = ["finding", "markdown", "table", "write"]
 
-
-def write(
-    out: Path, report: Report, predictions: Iterable[Mapping[str, Any]], examples: Sequence[Mapping[str, Any]] = ()
-) -> list[Path]:
+def write(out: Path, report: Report, predictions: Iterable[Line], examples: Sequence[Example] = ()) -> list[Path]:
     """Write a report into a folder; each file appears whole or not at all, `report.json` last.
 
     Figures of an earlier report that this one has no data for are removed.
 
     Args:
         out: The folder.
-        report: As `eval.ablation.run` makes it.
+        report: The numbers.
         predictions: The lines of `predictions.jsonl`.
-        examples: Flip pairs to be shown, with their ECGs (`eval.report.page.page`).
+        examples: Flip pairs to be shown, with their ECGs.
 
     Returns:
         The paths of what was written.
@@ -36,21 +37,20 @@ def write(
     Raises:
         ValueError: A number is not finite, which JSON cannot hold.
     """
-    from eval.report.page import page
-
     pictures = draw(report)
-    told = sections(report, pictures)
+    parts = sections(report, pictures)
     texts = {
-        "report.md": markdown(report, told),
-        "report.html": page(report, told, pictures, examples),
-        "report.json": json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": markdown(report, parts),
+        "report.html": page(report, parts, pictures, examples),
+        "summary.json": _json(summary(report).to_json()),
+        "report.json": _json(report.to_json()),
     }
     with written_whole(out / "predictions.jsonl", "w") as file:
         for number, line in enumerate(predictions, start=1):
             try:
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(json.dumps(line.to_json(), ensure_ascii=False, allow_nan=False) + "\n")
             except ValueError as error:
-                where = f"line {number} of the predictions, {line.get('id')!r} under {line.get('condition')!r}"
+                where = f"line {number} of the predictions, {line.id!r} under {line.condition!r}"
                 raise ValueError(f"{where}: {error}") from error
     for name, picture in pictures.items():
         with written_whole(out / name) as file:
@@ -64,12 +64,22 @@ def write(
     return [out / name for name in ("predictions.jsonl", *pictures, *texts)]
 
 
-def table(block: Report) -> str:
+def _json(data: object) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def table(block: Block) -> str:
     """The main table of a report, or of one of its groups, in Markdown."""
     return "\n\n".join(filter(None, [_table(main_table(block)), without_text_only(block)]))
 
 
-def markdown(report: Report, told: Sequence[Section]) -> str:
+def super_classes_text(numbers: SuperClasses) -> str:
+    """The super-classes by themselves, in Markdown."""
+    about, *others = super_class_sentences(numbers)
+    return "\n\n".join([about, _table(super_class_table(numbers)), *others])
+
+
+def markdown(report: Report, sections: Sequence[Section]) -> str:
     """`report.md`."""
     parts = [
         f"# Does {_safe(model_name(report))} read the ECG?",
@@ -77,7 +87,7 @@ def markdown(report: Report, told: Sequence[Section]) -> str:
         _safe(f"Asked: {asked(report)}."),
         f"**{DISCLAIMER}**",
     ]
-    for section in told:
+    for section in sections:
         parts += [f"## {section.title}", *map(_part, section.parts)]
     return "\n\n".join(parts) + "\n"
 

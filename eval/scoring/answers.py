@@ -1,4 +1,4 @@
-"""Whether an answer is right, what one would answer who sees only the question, and what can be answered at all.
+"""Right and wrong answers, the best answer of who sees only the question, and the options of closed questions.
 
 An answer is a set of terms, written as a list with commas. Order, repetition, case, white space and a final period do
 not count; every other difference does. A comma in brackets is part of a term: "bigeminal pattern (unknown origin, sv or
@@ -11,13 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-if TYPE_CHECKING:  # the readers of recordings import scipy, which `--help` need not wait for
-    from data.conversations.rows import Row
+from data.conversations.rows import Row, answer_text
 
 AnswerSet = frozenset[str]
 Outcome = Literal["right", "wrong", "abstained", "empty", "unparsed"]
@@ -57,7 +53,7 @@ def normalise(text: str) -> str:
 
 
 def parse(text: str, vocabulary: Collection[str] | None = None) -> AnswerSet | None:
-    """The set of terms in what a model said.
+    """The set of terms in a model's words.
 
     Args:
         text: Terms with commas between them.
@@ -94,7 +90,7 @@ def is_abstention(prediction: str, vocabulary: Collection[str] | None = None) ->
     may say that one finding cannot be assessed.
 
     Args:
-        prediction: What was said.
+        prediction: Words of the model.
         vocabulary: The terms that are answers. What consists of them is an answer and no abstention, however it sounds:
             "not sure" is one of the answers of ECG-QA.
     """
@@ -107,7 +103,7 @@ def is_abstention(prediction: str, vocabulary: Collection[str] | None = None) ->
 
 
 def outcome(prediction: str, answer: Iterable[str], vocabulary: Collection[str]) -> Outcome:
-    """What became of one question; exactly one of `OUTCOMES`.
+    """Outcome of one question; exactly one of `OUTCOMES`.
 
     `"right"`: exactly this set of terms (`is_correct`). `"wrong"`: another answer. `"abstained"`: `is_abstention`.
     `"empty"`: nothing said (`is_empty`). `"unparsed"`: any other text, with terms that are no answer to any question.
@@ -138,8 +134,8 @@ def upstream_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str
     """
     if len(predictions) != len(answers):
         raise ValueError(f"{len(predictions)} predictions but {len(answers)} answers")
-    pairs = [(said.strip(), " ".join(answer).strip()) for said, answer in zip(predictions, answers)]
-    counted = [said == right for said, right in pairs if said and right]
+    pairs = [(text.strip(), " ".join(answer).strip()) for text, answer in zip(predictions, answers)]
+    counted = [text == right for text, right in pairs if text and right]
     return (sum(counted) / len(counted) if counted else None), len(counted)
 
 
@@ -149,7 +145,7 @@ def vocabulary(rows: Iterable[Row]) -> frozenset[str]:
 
 
 def _by_question(row: Row) -> list[Hashable]:
-    """What a row's majority answer is looked up by, most specific first."""
+    """Keys of a row's majority answer, most specific first."""
     kind = row["question_type"]
     return [("question", normalise(row["question"])), ("attribute", row["attribute"], kind), *_by_type(row)]
 
@@ -170,7 +166,7 @@ class Majority:
     keys: Callable[[Row], list[Hashable]] = _by_question
 
     def __call__(self, row: Row) -> AnswerSet:
-        """What to answer to this row's question."""
+        """The answer to this row's question."""
         return next(self.answers[key] for key in self.keys(row) if key in self.answers)
 
 
@@ -232,8 +228,6 @@ def options_by_question(train_rows: Sequence[Row], most: int = MAX_OPTIONS) -> O
         ValueError: There are no training rows (the test rows must not stand in: they would tell which answers occur),
             or `most` is less than 2.
     """
-    from data.conversations.rows import answer_text
-
     if not train_rows:
         raise ValueError("the options of a question are learned from training rows, and there are none")
     if most < 2:
@@ -248,7 +242,7 @@ def options_by_question(train_rows: Sequence[Row], most: int = MAX_OPTIONS) -> O
 
 
 def _by_form(row: Row) -> list[Hashable]:
-    """What a row's options are looked up by, most specific first."""
+    """Keys of a row's options, most specific first."""
     kind, attribute = row["question_type"], row["attribute"]
     keys: list[Hashable] = [("question", normalise(row["question"]))]
     # Not for query questions: some sets name the answer in their attribute, and the option would give it away.
@@ -257,110 +251,3 @@ def _by_form(row: Row) -> list[Hashable]:
     if kind.endswith("verify"):
         keys.append(("type", kind))
     return keys
-
-
-def choice(options: Sequence[str], logp: ArrayLike) -> str:
-    """The option with the highest log probability; of equal ones the first.
-
-    Args:
-        options: Answer texts.
-        logp: Natural log of the probability of each `[options]`.
-
-    Raises:
-        ValueError: There is no option, or not one finite number or -inf for each; names the option.
-    """
-    return options[int(np.argmax(_checked(options, logp)))]
-
-
-def probabilities(logp: ArrayLike) -> NDArray[np.float64]:
-    """Probabilities `[options]` that sum to 1, given that the answer is one of the options (softmax of `logp`).
-
-    Raises:
-        ValueError: There is no option, or none that is possible.
-    """
-    logp = _checked(None, logp)
-    if np.isneginf(logp).all():
-        raise ValueError(f"all {len(logp)} options have probability zero: there is nothing to compare")
-    weights = np.exp(logp - logp.max())
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
-
-
-def yes_margin(options: Sequence[str], logp: ArrayLike) -> float | None:
-    """`log p(yes) - log p(no)`: the score of a verify question, for its AUROC. None unless both are options.
-
-    Errors as `choice`; also where both are impossible.
-    """
-    logp = _checked(options, logp)
-    place = {normalise(option): i for i, option in enumerate(options)}
-    if not {"yes", "no"} <= place.keys():
-        return None
-    yes, no = logp[place["yes"]], logp[place["no"]]
-    if np.isneginf(yes) and np.isneginf(no):
-        raise ValueError("yes and no both have probability zero: there is nothing to compare")
-    return float(yes - no)
-
-
-def _checked(options: Sequence[str] | None, logp: ArrayLike) -> NDArray[np.float64]:
-    logp = np.asarray(logp, dtype=np.float64)
-    if logp.ndim != 1 or not len(logp) or (options is not None and len(options) != len(logp)):
-        given = "" if options is None else f" for {len(options)} options"
-        raise ValueError(f"log probabilities must be one number per option, got shape {logp.shape}{given}")
-    if (wrong := np.isnan(logp) | np.isposinf(logp)).any():
-        i = int(np.argmax(wrong))
-        raise ValueError(f"the log probability of option {i if options is None else repr(options[i])} is {logp[i]}")
-    return logp
-
-
-def brier(p_yes: ArrayLike, is_yes: ArrayLike) -> float:
-    """Mean squared difference of the probability of "yes" `[n]` and the truth `[n]` (Brier, Mon. Weather Rev. 1950).
-
-    0 is perfect; 0.25 is what 0.5 for every question gets.
-
-    Raises:
-        ValueError: No questions, shapes that do not match, or probabilities outside 0 to 1.
-    """
-    p, truth = _paired("p_yes", p_yes, "is_yes", is_yes)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p_yes must lie between 0 and 1, got {p[~((p >= 0) & (p <= 1))][0]}")
-    return float(np.mean((p - truth) ** 2))
-
-
-def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Sequence[float]) -> list[float]:
-    """Accuracy among the most confident share of the answers (El-Yaniv and Wiener, JMLR 2010).
-
-    Answers of equal confidence each count with the mean of their group, which is what choosing among them at random
-    gives on average: the result does not depend on their order. A share that ends within an answer counts it in part.
-
-    Args:
-        confidence: The higher, the surer `[n]`.
-        right: Whether each answer is right `[n]`.
-        coverages: Shares of the answers to keep, above 0 and up to 1.
-
-    Returns:
-        One accuracy per share; the last is the accuracy of all answers where the share is 1.
-
-    Raises:
-        ValueError: No answers, shapes that do not match, a confidence that is NaN, or a share outside that range.
-    """
-    sureness, hits = _paired("confidence", confidence, "right", right)
-    if np.isnan(sureness).any():
-        raise ValueError(f"the confidence of answer {int(np.argmax(np.isnan(sureness)))} is not a number")
-    if bad := [share for share in coverages if not 0 < share <= 1]:
-        raise ValueError(f"a coverage is a share above 0 and up to 1, got {bad[0]}")
-    _, group, size = np.unique(-sureness, return_inverse=True, return_counts=True)  # the surest group first
-    kept = np.concatenate([[0], np.cumsum(size)])
-    hit = np.concatenate([[0.0], np.cumsum(np.bincount(group, hits))])
-    wanted = np.asarray(coverages, dtype=np.float64) * len(hits)
-    return [float(accuracy) for accuracy in np.interp(wanted, kept, hit) / wanted]
-
-
-def _paired(
-    name: str, values: ArrayLike, other_name: str, others: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    first, second = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
-    if first.ndim != 1 or first.shape != second.shape or not len(first):
-        raise ValueError(
-            f"{name} and {other_name} must be one number per answer, got shapes {first.shape} and {second.shape}"
-        )
-    return first, second

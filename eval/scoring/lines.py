@@ -2,39 +2,91 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
+from data.conversations.rows import QuestionSet, Row
+from data.experiment.donors import Donor
 from eval.scoring import answers as score
-from eval.scoring.answers import Majority, Options
+from eval.scoring.answers import Majority, Options, Outcome
+from eval.scoring.jsonable import INLINE, Json
 
-if TYPE_CHECKING:
-    from data.conversations.rows import QuestionSet, Row
-    from data.experiment.donors import Donor
-    from eval.audit.journal import Answer
 
-Line = dict[str, Any]
+class Answer(NamedTuple):
+    """Answer to one question under one condition."""
 
-_OF_A_ROW = ("id", "question", "question_type", "template_id", "attribute", "group", "control", "patient_ids", "ecgs")
+    text: str  # the answer
+    # Log p of each of the question's options, or `None` where it has none or the responder does not score.
+    logp: list[float] | None
+    gold_logp: float | None  # log p of the right answer's text, or `None` where the responder does not score
+
+
+@dataclass(frozen=True)
+class Planted(Json):
+    """Parameter moved in a simulated recording, its value, and the direction in which "yes" lies."""
+
+    parameter: str
+    dose: float
+    sign: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it was asked under a condition."""
+
+    row: Row  # the question, as it is about the real ECG
+    options: Sequence[str] | None = None  # answers whose log-probabilities are asked for; None for an open question
+    donor: Donor | None = None  # who gave the other ECG, if one was shown
+    donor_patients: Sequence[str] = ()  # patients of that ECG
+    planted: Planted | None = None  # what was moved in the recording, if anything
+
+
+@dataclass(frozen=True)
+class Line(Json):
+    """One scored answer."""
+
+    condition: str  # what was done to the ECG (`data.experiment.conditions`), or "text-only" for a model without ECGs
+    id: str  # question, the same under every condition
+    question: str  # its words
+    question_type: str  # its kind, such as "single-verify"
+    template_id: int  # its template
+    attribute: str  # the finding it asks about; may be empty
+    group: str  # group of findings that belongs to
+    control: str  # name of a control, which counts for no number; else empty
+    patient_ids: Sequence[str]  # patients of the question's own ECGs
+    ecgs: Sequence[str]  # these ECGs
+    donors: Sequence[str]  # ECGs shown in their place
+    donor_patients: Sequence[str]  # patients of these
+    answer: Sequence[str]  # right answer about the question's own ECGs, a set of terms
+    shown_answer: Sequence[str] | None  # right answer about the ECGs that were shown; None where it is not known
+    prediction: str  # answer of the model
+    options: Sequence[str] | None  # answers of a closed question; None for an open one, and where nothing was scored
+    logp: Sequence[float] | None  # natural log of the probability of each option
+    gold_logp: float | None  # the same of the right answer
+    majority_right: bool  # whether the most common answer to this kind of question is right
+    majority_by_question_right: bool  # whether the most common answer to this question is right
+    # What was moved in the recording, under the condition `planted`.
+    planted: Planted | None = field(default=None, metadata=INLINE)
+    parsed: Sequence[str] | None = None  # terms of the prediction; None where it is no answer
+    outcome: Outcome = "unparsed"  # what became of it
+    correct: bool = False  # whether it is right about the question's own ECGs
+
+
+Lines = Mapping[str, Mapping[str, Line]]  # condition -> id of the question -> line
 
 
 @dataclass(frozen=True)
 class Key:
-    """What answers are scored with, learned from a question set.
+    """Key that answers are scored with, learned from a question set."""
 
-    Attributes:
-        vocabulary: Every term that is an answer.
-        options: The options of closed questions.
-        majority: Most common answer of each kind of question, and of each question.
-    """
-
-    vocabulary: frozenset[str]
-    options: Options
-    majority_by_type: Majority
-    majority_by_question: Majority
+    vocabulary: frozenset[str]  # every term that is an answer
+    options: Options  # the options of closed questions
+    majority_by_type: Majority  # most common answer of each kind of question
+    majority_by_question: Majority  # most common answer of each question
 
     @classmethod
     def of(cls, questions: QuestionSet) -> Key:
@@ -51,59 +103,53 @@ class Key:
         )
 
 
-def lines(
-    condition: str,
-    rows: Sequence[Row],
-    answers: Sequence[Answer],
-    options: Sequence[Sequence[str] | None],
-    key: Key,
-    donors: Sequence[Donor] | None = None,
-    patient_of: Mapping[str, str] | None = None,
-    more: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Line]:
-    """The scored lines of the answers to some rows under a condition.
-
-    Args:
-        condition: Its name.
-        rows: The questions, as they are about the real ECG.
-        answers: One per row.
-        options: Those the answers' log-probabilities belong to; None for an open question.
-        key: What to score with.
-        donors: Where other ECGs were given.
-        patient_of: Then, the patient of each recording.
-        more: Further fields of a line, by id of the row.
-    """
-    found = []
-    for i, (row, answer, among) in enumerate(zip(rows, answers, options, strict=True)):
-        right = score.answer_set(row["answer"])
-        line: Line = {
-            "condition": condition,
-            **{name: row[name] for name in _OF_A_ROW},  # type: ignore[literal-required]
-            "donors": donors[i].ecgs if donors is not None else [],
-            "donor_patients": sorted({(patient_of or {})[ecg] for ecg in donors[i].ecgs}) if donors is not None else [],
-            "answer": row["answer"],
-            "shown_answer": row["answer"] if donors is None else donors[i].answer or None,
-            "prediction": answer.text,
-            "options": among,
-            "logp": answer.logp,
-            "gold_logp": answer.gold_logp,
-            "majority_right": key.majority_by_type(row) == right,
-            "majority_by_question_right": key.majority_by_question(row) == right,
-            **((more or {}).get(row["id"], {})),
-        }
-        found.append(scored(line, key.vocabulary))
-    return found
+def line(condition: str, asked: Asked, answer: Answer, key: Key) -> Line:
+    """The scored line of one answer."""
+    row, donor = asked.row, asked.donor
+    right = score.answer_set(row["answer"])
+    unscored = Line(
+        condition=condition,
+        id=row["id"],
+        question=row["question"],
+        question_type=row["question_type"],
+        template_id=row["template_id"],
+        attribute=row["attribute"],
+        group=row["group"],
+        control=row["control"],
+        patient_ids=row["patient_ids"],
+        ecgs=row["ecgs"],
+        donors=[] if donor is None else donor.ecgs,
+        donor_patients=asked.donor_patients,
+        answer=row["answer"],
+        shown_answer=row["answer"] if donor is None else donor.answer or None,
+        prediction=answer.text,
+        options=asked.options,
+        logp=answer.logp,
+        gold_logp=answer.gold_logp,
+        majority_right=key.majority_by_type(row) == right,
+        majority_by_question_right=key.majority_by_question(row) == right,
+        planted=asked.planted,
+    )
+    return scored(unscored, key.vocabulary)
 
 
-def scored(line: Line, vocabulary: frozenset[str]) -> Line:
+def scored(line: Line, vocabulary: Collection[str]) -> Line:
     """The line with its prediction scored (again)."""
-    parsed = score.parse(line["prediction"], vocabulary)
-    return {
-        **line,
-        "parsed": None if parsed is None else sorted(parsed),
-        "outcome": score.outcome(line["prediction"], line["answer"], vocabulary),
-        "correct": score.is_correct(line["prediction"], line["answer"]),
-    }
+    parsed = score.parse(line.prediction, vocabulary)
+    return dataclasses.replace(
+        line,
+        parsed=None if parsed is None else sorted(parsed),
+        outcome=score.outcome(line.prediction, line.answer, vocabulary),
+        correct=score.is_correct(line.prediction, line.answer),
+    )
+
+
+def by_condition(lines: Sequence[Line]) -> dict[str, dict[str, Line]]:
+    """Lines sorted into conditions, in the order in which they come."""
+    sorted_lines: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        sorted_lines.setdefault(line.condition, {})[line.id] = line
+    return sorted_lines
 
 
 def read(path: Path) -> list[Line]:
@@ -112,15 +158,17 @@ def read(path: Path) -> list[Line]:
     Raises:
         ValueError: A line is no JSON, or lacks a field; names file and line.
     """
-    found = []
+    lines = []
     # Bytes have no line ends but \n and \r, which JSON escapes; text has more, and an answer may hold any.
     for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            line = json.loads(text)
-            missing = [name for name in (*_OF_A_ROW, "condition", "answer", "prediction") if name not in line]
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise TypeError(f"{type(data).__name__} in place of an object")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not a JSON object: {error}") from error
-        if missing:
-            raise ValueError(f"{path}, line {number}: no field {missing[0]!r}: it was not written by this audit")
-        found.append(line)
-    return found
+        try:
+            lines.append(Line.from_json(data))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}: it was not written by this audit") from error
+    return lines

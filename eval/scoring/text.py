@@ -33,10 +33,10 @@ class TextScore(NamedTuple):
     """One metric.
 
     Attributes:
-        value: Of the whole set.
-        each: Of every prediction `[n]`, with `value` as their mean: patients can be resampled over it. None for corpus
-            BLEU, which is no mean.
-        settings: What to state beside the number, so that it can be repeated.
+        value: Score of the whole set.
+        each: Score of every prediction `[n]`, with `value` as their mean: patients can be resampled over it. None for
+            corpus BLEU, which is no mean.
+        settings: Words to state beside the number, so that it can be repeated.
     """
 
     value: float
@@ -89,7 +89,7 @@ def report_scores(
         if is_empty(reference):
             raise ValueError(f"reference {i} is empty: there is nothing to compare its prediction with")
     # A lone period would match the reference's for BLEU.
-    predictions = ["" if is_empty(said) else said for said in predictions]
+    predictions = ["" if is_empty(prediction) else prediction for prediction in predictions]
     scores: dict[str, TextScore] = {}
     for name in which:
         match name:
@@ -98,7 +98,7 @@ def report_scores(
             case "rouge":
                 scores |= _rouge(predictions, references)
             case "f1":
-                each = [token_f1(said, meant) for said, meant in zip(predictions, references)]
+                each = [token_f1(*pair) for pair in zip(predictions, references)]
                 scores["f1"] = _mean(each, "token F1, lower case, punctuation at the edges of words removed")
             case "meteor":
                 scores["meteor"] = _meteor(predictions, references)
@@ -119,9 +119,9 @@ def token_f1(prediction: str, reference: str) -> float:
     Words are those of the normalised text without punctuation at their edges. Unlike SQuAD's, articles count, and
     punctuation within words does: "st/t", "0.2" and "-30" stay what they are. 0 where either text has no word.
     """
-    said, meant = Counter(_tokens(prediction)), Counter(_tokens(reference))
-    shared = (said & meant).total()
-    return 2 * shared / (said.total() + meant.total()) if shared else 0.0
+    written, expected = Counter(_tokens(prediction)), Counter(_tokens(reference))
+    shared = (written & expected).total()
+    return 2 * shared / (written.total() + expected.total()) if shared else 0.0
 
 
 def _tokens(text: str) -> list[str]:
@@ -133,7 +133,7 @@ def _bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Te
     metrics = _needed("sacrebleu.metrics", "BLEU", "text")
     corpus, sentence = metrics.BLEU(), metrics.BLEU(effective_order=True)
     value = corpus.corpus_score(list(predictions), [list(references)]).score
-    each = [sentence.sentence_score(said, [meant]).score for said, meant in zip(predictions, references)]
+    each = [sentence.sentence_score(text, [reference]).score for text, reference in zip(predictions, references)]
     return {
         "bleu": TextScore(min(value / 100, 1.0), None, str(corpus.get_signature())),
         "sentence_bleu": _mean(np.minimum(np.divide(each, 100), 1.0), str(sentence.get_signature())),
@@ -144,7 +144,7 @@ def _rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, T
     names = ["rouge1", "rouge2", "rougeL"]
     scorer = _needed("rouge_score.rouge_scorer", "ROUGE", "text").RougeScorer(names, use_stemmer=False)
     settings = f"rouge-score {version('rouge-score')}, F, no stemmer"
-    scored = [scorer.score(meant, said) for said, meant in zip(predictions, references)]
+    scored = [scorer.score(reference, text) for text, reference in zip(predictions, references)]
     return {name: _mean([score[name].fmeasure for score in scored], settings) for name in names}
 
 
@@ -157,7 +157,8 @@ def _meteor(predictions: Sequence[str], references: Sequence[str]) -> TextScore:
         raise LookupError(
             "METEOR needs WordNet, which is downloaded once (about 10 MB): python -m nltk.downloader wordnet"
         ) from error
-    each = [score(_tokens(meant), _tokens(said), wordnet=wordnet) for said, meant in zip(predictions, references)]
+    pairs = [(_tokens(reference), _tokens(text)) for text, reference in zip(predictions, references)]
+    each = [score(*pair, wordnet=wordnet) for pair in pairs]
     return _mean(each, f"METEOR of nltk {version('nltk')}, alpha 0.9, beta 3, gamma 0.5")
 
 
@@ -166,17 +167,17 @@ def _bertscore(predictions: Sequence[str], references: Sequence[str], model: str
     if layers is None and model not in import_module("bert_score.utils").model2layers:
         raise ValueError(f"bert-score knows no layer to compare for {model}: pass bert_layers")
     each = np.zeros(len(predictions))
-    told = [i for i, said in enumerate(predictions) if said]  # bert-score fails at an empty text
+    words = [i for i, text in enumerate(predictions) if text]  # bert-score fails at an empty text
     settings = f"{model}: nothing to embed"
-    if told:
+    if words:
         (_, _, f), settings = score(
-            [predictions[i] for i in told],
-            [references[i] for i in told],
+            [predictions[i] for i in words],
+            [references[i] for i in words],
             model_type=model,
             num_layers=layers,
             return_hash=True,
         )
-        each[told] = np.asarray(f)
+        each[words] = np.asarray(f)
     return _mean(each, settings)
 
 

@@ -9,13 +9,15 @@ zeros, decides nothing: a guesser may break there, and a reader need not (`britt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.scoring.jsonable import INLINE, Json
 from eval.statistics import Clusters, Interval, cluster_intervals, holm, patients_of, robust_interval, sign_flip_p
 
 Verdict = Literal["reads", "partly", "brittle", "ignores", "inconclusive"]
@@ -40,7 +42,7 @@ FLIPS = 10_000  # sign flips of the permutation test
 
 @dataclass(frozen=True)
 class Answers:
-    """What the rule looks at, per question `[n]`.
+    """Columns that the rule looks at, per question `[n]`.
 
     Attributes:
         clusters: Patients of each question.
@@ -68,8 +70,8 @@ class Answers:
     real_as_flip: Flags
     without: Mapping[str, Flags]
 
-    def take(self, index: NDArray[Any]) -> Answers:
-        """Those of some questions, by their indices."""
+    def take(self, index: NDArray[np.intp]) -> Answers:
+        """The answers to some questions, by their indices."""
         flags = {
             name: getattr(self, name)[index]
             for name in ("real", "answered", "majority", "paired", "flip_still", "flip_follows", "real_as_flip")
@@ -83,34 +85,29 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The numbers a verdict is made of; `verdict` follows from them, and from the p-value after correction.
+class Evidence(Json):
+    """The numbers a verdict is made of; `judge` derives it from them, and from the p-value after correction."""
 
-    Attributes:
-        questions: How many.
-        pairs: How many flip pairs among them.
-        patients: Patients of these pairs.
-        answered: Share of valid answers about the real ECG.
-        gap: Swap-flip gap, with its interval: right about the real ECG minus the same answer about the other.
-        paired_flip: Share of pairs with both answers right.
-        exchanged: Share of pairs where both would be right had the ECGs been exchanged: what chance gives.
-        p: Of the difference of the two, by sign flips of patients.
-        over_majority: Right about the real ECG minus majority-by-question, with its interval.
-        breaks: The largest lower limit of real minus a condition without an ECG; None where none was asked.
-    """
-
-    questions: int
-    pairs: int
-    patients: int
-    answered: float
+    questions: int  # how many
+    pairs: int  # how many flip pairs among them
+    patients: int  # patients of these pairs
+    answered: float  # share of valid answers about the real ECG
+    # Swap-flip gap, with its interval: right about the real ECG minus the same answer about the other.
     gap: float | None
     gap_interval: Interval
-    paired_flip: float | None
-    exchanged: float | None
-    p: float
-    over_majority: float
+    paired_flip: float | None  # share of pairs with both answers right
+    exchanged: float | None  # share of pairs where both would be right had the ECGs been exchanged: what chance gives
+    p: float | None  # p-value of the difference of the two, by sign flips of patients; NaN or None without pairs
+    over_majority: float  # right about the real ECG minus majority-by-question, with its interval
     over_majority_interval: Interval
-    breaks: float | None
+    breaks: float | None  # the largest lower limit of real minus a condition without an ECG; None where none was asked
+
+    @property
+    def pair_numbers(self) -> tuple[float, float, float] | None:
+        """Gap, paired-flip accuracy, and the same with the ECGs exchanged; None without flip pairs."""
+        if self.gap is None or self.paired_flip is None or self.exchanged is None:
+            return None
+        return self.gap, self.paired_flip, self.exchanged
 
 
 def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
@@ -126,22 +123,22 @@ def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
     columns = np.column_stack([real - answers.majority, *(real - answers.without[name] for name in names)])
     over, *breaking = cluster_intervals(columns, answers.clusters, draws, seed)
     lows = [interval.low for interval in breaking if not np.isnan(interval.low)]
-    here = np.flatnonzero(answers.paired)
-    clusters = [answers.pair_clusters[i] for i in here.tolist()]
+    paired = np.flatnonzero(answers.paired)
+    clusters = [answers.pair_clusters[i] for i in paired.tolist()]
     gap: float | None = None
     both: float | None = None
     exchanged: float | None = None
-    gap_interval, p = Interval(np.nan, np.nan), float("nan")
-    if len(here):
-        drop = real[here] - answers.flip_still[here]
-        right = answers.real[here] & answers.flip_follows[here]
-        crossed = answers.real_as_flip[here] & answers.flip_still[here]
+    gap_interval, p = Interval(np.nan, np.nan), math.nan
+    if len(paired):
+        drop = real[paired] - answers.flip_still[paired]
+        right = answers.real[paired] & answers.flip_follows[paired]
+        crossed = answers.real_as_flip[paired] & answers.flip_still[paired]
         gap, both, exchanged = float(drop.mean()), float(right.mean()), float(crossed.mean())
         gap_interval = robust_interval(drop, clusters)
         p = sign_flip_p(right.astype(float) - crossed, clusters, draws=FLIPS, seed=seed)
     return Evidence(
         questions=len(real),
-        pairs=len(here),
+        pairs=len(paired),
         patients=len(patients_of(clusters)),
         answered=float(answers.answered.mean()),
         gap=gap,
@@ -162,7 +159,7 @@ def judge(evidence: Evidence, p: float | None = None) -> Verdict:
         evidence: From `weigh`.
         p: The p-value after correction for several sets; the evidence's own when not given.
     """
-    p = evidence.p if p is None else p
+    p = next((value for value in (p, evidence.p) if value is not None), math.nan)
     low, high = evidence.gap_interval
     if (
         evidence.patients < LEAST_PATIENTS
@@ -182,35 +179,43 @@ def judge(evidence: Evidence, p: float | None = None) -> Verdict:
 
 
 @dataclass(frozen=True)
-class Finding:
+class GroupVerdict(Json):
+    """The verdict on one group of questions."""
+
+    verdict: Verdict  # by `p_corrected`, the p-value corrected for the number of groups
+    evidence: Evidence = field(metadata=INLINE)  # what it is made of
+    p_corrected: float | None
+    counts: bool  # whether the group takes part in the verdict on the model
+
+
+@dataclass(frozen=True)
+class ModelVerdict(Json):
     """The verdict on a model: on all questions that count, and on each group of attributes."""
 
-    verdict: Verdict
-    evidence: Evidence
-    groups: Mapping[str, tuple[Verdict, Evidence, float]]  # verdict, evidence, corrected p
-    excluded: Sequence[str]  # groups that are judged but do not count
+    verdict: Verdict  # after the groups' verdicts have corrected that on all questions
+    sentence: str  # the verdict in words, with the groups it rests on
+    evidence: Evidence = field(metadata=INLINE)  # numbers of all questions that count
+    groups: Mapping[str, GroupVerdict]  # by name
 
-    @property
-    def sentence(self) -> str:
-        """The verdict in words, with the groups it rests on."""
-        reading = [name for name, (verdict, _, _) in self.groups.items() if verdict == "reads"]
-        counted = [name for name in reading if name not in self.excluded]
-        words = SENTENCES[self.verdict]
-        if self.verdict == "partly" and counted:
-            words += f" It reads: {', '.join(counted)}."
-        if self.verdict == "inconclusive" and self.evidence.answered < LEAST_ANSWERED:
-            words += f" Only {100 * self.evidence.answered:.0f} % of its answers are valid."
-        if self.verdict in ("ignores", "brittle") and self.evidence.over_majority_interval.low > 0:
-            words += (
-                " Yet it is more often right than the most common answer: something other than the ECG tells it, so "
-                "look for answers that leak through the question, the prompt or the choice of patients."
-            )
-        return words
+
+def _sentence(verdict: Verdict, evidence: Evidence, groups: Mapping[str, GroupVerdict]) -> str:
+    reading = [name for name, group in groups.items() if group.counts and group.verdict == "reads"]
+    words = SENTENCES[verdict]
+    if verdict == "partly" and reading:
+        words += f" It reads: {', '.join(reading)}."
+    if verdict == "inconclusive" and evidence.answered < LEAST_ANSWERED:
+        words += f" Only {100 * evidence.answered:.0f} % of its answers are valid."
+    if verdict in ("ignores", "brittle") and evidence.over_majority_interval.low > 0:
+        words += (
+            " Yet it is more often right than the most common answer: something other than the ECG tells it, so look "
+            "for answers that leak through the question, the prompt or the choice of patients."
+        )
+    return words
 
 
 def verdict(
     answers: Answers, groups: Sequence[str], excluded: Collection[str] = ("noise",), draws: int = 2000, seed: int = 0
-) -> Finding:
+) -> ModelVerdict:
     """The verdict on a model.
 
     Args:
@@ -219,7 +224,7 @@ def verdict(
         excluded: Groups that are judged and shown, but neither count for nor against the verdict: seeing noise is not
             reading an ECG.
         draws: Resamples of the intervals.
-        seed: Of resamples and sign flips.
+        seed: Seed of resamples and sign flips.
 
     Raises:
         ValueError: Groups and answers differ in number, or no question counts.
@@ -232,14 +237,17 @@ def verdict(
         raise ValueError(f"no question counts: all belong to {', '.join(sorted(set(groups)))}")
     names = sorted(set(groups))
     weighed = {name: weigh(answers.take(np.flatnonzero(of == name)), draws, seed) for name in names}
-    corrected = dict(zip(names, holm([weighed[name].p for name in names])))
-    judged = {name: (judge(weighed[name], corrected[name]), weighed[name], corrected[name]) for name in names}
+    corrected = holm([math.nan if (p := weighed[name].p) is None else p for name in names])
+    judged = {
+        name: GroupVerdict(judge(weighed[name], p), weighed[name], p, name not in excluded)
+        for name, p in zip(names, corrected)
+    }
     everything = weigh(answers.take(np.flatnonzero(counts)), draws, seed)
     overall = judge(everything)
-    known = [told for name, (told, _, _) in judged.items() if name not in excluded and told != "inconclusive"]
-    reading = known.count("reads")
-    if overall == "reads" and known and 2 * reading < len(known):
+    clear = [group.verdict for group in judged.values() if group.counts and group.verdict != "inconclusive"]
+    reading = clear.count("reads")
+    if overall == "reads" and clear and 2 * reading < len(clear):
         overall = "partly"
     if overall in ("ignores", "brittle", "inconclusive") and reading:
         overall = "partly"
-    return Finding(overall, everything, judged, sorted(set(excluded) & set(names)))
+    return ModelVerdict(overall, _sentence(overall, everything, judged), everything, judged)

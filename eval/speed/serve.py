@@ -15,7 +15,7 @@ other than it must be.
 from __future__ import annotations
 
 import argparse
-import http.client
+import base64
 import json
 import os
 import random
@@ -26,86 +26,80 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from data.wire.http import bearer, opener
+import numpy as np
 
-if TYPE_CHECKING:
-    from data.conversations.rows import Message
-    from data.ecg import Ecg
+from data.conversations.rows import Message, user
+from data.ecg import Ecg
+from data.synthetic import SyntheticCohort
+from data.wire import MEDIA_TYPE, chat_messages, data_url, to_wire
+from data.wire.http import Client, ServerError
 
 QUESTION = "Is this a normal ECG?"
+CHAT = "/v1/chat/completions"
 START = 1800.0  # s that a server may take to start
+SILENCE = 600.0  # s that a server may take to reply
 AT_ONCE = 16  # requests of the soak
 BAD = ("nan", "leads", "fetched", "many", "long", "unknown", "hang up")  # of every two requests of the soak one is such
+WANTED = {"good": "200", "unknown": "404", "hang up": "gone"}  # replies in the soak; 400 to everything else
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where it listens, and the process, if it was started here."""
+    """Address and model of a server, and its process, if that was started here."""
 
     url: str
     api_key: str | None
     model: str = ""
     pid: int | None = None
 
-    def open(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The reply to a request, to be closed."""
-        headers = {**bearer(self.api_key), "Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
-        return opener().open(urllib.request.Request(self.url + path, data, headers), timeout=600)
+    @cached_property
+    def client(self) -> Client:
+        """Sends requests to it."""
+        return Client(self.url, self.api_key, timeout=SILENCE)
 
-    def chat(self, messages: Sequence[Message], tokens: int, **settings: Any) -> dict[str, Any]:
-        """What is sent to ask for an answer of exactly so many tokens."""
+    def body(self, messages: Sequence[Message], tokens: int) -> dict[str, object]:
+        """Request for an answer of exactly so many tokens."""
         fixed = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        return {"model": self.model, "messages": messages, **fixed, **settings}
+        return {"model": self.model, "messages": messages, **fixed}
 
     def ask(self, ecg: Ecg, tokens: int) -> int:
         """Tokens of an answer."""
-        with self.open("/v1/chat/completions", self.chat(question(ecg), tokens)) as reply:
-            return int(json.load(reply)["usage"]["completion_tokens"])
+        return int(self.client.json(CHAT, self.body(question(ecg), tokens)).at("usage", "completion_tokens"))
 
     def first(self, ecg: Ecg) -> float:
         """Seconds to the first word of an answer."""
-        body = self.chat(question(ecg), 8, stream=True)
+        body = self.body(question(ecg), 8)
         start = time.perf_counter()
-        with self.open("/v1/chat/completions", body) as reply:
-            while not reply.readline().startswith(b"data:"):
-                pass
-            took = time.perf_counter() - start
-            reply.read()
-        return took
+        events = self.client.events(CHAT, body)
+        next(events, None)
+        seconds = time.perf_counter() - start
+        for _ in events:
+            pass
+        return seconds
 
     def memory(self) -> int:
         """Bytes in memory: of the processes that were started here, else of the one that answers."""
         if self.pid is not None:
             return sum(_resident(pid) for pid in _tree(self.pid))
-        with self.open("/metrics") as reply:
-            found = re.search(r"^process_resident_memory_bytes (\S+)", reply.read().decode(), re.M)
-        return int(float(found[1])) if found else 0
+        size = re.search(r"^process_resident_memory_bytes (\S+)", self.client.text("/metrics"), re.M)
+        return int(float(size[1])) if size else 0
 
 
 def question(ecg: Ecg, text: str = QUESTION, ecgs: int = 1) -> list[Message]:
     """One turn, as it is sent."""
-    from data.conversations.rows import user
-    from data.wire import chat_messages
-
     return chat_messages([user(ecgs, text)], [ecg] * ecgs)
 
 
 def ecgs_without_end() -> Iterator[Ecg]:
     """Simulated recordings, no two alike: of a few, at other amplitudes."""
-    from data.ecg import Ecg
-    from data.synthetic import SyntheticCohort
-
     cohort = SyntheticCohort(8, records_per_patient=1)
     seeds = [cohort[record] for record in cohort.records]
     number = random.SystemRandom().randrange(10**6)  # else the server may have seen them in a run before
@@ -119,11 +113,11 @@ def at_once(server: Server, ecgs: Iterator[Ecg], chats: int, tokens: int) -> tup
     """Tokens per second of chats one after the other, and of as many at once."""
     rates = []
     for workers in (1, chats):
-        given = [next(ecgs) for _ in range(chats)]
+        recordings = [next(ecgs) for _ in range(chats)]
         with ThreadPoolExecutor(workers) as pool:
             start = time.perf_counter()
-            said = sum(pool.map(lambda ecg: server.ask(ecg, tokens), given))
-            rates.append(said / (time.perf_counter() - start))
+            total = sum(pool.map(lambda ecg: server.ask(ecg, tokens), recordings))
+            rates.append(total / (time.perf_counter() - start))
     return rates[0], rates[1]
 
 
@@ -135,11 +129,10 @@ def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
     """
     kinds = ["good" if i % 2 else BAD[i // 2 % len(BAD)] for i in range(requests)]
     random.Random(0).shuffle(kinds)
-    given = [next(ecgs) for _ in range(8)]
+    recordings = [next(ecgs) for _ in range(8)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        replies = list(pool.map(lambda i: _reply(server, given[i % 8], kinds[i]), range(requests)))
-    want = {"good": "200", "unknown": "404", "hang up": "gone"}
-    faults = [f"{kind}: {got}" for kind, got in zip(kinds, replies) if got != want.get(kind, "400")]
+        replies = list(pool.map(lambda i: _reply(server, recordings[i % 8], kinds[i]), range(requests)))
+    faults = [f"{kind}: {reply}" for kind, reply in zip(kinds, replies) if reply != WANTED.get(kind, "400")]
     if faults:
         raise RuntimeError(f"{len(faults)} of {requests} replies are not what they must be: {'; '.join(faults[:5])}")
     return Counter(kinds)
@@ -147,41 +140,32 @@ def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
 
 def _reply(server: Server, ecg: Ecg, kind: str) -> str:
     """The status, or what went wrong."""
-    messages = question(
-        ecg, QUESTION if kind != "long" else "word " * 40_000, ecgs=1 if kind != "many" else 20
-    ) if kind not in ("nan", "leads", "fetched") else _broken(ecg, kind)  # fmt: skip
-    body = server.chat(messages, 8, stream=kind == "hang up")
+    messages = question(ecg, "word " * 40_000 if kind == "long" else QUESTION, 20 if kind == "many" else 1)
+    if kind in ("nan", "leads", "fetched"):
+        messages[0]["content"][0]["audio_url"]["url"] = _unfit(ecg, kind)
+    body = server.body(messages, 8)
     if kind == "unknown":
         body["model"] = "no-such-model"
     try:
-        with server.open("/v1/chat/completions", body) as reply:
-            if kind == "hang up":
-                reply.readline()
-                return "gone"
-            said = json.load(reply)["usage"]["completion_tokens"]
-            return str(reply.status) if said == 8 else f"{said} tokens instead of 8"
-    except urllib.error.HTTPError as error:
-        error.read()
-        return str(error.code)
-    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-        return f"{type(error).__name__}: {error}"
+        if kind == "hang up":
+            with closing(server.client.events(CHAT, body)) as events:
+                next(events, None)
+            return "gone"
+        tokens = server.client.json(CHAT, body).at("usage", "completion_tokens")
+        return "200" if tokens == 8 else f"{tokens} tokens instead of 8"
+    except ServerError as error:
+        return str(error.status or error)
 
 
-def _broken(ecg: Ecg, kind: str) -> list[Message]:
-    """A question about a recording that is none."""
-    import base64
-
-    from data.wire import MEDIA_TYPE
-
-    samples = ecg.signal.astype("<f4")
-    if kind == "nan":
-        samples[0, 0] = float("nan")
-    leads = ["I", "II"] if kind == "leads" else list(ecg.leads)
-    signal = base64.b64encode((samples[:2] if kind == "leads" else samples).tobytes()).decode()
-    wire = json.dumps({"fs": ecg.fs, "leads": leads, "units": "mV", "signal": signal}).encode()
-    url = f"data:{MEDIA_TYPE};base64,{base64.b64encode(wire).decode()}"
-    part = {"type": "audio_url", "audio_url": {"url": "http://127.0.0.1/" if kind == "fetched" else url}}
-    return [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
+def _unfit(ecg: Ecg, kind: str) -> str:
+    """URL of a recording that no server may take."""
+    if kind == "fetched":
+        return "http://127.0.0.1/"
+    if kind == "leads":
+        return data_url(ecg.select(["I", "II"]))
+    signal = np.full(ecg.signal.shape, np.nan, "<f4").tobytes()
+    wire = json.loads(to_wire(ecg)) | {"signal": base64.b64encode(signal).decode()}
+    return f"data:{MEDIA_TYPE};base64,{base64.b64encode(json.dumps(wire).encode()).decode()}"
 
 
 def _resident(pid: int) -> int:
@@ -193,18 +177,17 @@ def _resident(pid: int) -> int:
 
 def _tree(pid: int) -> list[int]:
     """A process and those it has started, by /proc."""
-    parents: dict[int, list[int]] = {}
+    children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            own, rest = stat.read_text().split(" (", 1)
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        parents.setdefault(int(rest.rsplit(")", 1)[1].split()[1]), []).append(int(own))
-    found, left = [], [pid]
-    while left:
-        found.append(left.pop())
-        left += parents.get(found[-1], [])
-    return found
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    tree = [pid]
+    for process in tree:  # which grows
+        tree += children.get(process, [])
+    return tree
 
 
 @contextmanager
@@ -235,24 +218,24 @@ def started(model: str, options: Sequence[str]) -> Iterator[Server]:
 
 def _answers(server: Server) -> bool:
     try:
-        with server.open("/health"):
-            return True
-    except OSError:
+        server.client.text("/health")
+    except ServerError:
         return False
+    return True
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a table: both rates and their ratio, both waits and theirs, and what the soak found."""
+    """Print a table: both rates and their ratio, both waits and their ratio, and the result of the soak."""
     parser = argparse.ArgumentParser(prog="python -m eval.speed serve", description=(__doc__ or "").split("\n")[0])
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", help="a server that runs")
     where.add_argument("--model", help="folder of a model to start one for")
-    parser.add_argument("--api_key", help="of the server that runs")
-    parser.add_argument("--chats", type=int, default=64, help="asked at once (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="(default %(default)s)")
-    parser.add_argument("--soak", type=int, default=0, metavar="N", help="mixed requests behind it (default none)")
-    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="of serve.server, with --model")
+    parser.add_argument("--api_key", help="key of the server that runs")
+    parser.add_argument("--chats", type=int, default=64, help="chats at once (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of every measurement (default %(default)s)")
+    parser.add_argument("--soak", type=int, default=0, metavar="N", help="mixed requests at the end (default none)")
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="options of serve.server, with --model")
     args = parser.parse_args(argv)
     if args.model is None:
         _measure(Server(args.url.rstrip("/").removesuffix("/v1"), args.api_key), args)
@@ -262,10 +245,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _measure(server: Server, args: argparse.Namespace) -> None:
-    with server.open("/v1/models") as reply:
-        models = [one["id"] for one in json.load(reply)["data"]]
-        told = reply.headers.get("X-Ecg-Model") or ", ".join(models)
-    server = Server(server.url, server.api_key, models[0], server.pid)
+    reply = server.client.json("/v1/models")
+    models = [model["id"] for model in reply.at("data")]
+    title = reply.headers.get("X-Ecg-Model") or ", ".join(models)
+    server = replace(server, model=models[0])
     ecgs = ecgs_without_end()
     server.ask(next(ecgs), args.tokens)
     rates = [at_once(server, ecgs, args.chats, args.tokens) for _ in range(args.repeats)]
@@ -274,17 +257,17 @@ def _measure(server: Server, args: argparse.Namespace) -> None:
         ecg = next(ecgs)
         waits.append((server.first(ecg) * 1e3, server.first(ecg) * 1e3))
 
-    print(f"{told}. Medians; least and greatest ratio in brackets.")
+    print(f"{title}. Medians; least and greatest ratio in brackets.")
     _row(f"{args.chats} chats, tokens/s", "in turn", "at once", rates, lambda turn, once: once / turn)
-    _row("first word, ms", "new ECG", "known ECG", waits, lambda new, known: new / known)
+    _row("first word, ms", "new ECG", "known ECG", waits, lambda new, again: new / again)
     if args.soak:
-        held, kinds = [server.memory()], Counter[str]()
+        sizes, kinds = [server.memory()], Counter[str]()
         for requests in (args.soak // 2, args.soak - args.soak // 2):  # caches fill in the first half; a leak goes on
             kinds += soak(server, ecgs, requests)
-            held.append(server.memory())
-        said = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        print(f"soak: {args.soak} requests ({said}), every reply as it must be")
-        before, half, after = (f"{size / 2**20:.0f} MiB" for size in held)
+            sizes.append(server.memory())
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        print(f"soak: {args.soak} requests ({counts}), every reply as it must be")
+        before, half, after = (f"{size / 2**20:.0f} MiB" for size in sizes)
         print(f"memory of the server: {before} before, {half} after half of it, {after} after it")
 
 

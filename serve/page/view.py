@@ -1,4 +1,4 @@
-"""How the chat page looks: a `Session` as HTML.
+"""HTML of the chat page: how a `Session` looks.
 
 Words from elsewhere (questions, answers, error messages, names of models) are text, whatever they look like: all of
 them pass through `text`.
@@ -7,12 +7,13 @@ them pass through `text`.
 from __future__ import annotations
 
 import html
-import json
 import logging
 from pathlib import Path
 
 from data.paper import SECONDS, Paper
-from serve.page.desk import Answer, Recording, Session, Turn, meaning, remarks
+from elm.saved.audit import AuditSummary
+from serve.page.recordings import Recording, remarks
+from serve.page.session import Answer, Session, Turn, meaning
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +34,29 @@ def text(words: str) -> str:
     return html.escape(words).translate(_TEMPLATE)
 
 
+def _p(kind: str, words: str) -> str:
+    return f'<p class="ecg-{kind}">{text(words)}</p>'
+
+
+def _problem(words: str) -> str:
+    return f'<p class="ecg-problem" role="alert">{text(words)}</p>' if words else ""
+
+
 # --- the head of the page ---------------------------------------------------------------------------------------------
 
 
 def warning_html() -> str:
-    """What is always to be seen."""
+    """The warning that always stands on top of the page."""
     return f'<p class="ecg-warning" role="note"><b>{DISCLAIMER}</b> {EMERGENCY}</p>'
 
 
 def head_html(name: str, digest: str, folder: Path | None) -> str:
-    """Title, and what is known of the model.
+    """Title, model and verdict of its audit.
 
     Args:
-        name: Of the model.
-        digest: Of its training; empty where it is not known.
-        folder: Of the model, where its audit may lie.
+        name: Name of the model.
+        digest: Digest of its training; empty where it is not known.
+        folder: Folder of the model, where its audit may lie.
     """
     version = f' <code title="which training this is">{text(digest)}</code>' if digest else ""
     return (
@@ -60,25 +69,18 @@ def head_html(name: str, digest: str, folder: Path | None) -> str:
 def _audit(folder: Path | None, digest: str) -> str:
     """Does it read the ECG? The verdict of the audit beside the model, if it is of this training."""
     unknown = "Does it read the ECG? Not audited: nobody has tested whether its answers come from the ECG."
-    path = folder / "ablation" / "report.json" if folder is not None else None
-    if path is None or not path.is_file():
-        return f'<p class="ecg-audit">{unknown}</p>'
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["training"] != digest:
-            return f'<p class="ecg-audit">{unknown} (The report beside it is of another training.)</p>'
-        verdict = report["verdict"]
-        said = verdict["sentence"]
-        about = f"Audited on {report['dataset']}: {verdict['pairs']} pairs of ECGs"
-        if verdict["gap"] is not None:
-            low, high = verdict["gap_interval"]
-            about += f", swap-flip gap {verdict['gap']:.2f} ({low:.2f} to {high:.2f}; 1 reads, 0 guesses)"
-        tone = _TONES.get(verdict["verdict"], "poor")
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s: not a report of eval.ablation (%s)", path, type(error).__name__)
+        audit = None if folder is None else AuditSummary.of_folder(folder)
+    except ValueError as error:
+        logger.warning("%s", error)
+        audit = None
+    if audit is None:
         return f'<p class="ecg-audit">{unknown}</p>'
-    said = f'<b class="ecg-{tone}">{text(said)}</b> <span>{text(about)}</span>'
-    return f'<p class="ecg-audit">Does it read the ECG? {said}</p>'
+    if audit.training != digest:
+        return f'<p class="ecg-audit">{unknown} (The report beside it is of another training.)</p>'
+    tone = _TONES.get(audit.verdict or "", "poor")
+    verdict = f'<b class="ecg-{tone}">{text(audit.sentence)}</b> <span>{text(audit.detail)}</span>'
+    return f'<p class="ecg-audit">Does it read the ECG? {verdict}</p>'
 
 
 # --- a recording ------------------------------------------------------------------------------------------------------
@@ -86,35 +88,28 @@ def _audit(folder: Path | None, digest: str) -> str:
 
 def facts_html(recording: Recording | None, note: str = "") -> str:
     """Name, measurements and quality of a recording, or why there is none."""
-    problem = f'<p class="ecg-problem" role="alert">{text(note)}</p>' if note else ""
     if recording is None:
-        return problem or '<p class="ecg-hint">Choose an example, or upload an ECG.</p>'
-    ecg = recording.ecg
+        return _problem(note) or _p("hint", "Choose an example, or upload an ECG.")
+    ecg, name = recording.ecg, text(recording.name[:1].upper() + recording.name[1:])
     about = f"{ecg.duration:.3g} s, {ecg.fs:g} Hz, {len(ecg.leads)} leads"
-    notes = "".join(f'<p class="ecg-note">{text(note)}</p>' for note in remarks(ecg))
-    title = (
-        f'<p class="ecg-title"><b>{text(recording.name[:1].upper() + recording.name[1:])}</b> <span>{about}</span></p>'
-    )
-    return f"{problem}{title}{_measured(recording)}{notes}"
+    title = f'<p class="ecg-title"><b>{name}</b> <span>{about}</span></p>'
+    return "".join([_problem(note), title, _measured(recording), *(_p("note", words) for words in remarks(ecg))])
 
 
 def _measured(recording: Recording) -> str:
     m = recording.measured
     if m is None:
-        said = text(f"Not measured: {recording.unmeasured}") if recording.unmeasured else "Measuring …"
-        return f'<p class="ecg-note ecg-quiet">{said}</p>'
+        return _p("note ecg-quiet", f"Not measured: {recording.unmeasured}" if recording.unmeasured else "Measuring …")
     if m.quality == "failed":
-        return f'<p class="ecg-note">Rate, intervals and axis are not measurable: {text(m.reason)}.</p>'
-    values = (
-        ("Rate", m.rate, "/min"), ("PR", m.pr, " ms"), ("QRS", m.qrs, " ms"), ("QT", m.qt, " ms"),
-        ("QTc", m.qtc, " ms"), ("Axis", m.axis, "\N{DEGREE SIGN}"),
-    )  # fmt: skip
+        return _p("note", f"Rate, intervals and axis are not measurable: {m.reason}.")
+    intervals = [(name, value, " ms") for name, value in (("PR", m.pr), ("QRS", m.qrs), ("QT", m.qt), ("QTc", m.qtc))]
+    values = [("Rate", m.rate, "/min"), *intervals, ("Axis", m.axis, "\N{DEGREE SIGN}")]
     items = "".join(
         f"<div><dt>{name}</dt><dd>{'<i>not measurable</i>' if value is None else f'{value:.0f}{unit}'}</dd></div>"
         for name, value, unit in values
     )
-    poor = f'<p class="ecg-note">Measured with doubt: {text(m.reason)}.</p>' if m.quality == "poor" else ""
-    by = '<p class="ecg-quiet">Measured in the signal by an algorithm, not by the model.</p>'
+    poor = _p("note", f"Measured with doubt: {m.reason}.") if m.quality == "poor" else ""
+    by = _p("quiet", "Measured in the signal by an algorithm, not by the model.")
     return f'<dl class="ecg-facts">{items}</dl>{by}{poor}'
 
 
@@ -126,7 +121,7 @@ def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) ->
     try:
         drawing = paper.draw(recording.ecg, start)
     except ValueError as error:
-        return f'<p class="ecg-problem">{text(str(error))}</p>'
+        return _p("problem", str(error))
     buttons = "".join(
         f'<button type="button" data-zoom="{step}" aria-label="{label}" title="{label}">{sign}</button>'
         for step, label, sign in (("-1", "zoom out", "−"), ("0", "fit", "fit"), ("1", "zoom in", "+"))
@@ -144,44 +139,37 @@ def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) ->
 def chat_html(session: Session, note: str = "") -> str:
     """The conversation, with the last question's answers side by side."""
     turns = "".join(_turn(turn, session.compare) for turn in session.turns)
-    problem = f'<p class="ecg-problem" role="alert">{text(note)}</p>' if note else ""
     if not turns:
-        what = "both ECGs" if session.compare else "the ECG"
-        turns = f'<p class="ecg-hint">Ask anything about {what}, or choose a question below.</p>'
-    said = [answer for turn in session.turns for answer in (turn.answer, *turn.columns.values())]
-    # Busy until all is said: screen readers would begin anew with every word.
-    busy = "true" if any(answer.state == "asking" for answer in said) else "false"
-    return f'<div class="ecg-talk" role="log" aria-live="polite" aria-busy="{busy}">{turns}{problem}</div>'
+        about = "both ECGs" if session.compare else "the ECG"
+        turns = _p("hint", f"Ask anything about {about}, or choose a question below.")
+    answers = [answer for turn in session.turns for answer in (turn.answer, *turn.columns.values())]
+    # Busy until all answers are finished: screen readers would begin anew with every word.
+    busy = "true" if any(answer.state == "asking" for answer in answers) else "false"
+    return f'<div class="ecg-talk" role="log" aria-live="polite" aria-busy="{busy}">{turns}{_problem(note)}</div>'
 
 
 def _turn(turn: Turn, two: bool) -> str:
-    question = f'<p class="ecg-question">{text(turn.question)}</p>'
-    if not turn.columns:
-        return f'<section class="ecg-turn">{question}<div class="ecg-answer">{_words(turn.answer)}</div></section>'
-    first = turn.columns.get("real", turn.answer)
-    columns, lines = [_column(_LABELS["real"][two], "real", first)], []
-    for condition in ("none", "swap"):
-        if condition in turn.columns:
-            columns.append(_column(_LABELS[condition][two], condition, turn.columns[condition]))
-        if said := meaning(turn, condition):
-            lines.append(f'<li class="ecg-{condition}">{text(said)}</li>')
-    alone = (
-        f'<div class="ecg-answer">{_words(turn.answer)}</div><p class="ecg-quiet">Asked again without what was said '
-        "before, which would tell what the ECG shows:</p>"
-        if "real" in turn.columns
-        else ""
-    )
-    means = f'<ul class="ecg-means">{"".join(lines)}</ul>' if lines else ""
-    other = turn.columns["swap"].about if "swap" in turn.columns else ""
-    whose = f'<p class="ecg-quiet">The other ECG{"s" if two else ""}: {text(other)}.</p>' if other else ""
-    columns_html = f'<div class="ecg-columns">{"".join(columns)}</div>'
-    return f'<section class="ecg-turn">{question}{alone}{columns_html}{whose}{means}</section>'
+    parts = [_p("question", turn.question)]
+    if "real" in turn.columns or not turn.columns:
+        parts.append(f'<div class="ecg-answer">{_words(turn.answer)}</div>')
+    if "real" in turn.columns:
+        again = "Asked again without what was said before, which would tell what the ECG shows:"
+        parts.append(_p("quiet", again))
+    if turn.columns:
+        columns = {"real": turn.answer, **turn.columns}
+        shown = "".join(_column(condition, columns[condition], two) for condition in _LABELS if condition in columns)
+        parts.append(f'<div class="ecg-columns">{shown}</div>')
+    if "swap" in turn.columns and (about := turn.columns["swap"].about):
+        parts.append(_p("quiet", f"The other ECG{'s' if two else ''}: {about}."))
+    meanings = [(condition, meaning(turn, condition)) for condition in ("none", "swap")]
+    if items := "".join(f'<li class="ecg-{condition}">{text(words)}</li>' for condition, words in meanings if words):
+        parts.append(f'<ul class="ecg-means">{items}</ul>')
+    return f'<section class="ecg-turn">{"".join(parts)}</section>'
 
 
-def _column(label: str, condition: str, answer: Answer) -> str:
-    return (
-        f'<div class="ecg-column ecg-{condition}"><h3>{label}</h3><div class="ecg-answer">{_words(answer)}</div></div>'
-    )
+def _column(condition: str, answer: Answer, two: bool) -> str:
+    head = f"<h3>{_LABELS[condition][two]}</h3>"
+    return f'<div class="ecg-column ecg-{condition}">{head}<div class="ecg-answer">{_words(answer)}</div></div>'
 
 
 def _words(answer: Answer) -> str:

@@ -1,12 +1,12 @@
-"""What stands in front of vLLM's HTTP server: few paths, the key, a limit of bytes, and the models' hashes.
+"""A gate in front of vLLM's HTTP server: few paths, the key, a limit of bytes, and the models' hashes.
 
 vLLM's own key guards only what begins with /v1, and its server has paths that load weights, pause the engine or answer
-without a key. Here everything that is not listed does not exist, and everything but /health asks for the key.
+without a key. Behind the gate, paths that are not listed do not exist, and all but /health ask for the key.
 
-So it is with what a request says. vLLM has fields that replace or cut the prompt, jump the queue, compile a stranger's
-grammar or reach into other machines' caches, and headers that do the like. A field that is not listed is refused, such
-a header left out. vLLM reads what the gate wrote of what it read, so that both have seen the same: one value of each
-name, numbers that are finite, text that is UTF-8.
+The same goes for the fields of a request. vLLM has some that replace or cut the prompt, jump the queue, compile a
+stranger's grammar or reach into other machines' caches, and headers that do the like. A field that is not listed is
+refused, such a header left out. vLLM reads a request as the gate has written it anew, so that both have seen the same:
+one value of each name, numbers that are finite, text that is UTF-8.
 
 vLLM makes the gate by its name, in each of its processes that serve HTTP, so its settings stand in the environment.
 """
@@ -20,7 +20,7 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serve.client import HEADER
+from serve.serving.client import HEADER
 
 API_KEY = "ECG_API_KEY"  # names in the environment
 MODELS = "ECG_SERVED_MODELS"
@@ -45,7 +45,7 @@ Send = Callable[[Event], Awaitable[None]]
 
 
 def rewritten(body: bytes) -> bytes:
-    """A chat request as vLLM reads it: what it says, with fields that are null left out.
+    """The body of a chat request as vLLM reads it: without fields that are null.
 
     Raises:
         ValueError: It is no JSON object, says too much, or sets what is not in `FIELDS`.
@@ -56,13 +56,13 @@ def rewritten(body: bytes) -> bytes:
         fields = json.loads(body.decode(), parse_int=_integer)
         if not isinstance(fields, dict):
             raise ValueError(f"a request must be an object, got {type(fields).__name__}")
-        given = {name: value for name, value in fields.items() if value is not None}
-        out = json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+        fields = {name: value for name, value in fields.items() if value is not None}
+        out = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the request cannot be read as JSON: {error}") from error
-    if odd := sorted(given.keys() - set(FIELDS)):
+    if odd := sorted(fields.keys() - set(FIELDS)):
         raise ValueError(f"a request may not set {', '.join(odd)[:200]} here, only {', '.join(FIELDS)}")
-    model, messages = given.get("model"), given.get("messages")
+    model, messages = fields.get("model"), fields.get("messages")
     if isinstance(model, str) and len(model) > MAX_NAME:
         raise ValueError(f"the model's name has {len(model)} characters, more than {MAX_NAME}")
     if isinstance(messages, list) and len(messages) > MAX_MESSAGES:
@@ -138,9 +138,9 @@ class Gate:
             return
 
         async def received() -> Event:
-            return left.pop() if left else await receive()
+            return whole.pop() if whole else await receive()
 
-        left: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
+        whole: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
         headers = [(name, value) for name, value in scope["headers"] if name.lower() in HEADERS]
         headers.append((b"content-length", str(len(body)).encode()))
         await self.app({**scope, "headers": headers}, received, named)
@@ -148,19 +148,19 @@ class Gate:
     async def _body(self, receive: Receive, keep: bool) -> bytes:
         """The body, read within the limit.
 
-        Also of what is refused, but then not kept: a client that still sends when the connection ends may not see the
+        A refused one is read too, though dropped: a client that still sends when the connection ends may not see the
         reply.
 
         Raises:
-            ClientLeft: Before all of it was here.
+            ClientLeft: The client hung up before the end of the body.
         """
-        parts, left = [], self.max_bytes
-        while left > 0:
+        parts, room = [], self.max_bytes
+        while room > 0:
             event = await receive()
             if event["type"] == "http.disconnect":
                 raise ClientLeft
             part = event.get("body", b"")
-            left -= len(part)
+            room -= len(part)
             if keep:
                 parts.append(part)
             if not event.get("more_body"):
@@ -168,16 +168,16 @@ class Gate:
         return b"".join(parts)
 
     def _refusal(self, scope: Event) -> tuple[int, str] | None:
-        asked = (scope["method"], scope["path"])
+        target = (scope["method"], scope["path"])
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if self.key and asked != OPEN:
+        if self.key and target != OPEN:
             scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(shown.strip(), self.key):
                 return 401, "this server asks for a key: send it as 'Authorization: Bearer KEY'"
-        if asked not in ALLOWED:
-            known = ", ".join(f"{method} {path}" for method, path in ALLOWED)
-            return 404, f"there is no {' '.join(asked)} here, only {known}"
-        if asked[0] == "POST":
+        if target not in ALLOWED:
+            allowed = ", ".join(f"{method} {path}" for method, path in ALLOWED)
+            return 404, f"there is no {' '.join(target)} here, only {allowed}"
+        if target[0] == "POST":
             length = headers.get(b"content-length", b"")
             if not length.isdigit():
                 return 411, "a request must say how long it is (Content-Length)"

@@ -1,4 +1,4 @@
-"""What a chat request says: messages as `ElmProcessor` takes them, and the recordings that are sent with them.
+"""Chat requests as messages that `ElmProcessor` takes, and the recordings that are sent with them.
 
     {"role": "user", "content": [
         {"type": "audio_url", "audio_url": {"url": "data:application/x-ecg+json;base64,..."}},
@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ MAX_SENTENCE = 500  # characters
 _PREFIX = f"data:{MEDIA_TYPE};base64,"
 
 
-def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Message], list[Ecg]]:
+def read_messages(messages: Sequence[Mapping[str, object]]) -> tuple[list[Message], list[Ecg]]:
     """The conversation of a chat request, and its recordings in order.
 
     Raises:
@@ -50,30 +49,30 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Message],
     return out, ecgs
 
 
-def _parts(content: Any, where: str, ecgs: list[Ecg]) -> list[Part]:
+def _parts(content: object, where: str, ecgs: list[Ecg]) -> list[Part]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, Iterable) or isinstance(content, Mapping):
         raise ValueError(f"{where}: content must be text or a list of parts, got {type(content).__name__}")
-    parts = []
+    parts: list[Part] = []
     for j, part in enumerate(content):
-        here = f"{where}.content[{j}]"
+        place = f"{where}.content[{j}]"
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind == "text" and isinstance(part.get("text"), str):
             parts.append({"type": "text", "text": part["text"]})
         elif kind == "audio_url":
-            given = part.get("audio_url")
-            ecgs.append(_from_url(given.get("url") if isinstance(given, Mapping) else given, here))
+            audio = part.get("audio_url")
+            ecgs.append(_from_url(audio.get("url") if isinstance(audio, Mapping) else audio, place))
             parts.append({"type": "ecg", "text": ""})
         else:
             raise ValueError(
-                f"{here}: a part must be text ({{'type': 'text', 'text': ...}}) or an ECG ({{'type': 'audio_url', "
+                f"{place}: a part must be text ({{'type': 'text', 'text': ...}}) or an ECG ({{'type': 'audio_url', "
                 f"'audio_url': {{'url': '{_PREFIX}...'}}}}), got one of type {kind!r}"
             )
     return parts
 
 
-def _from_url(url: Any, where: str) -> Ecg:
+def _from_url(url: object, where: str) -> Ecg:
     if not isinstance(url, str) or not url.startswith(_PREFIX):
         shown = repr(url[:40]) if isinstance(url, str) else type(url).__name__
         raise ValueError(f"{where}: an ECG must be sent as a URL that begins with '{_PREFIX}', got {shown}")
@@ -93,7 +92,7 @@ def _from_url(url: Any, where: str) -> Ecg:
 
 
 def refused(error: ValueError) -> str:
-    """What is said of an error, not too long: vLLM looks for paths in it, in quadratic time."""
+    """The message of an error, not too long: vLLM looks for paths in it, in quadratic time."""
     return str(error)[:MAX_SENTENCE]
 
 

@@ -10,7 +10,7 @@ where vLLM's class reads the weights of transformers' class of the same name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
 
 Weights = Iterable[tuple[str, torch.Tensor]]
-_OWN = ("encoder", "projector")
+_PARTS = ("encoder", "projector")
 
 
 @MULTIMODAL_REGISTRY.register_processor(ElmMultiModalProcessor, info=ElmProcessingInfo, dummy_inputs=ElmDummyInputs)
@@ -76,22 +76,22 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """Not asked for: our renderer places ECGs."""
+        """None: our renderer places ECGs."""
         return None
 
     def get_mm_mapping(self) -> MultiModelKeys:
-        """Which part is which."""
+        """Names of the parts."""
         return MultiModelKeys.from_string_field(
             language_model="language_model.", connector="projector.", tower_model="encoder."
         )
 
-    def embed_multimodal(self, **features: Any) -> list[torch.Tensor]:
+    def embed_multimodal(self, **features: torch.Tensor) -> list[torch.Tensor]:
         """Projected tokens `[T, H]` of each ECG of a batch, from the feature extractor's tensors."""
         if not features:
             return []
         encoded = self.encoder(**features)
-        projected, kept = self.projector(encoded.last_hidden_state, encoded.mask)
-        return [tokens[keep] for tokens, keep in zip(projected, kept)]
+        projected, mask = self.projector(encoded.last_hidden_state, encoded.mask)
+        return [tokens[is_token] for tokens, is_token in zip(projected, mask)]
 
     def forward(
         self,
@@ -99,7 +99,7 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
+        **_: object,
     ) -> torch.Tensor | IntermediateTensors:
         """Hidden states of the language model."""
         if intermediate_tensors is not None:
@@ -114,7 +114,7 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
         return logits
 
     def load_weights(self, weights: Weights) -> set[str]:
-        """Load what `elm.save` wrote.
+        """Load the weights that `elm.save` wrote.
 
         Returns:
             Names of the loaded parameters.
@@ -123,26 +123,26 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
             RuntimeError: A weight of encoder or projector is missing, unexpected or misshapen, or vLLM's language model
                 has no place for the head.
         """
-        own: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _OWN}
+        weights_of: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
         heads: list[str] = []
 
         def of_language_model() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
-                part, _, rest = name.removeprefix("model.").partition(".")
+                part, _, name_in_part = name.removeprefix("model.").partition(".")
                 if name.startswith("lm_head."):
                     heads.append(f"language_model.{name}")
                     yield name, tensor
-                elif part in own:
-                    own[part][rest] = tensor
+                elif part in weights_of:
+                    weights_of[part][name_in_part] = tensor
                 else:
-                    yield self.backbone + rest, tensor
+                    yield self.backbone + name_in_part, tensor
 
         loaded = {f"language_model.{name}" for name in self.language_model.load_weights(of_language_model())}
         if heads and not loaded.issuperset(heads):  # vLLM's Gemma takes the embeddings in its place, and says nothing
             raise RuntimeError(
                 f"vLLM's {type(self.language_model).__name__} has no head of its own, this model has one"
             )
-        for part, tensors in own.items():
+        for part, tensors in weights_of.items():
             module = self.get_submodule(part)
             if not isinstance(module, StageMissingLayer):  # where the server takes no ECGs
                 module.load_state_dict(tensors)

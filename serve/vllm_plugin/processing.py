@@ -7,18 +7,21 @@ content: samples, rate and leads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from transformers import BatchFeature
+from vllm.config.multimodal import BaseDummyOptions
 from vllm.exceptions import VLLMValidationError
-from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import MultiModalDataParser, ProcessorBatchItems
+from vllm.inputs import MultiModalInput
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import ModalityDataParser, MultiModalDataItems, MultiModalDataParser, ProcessorBatchItems
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
+    ProcessorInputs,
     PromptReplacement,
+    TimingContext,
 )
 
 from data.ecg import LEADS, Ecg
@@ -33,32 +36,32 @@ class EcgItems(ProcessorBatchItems[Ecg]):
     def __init__(self, data: Sequence[Ecg]) -> None:
         super().__init__(data, "ecg")
 
-    def get_item_for_hash(self, index: int) -> Any:
-        """What a recording is: neither its name nor its patient's."""
+    def get_item_for_hash(self, index: int) -> dict[str, object]:
+        """The content of a recording, without its name and its patient's."""
         ecg = self.data[index]
         return {"signal": ecg.signal, "fs": ecg.fs, "leads": list(ecg.leads)}
 
 
 class EcgParser(MultiModalDataParser):
-    """`{"ecg": Ecg | [Ecg, ...]}`, and nothing else."""
+    """Reads `{"ecg": Ecg | [Ecg, ...]}`, and nothing else."""
 
-    def _get_subparsers(self) -> Mapping[str, Any]:
+    def _get_subparsers(self) -> Mapping[str, ModalityDataParser]:
         return {"ecg": self._parse_ecgs}
 
     def _parse_ecgs(self, data: object) -> EcgItems:
-        found = [data] if isinstance(data, Ecg) else data
-        if not isinstance(found, (list, tuple)) or not all(isinstance(ecg, Ecg) for ecg in found):
+        ecgs = [data] if isinstance(data, Ecg) else data
+        if not isinstance(ecgs, (list, tuple)) or not all(isinstance(ecg, Ecg) for ecg in ecgs):
             raise VLLMValidationError(
                 "an ECG must be given as data.ecg.Ecg, several as a list of them", parameter="ecg"
             )
         try:
-            return EcgItems([checked(ecg) for ecg in found])
+            return EcgItems([checked(ecg) for ecg in ecgs])
         except ValueError as error:
             raise VLLMValidationError(refused(error), parameter="ecg") from error
 
 
 class ElmProcessingInfo(BaseProcessingInfo):
-    """What vLLM asks about our prompts."""
+    """Answers vLLM's questions about our prompts."""
 
     def get_hf_config(self) -> ElmConfig:
         """The model's configuration."""
@@ -71,11 +74,11 @@ class ElmProcessingInfo(BaseProcessingInfo):
         return processor_of(self.ctx.model_config)
 
     def get_data_parser(self) -> EcgParser:
-        """What takes recordings."""
+        """A parser of recordings."""
         return EcgParser()
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Any number of ECGs; `--limit-mm-per-prompt '{"ecg": 2}'` sets a limit."""
+        """No limit to the ECGs; `--limit-mm-per-prompt '{"ecg": 2}'` sets a limit."""
         return {"ecg": None}
 
     def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
@@ -94,7 +97,9 @@ class ElmDummyInputs(BaseDummyInputsBuilder[ElmProcessingInfo]):
         """Placeholders alone."""
         return self.info.processor.ecg_token * mm_counts.get("ecg", 0)
 
-    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
+    def get_dummy_mm_data(
+        self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, BaseDummyOptions]
+    ) -> dict[str, list[Ecg]]:
         """Two beats per second in all leads, so that an encoder that looks for beats finds some."""
         fs, seconds = 500, float(vars(self.info.get_hf_config().encoder_config).get("seconds", 10.0))
         phase = np.arange(round(fs * seconds)) / fs % 0.5 - 0.25
@@ -103,9 +108,9 @@ class ElmDummyInputs(BaseDummyInputsBuilder[ElmProcessingInfo]):
 
 
 class ElmMultiModalProcessor(BaseMultiModalProcessor[ElmProcessingInfo]):
-    """`EcgFeatureExtractor` where vLLM expects a processor of transformers."""
+    """Calls our feature extractor where vLLM expects a processor of transformers."""
 
-    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         """The prompt with its ECGs' tokens and the encoder's inputs.
 
         Raises:
@@ -121,17 +126,22 @@ class ElmMultiModalProcessor(BaseMultiModalProcessor[ElmProcessingInfo]):
             )
         return super().apply(inputs, timing_ctx)
 
-    def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> BatchFeature:
+    def _call_hf_processor(self, hf_data: Mapping[str, Sequence[Ecg]], hf_kwargs: Mapping[str, object]) -> BatchFeature:
         try:
             return self.info.processor.feature_extractor(list(hf_data["ecgs"]), return_tensors="pt")
         except ValueError as error:
             raise VLLMValidationError(refused(error), parameter="ecg") from error
 
-    def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
         return {name: MultiModalFieldConfig.batched("ecg") for name in hf_inputs}
 
     def _get_prompt_updates(
-        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, object],
+        out_mm_kwargs: MultiModalKwargsItems,
     ) -> list[PromptReplacement]:
         config = self.info.get_hf_config()
 

@@ -13,19 +13,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from vllm.exceptions import VLLMValidationError
-from vllm.inputs import TokensPrompt
 from vllm.renderers.hf import HfRenderer
 from vllm.utils.async_utils import make_async
 
+from data.conversations.rows import Message
+from data.ecg import Ecg
 from data.measure import measure
 from serve.vllm_plugin.messages import read_messages, refused
 from serve.vllm_plugin.settings import processor_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm.config import VllmConfig
+    from vllm.inputs import MultiModalInput, TokensInput, TokensPrompt
     from vllm.renderers import ChatParams
+    from vllm.renderers.chat_utils import ChatCompletionMessageParam, ConversationMessage
 
-# Of what vLLM hands to a chat template; its server always says how Cohere's models would like it.
+    Rendered = tuple[list[ConversationMessage], "Prompt"]
+
+Prompt = dict[str, Any]  # a `TokensPrompt` with a mark of ours
+
+# Settings of a chat template that may be given; vLLM's server always says how Cohere's models would like it.
 _READ = ("add_generation_prompt", "chat_template", "cohere_format", "return_dict")
 CHARACTERS = 32  # of text for each token that can be read: it would be seconds until tokens could be counted
 _RENDERED = "_elm_rendered"  # marks a prompt as ours, on its way from `render_messages` to `_process_tokens`
@@ -34,51 +42,46 @@ _RENDERED = "_elm_rendered"  # marks a prompt as ours, on its way from `render_m
 class ElmRenderer(HfRenderer):
     """vLLM's renderer for text, `ElmProcessor` for chats."""
 
-    def __init__(self, config: VllmConfig, tokenizer: Any) -> None:
+    def __init__(self, config: VllmConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(config, tokenizer)
         self.processor = processor_of(config.model_config)
         self._max_tokens = int(config.model_config.max_model_len)
         self._lock = Lock()  # a tokenizer serves one thread at a time
-        self._render_async = make_async(self._render, executor=self._executor)
+        self._render_async = make_async(self.render_messages, executor=self._executor)
 
-    def render_messages(self, messages: list[Any], params: ChatParams) -> Any:
+    def render_messages(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> Rendered:
         """The conversation, and its prompt: token ids with one placeholder per ECG, and the ECGs.
 
         Raises:
             VLLMValidationError: The request is not understood; answered with status 400.
         """
-        return self._render(messages, params)
-
-    async def render_messages_async(self, messages: list[Any], params: ChatParams) -> Any:
-        """The same, in a thread of its own: reading and measuring ECGs takes time."""
-        return await self._render_async(messages, params)
-
-    def _render(self, messages: list[Any], params: ChatParams) -> Any:
         try:
-            return self._prompt(messages, params)
+            return self._rendered(messages, params)
         except ValueError as error:
             raise VLLMValidationError(refused(error), parameter="messages") from error
 
-    def _prompt(self, messages: list[Any], params: ChatParams) -> tuple[list[Any], Any]:
+    async def render_messages_async(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> Rendered:
+        """`render_messages` in another thread: reading and measuring ECGs takes time."""
+        return await self._render_async(messages, params)
+
+    def _rendered(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> Rendered:
         if params.chat_template is not None:
             raise ValueError("a chat template must not be given: the model reads the one it was trained with")
-        asked = params.get_apply_chat_template_kwargs()
-        if odd := sorted(name for name, value in asked.items() if value and name not in _READ):
+        settings = params.get_apply_chat_template_kwargs()
+        if odd := sorted(name for name, value in settings.items() if value and name not in _READ):
             raise ValueError(f"this model does not read {', '.join(odd)}")
         conversation, ecgs = read_messages(messages)
         self._check_count(len(ecgs))
-        said = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in conversation]
-        if (length := sum(len(m["content"]) for m in said)) > (most := CHARACTERS * self._max_tokens):
+        texts = [{**m, "content": "".join(part["text"] for part in m["content"])} for m in conversation]
+        if (length := sum(len(m["content"]) for m in texts)) > (most := CHARACTERS * self._max_tokens):
             raise ValueError(f"the conversation has {length} characters of text, more than {most}")
-        ids = self._ids(conversation, ecgs, bool(asked.get("add_generation_prompt", True)))
-        prompt = cast("dict[str, Any]", TokensPrompt(prompt_token_ids=ids))
-        prompt |= {_RENDERED: True, **self._data(ecgs)}
-        return said, prompt
+        ids = self._ids(conversation, ecgs, bool(settings.get("add_generation_prompt", True)))
+        return cast("Rendered", (texts, {"prompt_token_ids": ids, _RENDERED: True, **self._data(ecgs)}))
 
     def _check_count(self, ecgs: int) -> None:
         self.get_mm_processor().info.validate_num_items("ecg", ecgs)
 
-    def _ids(self, conversation: list[Any], ecgs: list[Any], prompt: bool) -> list[int]:
+    def _ids(self, conversation: list[Message], ecgs: list[Ecg], prompt: bool) -> list[int]:
         processor = self.processor
         lines = processor.lines([measure(ecg) for ecg in ecgs]) if processor.measured else None
         with self._lock:
@@ -91,17 +94,17 @@ class ElmRenderer(HfRenderer):
         ids: list[int] = inputs["input_ids"][0].tolist()
         return ids
 
-    def _data(self, ecgs: list[Any]) -> dict[str, Any]:
+    def _data(self, ecgs: list[Ecg]) -> dict[str, object]:
         return {"multi_modal_data": {"ecg": ecgs}} if ecgs else {}
 
-    def _process_tokens(self, prompt: Any, **kwargs: Any) -> Any:
-        return super()._process_tokens(self._allowed(prompt), **kwargs)
+    def _process_tokens(self, prompt: Prompt, **settings: bool) -> TokensInput | MultiModalInput:
+        return super()._process_tokens(self._allowed(prompt), **settings)
 
-    async def _process_tokens_async(self, prompt: Any, **kwargs: Any) -> Any:
-        return await super()._process_tokens_async(self._allowed(prompt), **kwargs)
+    async def _process_tokens_async(self, prompt: Prompt, **settings: bool) -> TokensInput | MultiModalInput:
+        return await super()._process_tokens_async(self._allowed(prompt), **settings)
 
-    def _allowed(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        """A prompt, whoever wrote it, if the model can read it; with its ECGs known by their content alone.
+    def _allowed(self, prompt: Prompt) -> TokensPrompt:
+        """Check that the model can read a prompt, whoever wrote it; its ECGs are identified by their content alone.
 
         What callers call an ECG (`multi_modal_uuids`) would become its identity in vLLM's caches: the same name with
         another ECG would be answered about the first one.
@@ -123,4 +126,4 @@ class ElmRenderer(HfRenderer):
                 "this model reads a line of measured features behind each ECG: ask it by chat, which puts it there",
                 parameter="prompt",
             )
-        return prompt
+        return cast("TokensPrompt", prompt)

@@ -1,4 +1,4 @@
-"""What vLLM must be told of our models before it loads one."""
+"""Settings of vLLM that our models need before it loads one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class ElmSettings(VerifyAndUpdateConfig):
-    """Called by vLLM once it knows that a folder is one of ours."""
+    """Changes vLLM's settings once it knows that a folder is one of ours."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Have prompts rendered by our own processor.
+        """Have prompts rendered by our processor.
 
         Raises:
             ValueError: Another tokenizer is asked for: the model would read other tokens than it was trained on.

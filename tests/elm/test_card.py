@@ -10,6 +10,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 import elm
 from elm.saved.card import write_card
 from elm.saved.folder import save
+from eval.report.summary import summary
+from eval.scoring.results import Report
 
 TRAINING = {
     "language_model": "meta-llama/Llama-3.2-1B-Instruct",
@@ -31,14 +33,20 @@ VERDICT = {
     "verdict": "partly", "sentence": "The model reads the ECG in part. It reads: rhythm.", "patients": 200,
     "questions": 3000, "pairs": 1234, "gap": 0.21234, "gap_interval": [0.15, 0.27], "paired_flip": 0.4,
     "exchanged": 0.187, "p": 0.0001, "over_majority": -0.01234, "over_majority_interval": [-0.03, 0.005],
+    "answered": 1.0, "breaks": None, "groups": {},
 }  # fmt: skip
+FALLS = {"valid": 1.0, "abstained": 0, "empty": 0, "unparsed": 0, "by_likelihood": None}
 AUDITED = {
+    "model": "model", "training": "abc", "command": "", "seed": 0, "draws": 2000, "text_only": None, "notes": [],
+    "vocabulary": [], "majority": 0.4, "real_minus": {}, "flips": None, "changed": {}, "lift": {}, "verify": None,
+    "excluded_controls": [], "by_type": {}, "by_group": {}, "by_attribute": {}, "by_template": {}, "controls": {},
+    "findings": {}, "shapley": None, "dose_response": {}, "reports": None,
     "dataset": "ecgqa", "limit": None, "available": 5000, "n": 3100, "patients": 210, "verdict": VERDICT,
     "conditions": {
-        "real": {"accuracy": 0.9123, "interval": [0.9, 0.93], "n": 3100},
-        "swap": {"accuracy": 0.5, "interval": [None, None], "n": 3099},
-        "reverse": {"accuracy": 0.7, "interval": [0.6, 0.8], "n": 3100},
-        "text-only": {"accuracy": 0.46, "interval": [0.45, 0.48], "n": 3100},
+        "real": {"accuracy": 0.9123, "interval": [0.9, 0.93], "n": 3100, **FALLS},
+        "swap": {"accuracy": 0.5, "interval": [None, None], "n": 3099, **FALLS},
+        "reverse": {"accuracy": 0.7, "interval": [0.6, 0.8], "n": 3100, **FALLS},
+        "text-only": {"accuracy": 0.46, "interval": [0.45, 0.48], "n": 3100, **FALLS},
     },
     "majority_by_question": 0.4567,
     "majority_interval": [0.44, 0.47],
@@ -52,9 +60,13 @@ def folder(make_pair, tmp_path):
     return save(*pair, tmp_path / "model", training=TRAINING)
 
 
-def audited(folder, **changes):
+def audited(folder, earlier=False, **changes):
+    report = {**AUDITED, **changes}
     (folder / "ablation").mkdir()
-    (folder / "ablation" / "report.json").write_text(json.dumps({**AUDITED, **changes}))
+    (folder / "ablation" / "report.json").write_text(json.dumps(report))
+    if not earlier:
+        short = summary(Report.from_json(report)).to_json()
+        (folder / "ablation" / "summary.json").write_text(json.dumps(short))
     (folder / "ablation" / "report.md").write_text("# Report")
     write_card(folder)
     return (folder / "README.md").read_text()
@@ -130,6 +142,18 @@ def test_the_card_tells_what_the_audit_found_and_nothing_else(folder, changes, t
     assert "Not audited" not in card
     assert not [words for words in told if words not in section]
     assert not [words for words in untold if words in section]
+
+
+def test_an_audit_by_earlier_code_still_shows_its_verdict(folder):
+    """Its folder has no summary.json; one that is published has no answers either, to score them again."""
+    card = audited(folder, earlier=True)
+    section = card.partition("## Does it read the ECG?")[2].partition("\n## ")[0]
+    assert f"**{VERDICT['sentence']}**" in section and "--rescore" in section and "`ablation/report.md`" in section
+    assert "Not audited" not in card and ModelCard.load(folder / "README.md").data.eval_results is None
+    for text in ("[]", "{", '{"dataset": "ecgqa"}'):
+        (folder / "ablation" / "report.json").write_text(text)
+        with pytest.raises(ValueError, match=r"report\.json: "):
+            write_card(folder)
 
 
 def test_the_hub_reads_the_metadata_as_it_was_meant(folder):

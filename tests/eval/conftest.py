@@ -9,6 +9,7 @@ import pytest
 
 from data.conversations.rows import QuestionSet, Row, question_row
 from data.ecg import LEADS, Ecg
+from eval.scoring.lines import Line
 
 RHYTHMS = ("sinus rhythm", "atrial fibrillation", "bigeminal pattern (unknown origin, sv or ventricular)")
 
@@ -74,3 +75,16 @@ def cohort() -> Cohort:
     records = sorted(patient_of)
     made.questions.train, made.questions.test = rows(records[:60]), rows(records[60:])
     return made
+
+
+@pytest.fixture(scope="session")
+def line_of():
+    """Makes the scored line of a row that was asked under a condition."""
+
+    def line(row: Row, condition: str, prediction: str) -> Line:
+        unasked = dict.fromkeys(("shown_answer", "options", "logp", "gold_logp"))
+        unasked |= {"donors": [], "donor_patients": [], "majority_right": False, "majority_by_question_right": False}
+        correct = prediction.lower() == row["answer"][0]
+        return Line.from_json({**row, **unasked, "condition": condition, "prediction": prediction, "correct": correct})
+
+    return line

@@ -4,6 +4,7 @@ import math
 import random
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,25 @@ from data.conversations.synthetic import load
 from data.experiment.conditions import CONDITIONS, Altered
 from data.experiment.planted import DOSES
 from elm.saved import card
-from eval.answerers.model import ScriptedResponder
+from eval import ablation as door
+from eval.answerers.scripted import ScriptedResponder
 from eval.audit import run as ablation
 from eval.audit.plan import sample
-from eval.audit.run import run
+from eval.audit.settings import AuditSettings
 from eval.report import write as reporting
+from eval.report.headline import finding
 from eval.scoring.answers import answer_set, majority_by_question
+from eval.scoring.results import Report
+
+
+def run(model, *, responder, questions, **settings):
+    """What report.json holds."""
+    settings = AuditSettings(model=Path(model), **settings)
+    return ablation.run(settings, responder=responder, questions=questions).to_json()
+
+
+def finding_of(report):
+    return finding(Report.from_json(report))
 
 
 @pytest.fixture
@@ -87,7 +101,7 @@ def test_a_reader_of_ecgs_is_right_only_with_the_right_ecg(cohort, oracle, tmp_p
     assert flipped and all(cohort.answer({**line, "ecgs": line["donors"]}) == line["shown_answer"] for line in flipped)
     assert all(line["shown_answer"] != line["answer"] and not line["correct"] for line in flipped)
     assert report["flips"]["gap"] == report["flips"]["paired_flip"] == 1 and report["flips"]["n"] == len(flipped)
-    assert report["verdict"]["verdict"] == "reads" and "The model reads the ECG." in reporting.finding(report)
+    assert report["verdict"]["verdict"] == "reads" and "The model reads the ECG." in finding_of(report)
 
 
 def test_a_guesser_is_as_good_as_the_majority_under_every_condition(cohort, blind, tmp_path):
@@ -99,7 +113,7 @@ def test_a_guesser_is_as_good_as_the_majority_under_every_condition(cohort, blin
                 assert told["accuracy"] == block["majority_by_question"]
                 assert told["interval"] == block["majority_interval"]
             assert block["real_minus"].get(name, {"difference": 0})["difference"] == 0
-    assert report["verdict"]["verdict"] == "ignores" and "The model ignores the ECG." in reporting.finding(report)
+    assert report["verdict"]["verdict"] == "ignores" and "The model ignores the ECG." in finding_of(report)
 
 
 @pytest.mark.parametrize(("words", "empty"), [(" . ", True), ("yes, I think", False)])
@@ -177,7 +191,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(cohort, oracle, tmp_pa
     for left in (0, 1, 7, 3):
         with pytest.raises(KeyboardInterrupt):
             audit(Interrupted(left))
-    (journal,) = out.iterdir()  # nothing else: no report of half of the answers
+    (journal,) = out.glob("[!.]*")  # nothing else but its lock: no report of half of the answers
     with open(journal, "ab") as file:  # and a line that was being written
         file.write(b'{"condition": "zero", "bat')
     audit(oracle)
@@ -194,13 +208,16 @@ def test_scored_again_without_a_model(cohort, sure, tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / "report.md").unlink()
     monkeypatch.setattr(ablation, "load_responder", None)
-    assert ablation.rescore(tmp_path) == report
+    assert ablation.rescore(tmp_path).to_json() == report
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    earlier = {name: value for name, value in report.items() if name not in ("training", "lift", "reports", "verify")}
+    (tmp_path / "report.json").write_text(json.dumps({**earlier, "gone": 1}))  # by code that knew other numbers
+    assert ablation.rescore(tmp_path).to_json() == report
     text = (tmp_path / "predictions.jsonl").read_text().splitlines()
     line = json.loads(text[0])
     odd = json.dumps({**line, "prediction": "?\x85\u2028?"}, ensure_ascii=False)  # in text these two end a line
     (tmp_path / "predictions.jsonl").write_text("\n".join([odd, *text[1:]]))
-    assert ablation.rescore(tmp_path)["conditions"]["real"]["unparsed"] == 1
+    assert ablation.rescore(tmp_path).overall.conditions["real"].unparsed == 1
     (tmp_path / "predictions.jsonl").write_text("\n".join([*text[:3], text[3][:40]]))
     with pytest.raises(ValueError, match=r"predictions\.jsonl, line 4: not a JSON object"):
         ablation.rescore(tmp_path)
@@ -362,7 +379,7 @@ def test_a_folder_without_a_model_says_what_to_do(tmp_path, capsys):
         for name in present:
             (tmp_path / name).write_text("{}")
         with pytest.raises(SystemExit) as stop:
-            ablation.main(["--model", str(tmp_path)])
+            door.main(["--model", str(tmp_path)])
         error = capsys.readouterr().err
         assert stop.value.code == 2
         assert str(tmp_path) in error and missing in error and "recipes/sft_llava.py" in error
@@ -383,11 +400,11 @@ def saved(cohort, tmp_path, monkeypatch):
 
 def test_command_line_prints_the_table_and_where_it_lies(saved, oracle, capsys):
     saved.responder = oracle
-    ablation.main(["--model", str(saved.path), "--limit", "100", "--conditions", "real", "swap"])
+    door.main(["--model", str(saved.path), "--limit", "100", "--conditions", "real", "swap"])
     printed = capsys.readouterr().out
     assert "another patient's ECG" in printed and str(saved.path / "ablation" / "report.html") in printed
     assert (saved.path / "README.md").read_text() == "card"
-    ablation.main(["--model", str(saved.path), "--rescore"])
+    door.main(["--model", str(saved.path), "--rescore"])
     assert capsys.readouterr().out == printed
 
 
@@ -398,10 +415,10 @@ def test_command_line_prints_the_table_and_where_it_lies(saved, oracle, capsys):
 def test_the_gate(saved, request, capsys, who, gate, passes):
     saved.responder = request.getfixturevalue(who)
     if passes:
-        ablation.main(["--model", str(saved.path), "--gate", gate])
+        door.main(["--model", str(saved.path), "--gate", gate])
     else:
         with pytest.raises(SystemExit) as stop:
-            ablation.main(["--model", str(saved.path), "--gate", gate])
+            door.main(["--model", str(saved.path), "--gate", gate])
         assert stop.value.code == 1 and f"the verdict is not '{gate}'" in capsys.readouterr().err
     assert (saved.path / "ablation" / "report.json").exists()
 

@@ -19,7 +19,9 @@ from elm.inputs.features import FeatureStore
 from elm.training.settings import ElmArguments
 from elm.training.tiny import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
-from eval.answerers.model import ModelResponder, ScriptedResponder, SplitStore, load_responder, question_messages
+from eval.answerers.base import question_messages
+from eval.answerers.model import ModelResponder, SplitStore, load_responder
+from eval.answerers.scripted import ScriptedResponder
 
 torch.set_num_threads(1)
 WORDS = ["yes", "no", "atrial fibrillation", "sinus rhythm, left axis deviation", "none"]

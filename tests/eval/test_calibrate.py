@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from eval import calibrate as door
 from eval.audit import calibrate
 from eval.audit.calibrate import ANSWERERS, draw, one, table
 
@@ -63,11 +64,11 @@ def test_the_table_shows_shares():
 
 def test_the_command_prints_the_table(capsys, monkeypatch):
     monkeypatch.setattr(calibrate, "ANSWERERS", {"blind": ANSWERERS["blind"]})
-    calibrate.main(["--audits", "2", "--sizes", "100x30", "--draws", "50"])
+    door.main(["--audits", "2", "--sizes", "100x30", "--draws", "50"])
     assert re.search(r"\| 100, 30 +\| blind +\|", capsys.readouterr().out)
 
 
 def test_a_size_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit):
-        calibrate.main(["--sizes", "2000"])
+        door.main(["--sizes", "2000"])
     assert "expected QUESTIONSxPATIENTS such as 2000x200, got '2000'" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The numbers of a grid on answers that are known, and what is written about them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def questions():
 
 
 @pytest.fixture(scope="module")
-def answers(questions):
+def answers(questions, line_of):
     """Trained on real ECGs, all are right with the real ECG; else, and for all other models, "yes" is the answer.
 
     With seed 1, the model trained on real ECGs says nothing to q4 and q8.
@@ -39,13 +40,11 @@ def answers(questions):
             return "" if seed == 1 and row["id"] in ("q4", "q8") else row["answer"][0]
         return "Yes" if (train, infer) == ("zero", "zero") else "yes"
 
-    def line(row, infer, text):
-        kept = {name: row[name] for name in ("id", "answer", "control", "patient_ids")}
-        return {**kept, "condition": infer, "prediction": text, "correct": text.lower() == row["answer"][0]}
-
     return {
         (train, seed): [
-            line(row, infer, said(train, seed, infer, row)) for infer in grid.INFER_CONDITIONS for row in questions.test
+            line_of(row, infer, said(train, seed, infer, row))
+            for infer in grid.INFER_CONDITIONS
+            for row in questions.test
         ]
         for train in TRAINED
         for seed in (0, 1)
@@ -78,9 +77,9 @@ def test_upstreams_rule_is_case_sensitive_and_drops_what_is_empty(numbers):
 def test_the_gap_of_each_seed_has_an_interval_over_patients_of_its_own(numbers, answers):
     gaps = numbers["real_minus_swap"]
     for seed in (0, 1):
-        lines = [line for line in answers["real", seed] if not line["control"]]
-        real, swap = ([float(x["correct"]) for x in lines if x["condition"] == name] for name in ("real", "swap"))
-        patients = [line["patient_ids"] for line in lines if line["condition"] == "real"]
+        lines = [line for line in answers["real", seed] if not line.control]
+        real, swap = ([float(x.correct) for x in lines if x.condition == name] for name in ("real", "swap"))
+        patients = [line.patient_ids for line in lines if line.condition == "real"]
         expected = paired_interval(real, swap, patients, draws=200, seed=0)
         assert gaps["real"][str(seed)]["difference"] == pytest.approx(np.mean(real) - np.mean(swap))
         assert gaps["real"][str(seed)]["interval"] == pytest.approx(list(expected), abs=1e-6)
@@ -98,8 +97,7 @@ def test_every_cell_off_the_diagonal_comes_with_the_warning(numbers):
 
 def test_questions_without_a_donor_are_left_out_of_the_gap_alone(answers, questions):
     fewer = {
-        key: [line for line in lines if (line["condition"], line["id"]) != ("swap", "q0")]
-        for key, lines in answers.items()
+        key: [line for line in lines if (line.condition, line.id) != ("swap", "q0")] for key, lines in answers.items()
     }
     found = grid.summarise(fewer, questions, draws=50)
     assert found["questions"] == 40 and found["real_minus_swap"]["real"]["0"]["n"] == 39
@@ -107,7 +105,7 @@ def test_questions_without_a_donor_are_left_out_of_the_gap_alone(answers, questi
 
 
 def test_a_model_that_never_says_anything_has_no_accuracy_by_upstreams_rule(answers, questions):
-    silent = [{**line, "prediction": "", "correct": False} for line in answers["none", 0]]
+    silent = [replace(line, prediction="", correct=False) for line in answers["none", 0]]
     found = grid.summarise({("none", 0): silent}, questions, draws=50)
     assert found["upstream_accuracy"]["none"]["none"]["mean"] is None
     assert found["accuracy"]["none"]["none"]["mean"] == 0
@@ -122,10 +120,10 @@ def test_incomplete_grids_are_refused(answers, questions):
         ({}, "at least one model"),
         ({k: v for k, v in answers.items() if k != ("zero", 1)}, "no answers of the model trained on zero, seed 1"),
         (
-            without(("none", 0), lambda x: x["condition"] != "swap"),
+            without(("none", 0), lambda x: x.condition != "swap"),
             "trained on none, seed 0 was not asked under 'swap'",
         ),
-        (without(("none", 1), lambda x: x["id"] != "q3"), "none, seed 1 was asked other questions than real, seed 0"),
+        (without(("none", 1), lambda x: x.id != "q3"), "none, seed 1 was asked other questions than real, seed 0"),
     ):
         with pytest.raises(ValueError, match=message):
             grid.summarise(wrong, questions)

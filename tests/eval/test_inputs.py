@@ -29,7 +29,7 @@ def questions():
 
 
 @pytest.fixture(scope="module")
-def answers(questions):
+def answers(questions, line_of):
     """With the real ECG `reads` is right, with seed 1 but for q4; everything else is answered with yes."""
 
     def said(name, seed, infer, row):
@@ -38,8 +38,7 @@ def answers(questions):
 
     return {
         (name, seed): [
-            {**{key: row[key] for key in ("id", "answer", "control", "patient_ids")}, "condition": infer,
-             "prediction": (text := said(name, seed, infer, row)), "correct": text == row["answer"][0]}
+            line_of(row, infer, said(name, seed, infer, row))
             for infer in grid.INFER_CONDITIONS for row in questions.test
         ]
         for name in ("reads", "guesses") for seed in SEEDS
@@ -102,7 +101,7 @@ def test_incomplete_grids_are_refused(answers, questions):
     fewer = {key: lines for key, lines in answers.items() if key != ("guesses", 1)}
     with pytest.raises(ValueError, match="no answers of the model trained on guesses, seed 1"):
         inputs.summarise(fewer, COSTS, questions)
-    other = {**answers, ("guesses", 0): [line for line in answers["guesses", 0] if line["id"] != "q3"]}
+    other = {**answers, ("guesses", 0): [line for line in answers["guesses", 0] if line.id != "q3"]}
     with pytest.raises(ValueError, match="guesses, seed 0 was asked other questions than reads, seed 0"):
         inputs.summarise(other, COSTS, questions)
 

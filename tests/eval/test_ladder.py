@@ -12,8 +12,11 @@ from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.features import FeatureStore
 from elm.training.tiny import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
-from eval.audit import ladder as rungs
-from eval.audit.ladder import RUNGS, Finding, ladder, verify_rows
+from eval.answerers.model import ModelResponder
+from eval.audit import ladder as ladders
+from eval.audit import rungs
+from eval.audit.ladder import Finding, LadderSettings, ladder, verify_rows
+from eval.scoring.results import RUNGS
 from eval.statistics import auroc, auroc_interval
 
 WORDING = {"alpha": "Is there alpha?", "beta": "Does this ECG show beta?", "hum": "Is there hum in this ECG?"}
@@ -92,12 +95,17 @@ def answers(questions) -> dict[str, float]:
     return {row["id"]: float(rng.normal(1.5 if row["answer"] == ["yes"] else 0)) for row in questions.test}
 
 
+def responder_of(pair, questions, store, batch_size=64):
+    return ModelResponder(*pair, questions.source, store, batch_size=batch_size)
+
+
 @pytest.fixture(scope="module")
 def climb(make_model, store, questions, answers):
     def climb(no_projector: bool = False, **changes):
-        given = {"questions": questions, "rows": questions.test, "answers": answers, "draws": 200}
-        model, processor = make_model(no_projector)
-        return ladder(model, processor, features=store, **given | changes)
+        given = {"questions": questions, "rows": questions.test, "answers": answers} | changes
+        settings = LadderSettings(draws=200, max_train=given.pop("max_train", 400))
+        found = ladder(responder_of(make_model(no_projector), questions, store), settings=settings, **given)
+        return found and found.to_json()
 
     return climb
 
@@ -147,7 +155,7 @@ def test_what_no_token_carries_is_lost_at_the_projector(climb, make_model, store
 def test_the_state_is_the_one_the_answer_is_made_from(make_model, store, questions):
     model, processor = make_model()
     rows = questions.test[:9]  # of several lengths: there is padding
-    states = rungs._states(model, processor, store, rows, batch_size=4)
+    states = rungs.states(responder_of((model, processor), questions, store, batch_size=4), rows)
     yes, no = (processor.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("yes", "no"))
     logits = model.lm_head(torch.from_numpy(states)).detach()
     expected = said(make_model, store, rows, no_projector=False)
@@ -203,12 +211,14 @@ def test_intervals_are_those_of_resampled_patients_and_findings_share_them():
     clusters = [f"p{i:02d}" for i in rng.integers(50, size=150)]
     positive = rng.random(150) < 0.4
     scores = rng.normal(size=(150, 4)) + positive[:, None] * [2, 1.5, 1, 0.5]
-    numbers = rungs._numbers([asked("a", positive, clusters)], [scores], 2000, 0)
+    numbers = ladders._numbers([asked("a", positive, clusters)], [scores], LadderSettings(draws=2000)).to_json()
     for k, rung in enumerate(RUNGS):
         expected = auroc_interval(scores[:, k], positive, clusters)
         assert numbers["rungs"][rung]["interval"] == pytest.approx(list(expected), abs=0.01)
     # The same patients asked the same five times over say no more about patients than once.
-    five = rungs._numbers([asked(name, positive, clusters) for name in "abcde"], [scores] * 5, 2000, 0)
+    five = ladders._numbers(
+        [asked(name, positive, clusters) for name in "abcde"], [scores] * 5, LadderSettings()
+    ).to_json()
     for rung in RUNGS:
         assert five["rungs"][rung]["interval"] == pytest.approx(numbers["rungs"][rung]["interval"], abs=1e-6)
 
@@ -216,7 +226,7 @@ def test_intervals_are_those_of_resampled_patients_and_findings_share_them():
 def test_without_a_second_patient_there_is_no_interval_and_no_fraction():
     positive = np.arange(30) % 2 == 0
     scores = np.random.default_rng(3).normal(size=(30, 4)) + positive[:, None]
-    numbers = rungs._numbers([asked("a", positive, ["p"] * 30)], [scores], 100, 0)
+    numbers = ladders._numbers([asked("a", positive, ["p"] * 30)], [scores], LadderSettings(draws=100)).to_json()
     assert numbers["rungs"]["encoder"]["interval"] is None and numbers["fraction_read"] is None
 
 
@@ -241,11 +251,11 @@ def test_the_order_of_rows_says_nothing(climb, found, questions):
 
 def test_probes_are_fitted_to_as_many_questions_as_allowed_of_both_answers(questions):
     rows = [row for row in verify_rows(questions.train) if row["attribute"] == "alpha"]
-    drawn = rungs._drawn(rows, 40, seed=0)
-    assert len({row["id"] for row in drawn}) == 40 and sum(rungs._yes(drawn)) == 20
+    drawn = ladders._drawn(rows, 40, seed=0)
+    assert len({row["id"] for row in drawn}) == 40 and sum(ladders._yes(drawn)) == 20
     few = [row for row in rows if row["answer"] == ["no"]] + [row for row in rows if row["answer"] == ["yes"]][:3]
-    drawn = rungs._drawn(few, 20, seed=0)
-    assert len(drawn) == 20 and sum(rungs._yes(drawn)) == 3
+    drawn = ladders._drawn(few, 20, seed=0)
+    assert len(drawn) == 20 and sum(ladders._yes(drawn)) == 3
 
 
 def test_wide_tokens_become_their_mean_and_deviation_at_both_rungs(climb, found, monkeypatch):
@@ -261,7 +271,7 @@ def test_tokens_without_signal_do_not_count():
     tokens = torch.from_numpy(rng.normal(size=(3, 5, 4)))
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)
     tokens[~mask] = torch.nan
-    flat, pooled = (rungs._row_of(tokens, mask, flat) for flat in (True, False))
+    flat, pooled = (rungs.row_of(tokens, mask, flat) for flat in (True, False))
     for i in range(3):
         kept = tokens[i][mask[i]].numpy()
         assert pooled[i].numpy() == pytest.approx(np.concatenate([kept.mean(axis=0), kept.std(axis=0)]))

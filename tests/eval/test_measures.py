@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from eval.scoring import numbers as measures
-from eval.scoring.lines import scored
-from eval.scoring.numbers import TEXT_ONLY, by_condition, measure
+from eval.scoring.lines import Line, Planted, by_condition, scored
+from eval.scoring.numbers import measure
+from eval.scoring.results import TEXT_ONLY, About
 from eval.statistics import cluster_interval
 
 WORDS = frozenset({"yes", "no", "sinus rhythm", "atrial fibrillation"})
@@ -20,7 +22,7 @@ DRAWS = 200
 def line(id, condition, prediction, answer, shown=None, *, p=None, group="rhythm", **fields):
     """A scored line; `p` maps options to probabilities."""
     among = None if p is None else sorted(p)
-    return scored(
+    return scored(Line.from_json(
         {
             "condition": condition, "id": id, "question": "Is it?", "question_type": "single-verify", "template_id": 1,
             "attribute": "atrial fibrillation", "group": group, "control": "",
@@ -30,13 +32,24 @@ def line(id, condition, prediction, answer, shown=None, *, p=None, group="rhythm
             "options": among, "logp": None if p is None else [math.log(p[o]) for o in among],
             "gold_logp": None if p is None else math.log(p[answer]),
             "majority_right": answer == "no", "majority_by_question_right": answer == "no", **fields,
-        },
+        }),
         WORDS,
     )  # fmt: skip
 
 
+ABOUT = About(
+    model="m", dataset="d", command="c", seed=0, draws=DRAWS, limit=None, available=1, text_only=None, notes=[],
+    vocabulary=sorted(WORDS),
+)  # fmt: skip
+
+
+def numbers(lines):
+    """What report.json holds."""
+    return measure(lines, ABOUT).to_json()
+
+
 def told(*lines):
-    return measure(by_condition(lines), draws=DRAWS)
+    return numbers(by_condition(lines))
 
 
 def reader(n=40, sure=0.9):
@@ -83,7 +96,7 @@ def test_flip_pairs():
 
 
 def test_a_condition_of_some_questions_is_compared_on_these_alone():
-    lines = [x for x in reader() if x["condition"] != "swap-flip" or x["id"] < 10]
+    lines = [x for x in reader() if x.condition != "swap-flip" or x.id < 10]
     found = told(*lines)
     assert found["conditions"]["swap-flip"]["n"] == found["real_minus"]["swap-flip"]["n"] == found["flips"]["n"] == 10
     assert found["real_minus"]["swap-flip"]["difference"] == 1 and found["conditions"]["real"]["n"] == 40
@@ -158,7 +171,7 @@ def test_dose_response():
     assert [point["dose"] for point in found["curve"]] == list(doses)
     assert found["curve"][0]["p_yes"] == pytest.approx(0.2) and found["curve"][-1]["right_answer"] == "yes"
     assert told(real, *follows)["dose_response"]["heart_rate: atrial fibrillation"]["correlation"] == 1
-    inverse = [{**x, "sign": -1} for x in follows]
+    inverse = [replace(x, planted=Planted("heart_rate", x.planted.dose, -1)) for x in follows]
     assert told(real, *inverse)["dose_response"]["heart_rate: atrial fibrillation"]["correlation"] == -1
 
 
@@ -169,7 +182,7 @@ def test_the_text_only_model_is_a_row_of_reference():
 
 
 def test_controls_stand_apart_and_take_no_part_in_the_verdict():
-    voltage = [{**x, "id": f"v{x['id']}", "control": "voltage", "group": "voltage"} for x in reader(60)]
+    voltage = [replace(x, id=f"v{x.id}", control="voltage", group="voltage") for x in reader(60)]
     blind = [line(i, c, "no", "no" if i % 2 else "yes", "yes" if (i % 2) ^ (c == "real") else "no", group="axis")
              for i in range(60) for c in ("real", "swap-flip")]  # fmt: skip
     found = told(*blind, *voltage)
@@ -191,7 +204,7 @@ def test_the_verdict_on_a_reader():
 
 
 def test_p_values_are_corrected_over_kinds_of_question():
-    lines = [{**x, "id": f"{kind}{x['id']}", "question_type": kind} for kind in ("single-verify", "single-query")
+    lines = [replace(x, id=f"{kind}{x.id}", question_type=kind) for kind in ("single-verify", "single-query")
              for x in reader()]  # fmt: skip
     found = told(*lines)["by_type"]
     for block in found.values():
@@ -202,8 +215,8 @@ def test_numbers_are_json_and_do_not_depend_on_order():
     lines = list(reader())
     mixed = [lines[i] for i in np.random.default_rng(0).permutation(len(lines))]
     order = ["real", "swap", "swap-flip", "none"]
-    first = measure(by_condition(lines), draws=DRAWS)
-    second = measure({c: by_condition(mixed)[c] for c in order}, draws=DRAWS)
+    first = numbers(by_condition(lines))
+    second = numbers({c: by_condition(mixed)[c] for c in order})
     assert json.loads(json.dumps(first, allow_nan=False)) == json.loads(json.dumps(second, allow_nan=False))
 
 

@@ -13,8 +13,7 @@ import pytest
 
 from data.conversations.rows import question_row
 from data.ecg import LEADS, Ecg
-from data.wire import MEDIA_TYPE, from_wire
-from eval.answerers import server as remote
+from data.wire import MEDIA_TYPE, from_wire, http
 from eval.answerers.server import ServerError, ServerResponder
 
 ECG, USER, ASSISTANT, END = 1, 2, 3, 4  # tokens; every other one is a character
@@ -124,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, listening):
-    monkeypatch.setattr(remote, "_WAIT", (0.01, 0.02))
+    monkeypatch.setattr(http, "WAIT", (0.01, 0.02))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with listening(Server()) as server:
         yield server
@@ -255,7 +254,7 @@ def test_what_does_not_pass_is_reported(server, make, rows):
     with pytest.raises(ServerError, match=r"completions: 503 .*: no, because of 503 \(4 attempts\)$"):
         make(concurrency=1, retries=3).ask(rows[:1], "real")
     server.failures = ["hang up"] * 9
-    with pytest.raises(ServerError, match=r"POST http://.*/chat/completions: .*closed.* \(2 attempts\)$"):
+    with pytest.raises(ServerError, match=r"POST http://.*/chat/completions: .*disconnected.* \(2 attempts\)$"):
         make(concurrency=1, retries=1).ask(rows[:1], "real")
 
 

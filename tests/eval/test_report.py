@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import re
@@ -15,16 +16,55 @@ import numpy as np
 import pytest
 
 from data.experiment.conditions import CONDITIONS, FAST
+from eval.report import figures, headline
+from eval.report import page as pages
+from eval.report import sections as texts
 from eval.report import write as reporting
-from eval.report.figures import FIGURES, draw
-from eval.report.headline import finding, reasons
-from eval.report.page import MARGIN, page
+from eval.report.figures import FIGURES
 from eval.report.parts import Facts, Items, Table, Terms
-from eval.report.sections import sections
-from eval.scoring.lines import scored
-from eval.scoring.numbers import TEXT_ONLY, by_condition, measure
+from eval.report.strips import MARGIN, Example
+from eval.scoring.lines import Line, by_condition, scored
+from eval.scoring.numbers import measure
+from eval.scoring.results import RUNGS, TEXT_ONLY, About, Block, Report
 
-Line = dict[str, Any]
+# The tests below read and change what report.json holds; here it becomes the report again.
+
+
+def sections(report, pictures=()):
+    return texts.sections(Report.from_json(report), pictures)
+
+
+def draw(report):
+    return figures.draw(Report.from_json(report))
+
+
+def finding(report):
+    return headline.finding(Report.from_json(report))
+
+
+def reasons(report):
+    return headline.reasons(Report.from_json(report))
+
+
+def markdown(report, sections):
+    return reporting.markdown(Report.from_json(report), sections)
+
+
+def table(block):
+    return reporting.table(Block.from_json(block))
+
+
+def page(report, sections, pictures, examples):
+    return pages.page(Report.from_json(report), sections, pictures, list(map(Example.from_json, examples)))
+
+
+def write(out, report, lines, examples=()):
+    return reporting.write(out, Report.from_json(report), lines, list(map(Example.from_json, examples)))
+
+
+def an_answer(**fields):
+    return dataclasses.replace(scripted(conditions=["real"], patients=3)[0], **fields)
+
 
 FINDINGS = {  # attribute: its group
     "atrial fibrillation": "rhythm",
@@ -94,7 +134,7 @@ def scripted(
                     "majority_right": answer == ["no"],
                     "majority_by_question_right": answer == ["no"],
                 }
-                found.append(scored(line, vocabulary))
+                found.append(scored(Line.from_json(line), vocabulary))
     return found
 
 
@@ -119,7 +159,7 @@ def planted() -> list[Line]:
                     "options": ["no", "yes"], "logp": [math.log(1 - p), math.log(p)], "gold_logp": 0.0,
                     "majority_right": not yes, "majority_by_question_right": not yes,
                 }  # fmt: skip
-                found.append(scored(line, frozenset(["yes", "no"])))
+                found.append(scored(Line.from_json(line), frozenset(["yes", "no"])))
     return found
 
 
@@ -129,6 +169,7 @@ def ladder() -> dict[str, Any]:
     for name, value in rungs.items():
         change = None if before is None else round(value - before, 6)
         values[name] = {
+            "label": RUNGS[name],
             "auroc": value,
             "interval": [value - 0.02, value + 0.02],
             "change": change,
@@ -155,8 +196,9 @@ def ladder() -> dict[str, Any]:
 
 
 def report_of(lines: list[Line], **more: Any) -> dict[str, Any]:
-    return {
+    about = {
         "model": "out/sft-llava",
+        "training": "abc",
         "dataset": "simulated cohort",
         "command": "python -m eval.ablation --model out/sft-llava",
         "seed": 0,
@@ -166,9 +208,8 @@ def report_of(lines: list[Line], **more: Any) -> dict[str, Any]:
         "text_only": None,
         "notes": ["Two questions were dropped."],
         "vocabulary": ["no", "yes"],
-        **measure(by_condition(lines), 200, 0),
-        **more,
     }
+    return measure(by_condition(lines), About.from_json(about)).to_json() | more
 
 
 def example(*said: str, leads: dict[str, list[float]] | None = None) -> dict[str, Any]:
@@ -190,7 +231,7 @@ def example(*said: str, leads: dict[str, list[float]] | None = None) -> dict[str
 def full():
     """Everything that can be asked, of a model that reads all but ectopy."""
     told = scripted(reads=("rhythm", "conduction", "rate"), conditions=[c for c in CONDITIONS if c != "planted"])
-    blind = [{**line, "condition": TEXT_ONLY} for line in scripted(reads=(), conditions=["none"])]
+    blind = [dataclasses.replace(line, condition=TEXT_ONLY) for line in scripted(reads=(), conditions=["none"])]
     return report_of([*told, *planted(), *blind], ladder=ladder())
 
 
@@ -210,7 +251,7 @@ def quick(request, monkeypatch):
     """Drawing takes seconds, which only tests that look at pictures need wait for."""
     if "drawn" not in request.fixturenames:
         names = {True: FIGURES, False: ("conditions.png",)}
-        fake = lambda report: {name: b"\x89PNG" + bytes(30) for name in names["ladder" in report]}  # noqa: E731
+        fake = lambda report: {name: b"\x89PNG" + bytes(30) for name in names[report.ladder is not None]}  # noqa: E731
         monkeypatch.setattr(reporting, "draw", fake)
 
 
@@ -230,6 +271,7 @@ class Page(HTMLParser):
         self.text: list[tuple[str, str]] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.tables: list[list[list[str]]] = []
+        self.paths: list[dict[str, str]] = []
         self.open: list[str] = []
         self.feed(text)
         self.close()
@@ -247,6 +289,7 @@ class Page(HTMLParser):
             self.tables[-1][-1].append("")
 
     def handle_startendtag(self, tag, attrs):
+        self.paths += [dict(attrs)] if tag == "path" else []
         self.attributes += [(tag, name, value or "") for name, value in attrs]
 
     def handle_endtag(self, tag):
@@ -286,7 +329,7 @@ def row_of(tables: list[list[list[str]]], head: str, name: str) -> dict[str, str
 
 
 def test_numbers_are_those_of_the_report(full):
-    text = reporting.markdown(full, sections(full, FIGURES))
+    text = markdown(full, sections(full, FIGURES))
     tables = markdown_tables(text)
     for name in FAST:
         told, row = full["conditions"][name], row_of(tables, "the model is given", CONDITIONS[name].label)
@@ -340,7 +383,7 @@ def test_page_and_markdown_say_the_same(full, drawn):
     told = sections(full, FIGURES)
     shown = Page(page(full, told, drawn, []))
     tables = [[[cell.replace("`", "") for cell in row] for row in table] for table in markdown_tables(
-        reporting.markdown(full, told)
+        markdown(full, told)
     )]  # fmt: skip
     assert shown.tables == tables and len(tables) == sum(isinstance(p, Table) for s in told for p in s.parts)
     for part in (part for section in told for part in section.parts):
@@ -367,9 +410,9 @@ def test_nothing_is_said_of_what_was_not_asked(full, small, tmp_path):
     assert [s.key for s in sections({**small, "notes": []})] == [
         "conditions", "kinds", "controls", "terms", "limits", "again"
     ]  # fmt: skip
-    reporting.write(tmp_path, full, [])
+    write(tmp_path, full, [])
     assert {path.name for path in tmp_path.glob("*.png")} == set(FIGURES)
-    written = reporting.write(tmp_path, small, [])
+    written = write(tmp_path, small, [])
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written}
     assert [path.name for path in tmp_path.glob("*.png")] == ["conditions.png"]  # the others were of another report
     for text in ((tmp_path / "report.md").read_text(), Page((tmp_path / "report.html").read_text()).words):
@@ -379,17 +422,17 @@ def test_nothing_is_said_of_what_was_not_asked(full, small, tmp_path):
 
 
 def test_the_model_without_ecgs_is_asked_for_where_it_is_missing(full, small):
-    assert "--text_only" not in reporting.table(full) and "trained without ECGs" in reporting.table(full)
-    assert "`--train_condition none`" in reporting.table(small) and "`--text_only DIR`" in reporting.table(small)
-    assert "not compared with a model trained without ECGs" in reporting.markdown(small, sections(small))
+    assert "--text_only" not in table(full) and "trained without ECGs" in table(full)
+    assert "`--train_condition none`" in table(small) and "`--text_only DIR`" in table(small)
+    assert "not compared with a model trained without ECGs" in markdown(small, sections(small))
     block = full["by_type"]["single-verify"]
-    assert f"{block['n']:,}" in reporting.table(block) and f"| {full['n']} " not in reporting.table(block)
+    assert f"{block['n']:,}" in table(block) and f"| {full['n']} " not in table(block)
 
 
 def test_a_sample_is_called_a_sample(changed):
-    assert "a sample of" not in reporting.markdown(changed, [])
+    assert "a sample of" not in markdown(changed, [])
     changed.update(limit=42, available=3874)
-    assert "(a sample of 42 of 3,874, evenly over templates" in reporting.markdown(changed, [])
+    assert "(a sample of 42 of 3,874, evenly over templates" in markdown(changed, [])
 
 
 @pytest.mark.parametrize(
@@ -417,7 +460,7 @@ def test_the_verdict_is_explained(changed, verdict, of_groups, evidence, says):
     assert says in finding(changed) and finding(changed).startswith(sentences[verdict].split(". ")[0])
     assert finding(changed).count("reads the ECG") == 1  # every sentence once
     assert ("wap-flip gap +" in finding(changed)) == (found["pairs"] > 0)
-    assert all(reason in reporting.markdown(changed, []) for reason in reasons(changed))
+    assert all(reason in markdown(changed, []) for reason in reasons(changed))
 
 
 def test_without_a_verdict_it_says_why(changed):
@@ -428,10 +471,10 @@ def test_without_a_verdict_it_says_why(changed):
 
 
 def test_one_patient_has_no_interval(tmp_path):
-    one = [line for line in scripted(conditions=["real", "none"]) if line["patient_ids"] == ["p007"]]
+    one = [line for line in scripted(conditions=["real", "none"]) if line.patient_ids == ["p007"]]
     report = report_of(one)
     assert report["conditions"]["real"]["interval"] == [None, None] and "conditions.png" in draw(report)
-    reporting.write(tmp_path, report, [])
+    write(tmp_path, report, [])
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "(interval unknown)" in text and "With 1 patients, the intervals are too narrow" in text
@@ -443,37 +486,38 @@ def test_one_patient_has_no_interval(tmp_path):
 def test_the_same_report_is_the_same_bytes(full, tmp_path):
     folders = tmp_path / "a", tmp_path / "b"
     for folder in folders:
-        written = reporting.write(folder, full, [{"id": "é"}], [example("yes", "no")])
+        written = write(folder, full, [an_answer(id="é")], [example("yes", "no")])
         assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in written)
     for path in folders[0].iterdir():
         assert path.read_bytes() == (folders[1] / path.name).read_bytes(), path.name
     assert json.loads((folders[0] / "report.json").read_text()) == full
-    assert (folders[0] / "predictions.jsonl").read_text() == '{"id": "é"}\n'
+    (line,) = (folders[0] / "predictions.jsonl").read_text().splitlines()
+    assert '"id": "é"' in line and Line.from_json(json.loads(line)) == an_answer(id="é")
 
 
 def test_the_report_itself_is_written_last(small, tmp_path, monkeypatch):
     order, real = [], reporting.written_whole
     monkeypatch.setattr(reporting, "written_whole", lambda path, mode="wb": (order.append(path), real(path, mode))[1])
-    assert reporting.write(tmp_path, small, []) == order
+    assert write(tmp_path, small, []) == order
     assert [path.name for path in order] == [
-        "predictions.jsonl", "conditions.png", "report.md", "report.html", "report.json"
+        "predictions.jsonl", "conditions.png", "report.md", "report.html", "summary.json", "report.json"
     ]  # fmt: skip
 
 
 def test_a_failure_leaves_the_last_report(full, small, tmp_path):
-    reporting.write(tmp_path, full, [{"id": 1}])
+    write(tmp_path, full, [an_answer()])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def lines():
-        yield {"id": "new"}
+        yield an_answer(id="new")
         raise RuntimeError("full disk")
 
     with pytest.raises(RuntimeError, match="full disk"):
-        reporting.write(tmp_path, small, lines())
+        write(tmp_path, small, lines())
     with pytest.raises(ValueError, match="not JSON compliant"):
-        reporting.write(tmp_path, {**small, "majority": math.nan}, [])
+        write(tmp_path, {**small, "majority": math.nan}, [])
     with pytest.raises(ValueError, match=r"line 2 of the predictions, 'q7' under 'real': .*not JSON compliant"):
-        reporting.write(tmp_path, small, [{"id": "q6"}, {"id": "q7", "condition": "real", "logp": [-math.inf]}])
+        write(tmp_path, small, [an_answer(id="q6"), an_answer(id="q7", logp=[-math.inf])])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -509,7 +553,7 @@ def test_the_page_needs_nothing_from_elsewhere(full, drawn):
             assert tag == "img" and value.startswith("data:image/png;base64,")
         elif name == "href":
             assert tag == "a" and value.startswith("#")
-        else:
+        elif (tag, name, value) != ("svg", "xmlns", "http://www.w3.org/2000/svg"):  # a name, which is never fetched
             assert "url(" not in value and "//" not in value and not name.startswith("on")
     tags = {tag for tag, _, _ in shown.attributes} | {tag for tag, _ in shown.text}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
@@ -534,7 +578,7 @@ def test_text_from_data_stays_text(changed, drawn, tmp_path):
     shown["question"] = HOSTILE
     for ecg in shown["ecgs"]:
         ecg.update(record=HOSTILE, right=[HOSTILE], p={HOSTILE: 1.0})
-    reporting.write(tmp_path, changed, [], [shown])
+    write(tmp_path, changed, [], [shown])
     text = (tmp_path / "report.html").read_text()
     assert "<script" not in text and "<img src=x" not in text
     read = Page(text)
@@ -575,16 +619,25 @@ def test_strips_are_drawn_to_the_scale_of_the_paper(small):
     read = Page(page(small, sections(small), {}, [shown]))
     boxes = [tuple(map(float, v.split())) for tag, name, v in read.attributes if (tag, name) == ("svg", "viewbox")]
     assert boxes[0] == boxes[1] and boxes[0][2] == MARGIN + 25 * 5 and boxes[0][3] % 5 == 0
-    paths = [v for tag, name, v in read.attributes if (tag, name) == ("path", "d")]
-    grids, traces = [p for p in paths if "V" in p], [p for p in paths if "L" in p]
-    pulses = [p for p in paths if "h5" in p]
-    assert all(pulse.endswith("h2v-10h5v10h2") for pulse in pulses) and len(pulses) == len(traces) == 4
-    assert grids[0].startswith("M0 0V") and "M1 0V" in grids[0] and "M5 0V" in grids[1] and "M1 0V" not in grids[1]
+    drawn = read.paths
+    traces = [path["d"] for path in drawn if path["class"] == "ecg-trace"]
 
-    def points(path):
-        return np.array([[float(v) for v in point.split()] for point in path[1:].split("L")])
+    def lines(path):
+        """Points in mm, `[points, 2]`, of each line: a place, then steps, in hundredths of a millimetre."""
+        for place, steps in re.findall(r"M([^l]*)l([^M]*)", path):
+            steps = [int(number) for number in re.findall(r"-?\d+", steps)]
+            moves = [[int(number) for number in place.split()], *np.reshape(steps, (-1, 2)).tolist()]
+            yield np.cumsum(moves, axis=0) / 100
 
-    first, second, slower, high = map(points, traces)
+    for style, step in (("ecg-minor", 1), ("ecg-bold", 5)):
+        for path in (path for path in drawn if path["class"] == style):
+            at = {float(line[0, 0] if line[0, 0] == line[1, 0] else line[0, 1]) for line in lines(path["d"])}
+            assert {place % 5 == 0 for place in at} == {step == 5} and {place % 1 for place in at} == {0}
+    pulses, traces = zip(*(list(lines(path)) for path in traces))
+    for pulse in pulses:
+        np.testing.assert_allclose(np.diff(pulse, axis=0)[1:4], [[0, -10], [5, 0], [0, 10]])
+    assert len(pulses) == len(traces) == 4
+    first, second, slower, high = traces
     base = first[0, 1]
     assert base % 5 == 0 and second[0, 1] % 5 == 0  # baselines on lines of the paper
     np.testing.assert_allclose(first[[0, 200, 500], 0] - MARGIN, [0, 50, 125])

@@ -8,8 +8,6 @@ from eval.scoring.answers import (
     ABSTENTIONS,
     OUTCOMES,
     answer_set,
-    brier,
-    choice,
     is_abstention,
     is_correct,
     is_empty,
@@ -19,12 +17,10 @@ from eval.scoring.answers import (
     options_by_question,
     outcome,
     parse,
-    probabilities,
-    selective_accuracy,
     upstream_accuracy,
     vocabulary,
-    yes_margin,
 )
+from eval.scoring.likelihood import brier, choice, probabilities, selective_accuracy, yes_margin
 
 # What answers of ECG-QA are made of, brackets with commas in them included.
 WORDS = ["st", "qrs", "v1", "st/t", "q-wave", "nst", "1st"]

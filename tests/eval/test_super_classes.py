@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +17,13 @@ from data.conversations.super_classes import SUPER_CLASSES, super_class_rows
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
-from eval.answerers import model as answers
-from eval.answerers.model import ScriptedResponder
+from eval import super_classes as door
+from eval.answerers.scripted import ScriptedResponder
 from eval.audit import cnn as reference
 from eval.audit import run as ablation
 from eval.audit import super_classes
 from eval.audit.cnn import CnnClassifier
+from eval.audit.settings import AuditSettings
 from eval.report.sections import sections
 
 PATIENTS = 180
@@ -97,7 +100,7 @@ def measured(ptbxl):
     return {
         name: super_classes.measure(
             ScriptedResponder(lambda row, condition: "", score), ptbxl, (9,), (ptbxl, (1, 2)), draws=300
-        )
+        ).to_json()
         for name, score in scores.items()
     }
 
@@ -170,13 +173,15 @@ def test_the_audit_holds_it(ptbxl, questions, tmp_path):
         return "yes" if row["ecgs"] and np.diff(read(row, condition, []))[0] < 0 else "no"
 
     responder = ScriptedResponder(say, lambda row, c, o: read(row, c, o) if row["ecgs"] else [-1.0, -0.5])
-    report = ablation.run("m", responder=responder, questions=questions, out=tmp_path, draws=100)
-    assert macro(report["super_classes"], "model") == 1.0
+    settings = AuditSettings(model=Path("m"), out=tmp_path, draws=100)
+    report = ablation.run(settings, responder=responder, questions=questions)
+    assert macro(report.super_classes.to_json(), "model") == 1.0
     section = next(s for s in sections(report) if s.key == "super-classes")
     assert section.title in html.unescape((tmp_path / "report.html").read_text())
     assert "| mean" in (tmp_path / "report.md").read_text()
-    assert ablation.rescore(tmp_path)["super_classes"] == report["super_classes"]
-    few = ablation.run("m", responder=responder, questions=questions, out=tmp_path / "few", limit=50, draws=50)
+    assert ablation.rescore(tmp_path).super_classes == report.super_classes
+    few = dataclasses.replace(settings, out=tmp_path / "few", limit=50, draws=50)
+    few = ablation.run(few, responder=responder, questions=questions).to_json()
     assert "super_classes" not in few, "of a sample it would be another number under the same name"
 
 
@@ -187,15 +192,15 @@ def test_the_command_asks_about_other_recordings(ptbxl, questions, tmp_path, mon
         asked.append((given.source.root, given.source_key))
         return ScriptedResponder(lambda row, condition: "", oracle(ptbxl.labels("super_class")))
 
-    monkeypatch.setattr(answers, "load_questions", lambda folder: questions)
-    monkeypatch.setattr(answers, "load_responder", load_responder)
+    monkeypatch.setattr(super_classes, "load_questions", lambda folder: questions)
+    monkeypatch.setattr(super_classes, "load_responder", load_responder)
     out = tmp_path / "found.json"
     argv = ["--model", str(tmp_path), "--ptbxl", str(ptbxl.root), "--folds", "9", "--out", str(out)]
-    super_classes.main(argv)
+    door.main(argv)
     assert asked == [(ptbxl.root, f"ptbxl {ptbxl.root.resolve()} 100 Hz")]
     assert json.loads(out.read_text())["macro"]["model"]["auroc"]["value"] == 1.0
     assert "| mean" in capsys.readouterr().out
-    monkeypatch.setattr(answers, "load_questions", lambda folder: QuestionSet("waves", {}, "", [], [], [], {}))
+    monkeypatch.setattr(super_classes, "load_questions", lambda folder: QuestionSet("waves", {}, "", [], [], [], {}))
     with pytest.raises(SystemExit, match="2"):
-        super_classes.main(argv)
+        door.main(argv)
     assert "was trained on waves, which is not split along PTB-XL's folds" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_numbers_are_those_of_the_answers(done):
         for seed in ("0", "1"):
             lines = read(done / "cells" / f"{train}-{seed}" / "ablation" / "predictions.jsonl")
             for infer in grid.INFER_CONDITIONS:
-                right = [line["correct"] for line in lines if line["condition"] == infer and not line["control"]]
+                right = [line.correct for line in lines if line.condition == infer and not line.control]
                 cell = numbers["accuracy"][train][infer]
                 assert cell["by_seed"][seed] == pytest.approx(np.mean(right), abs=1e-6)
                 assert cell["n"][seed] == len(right) <= 30
@@ -115,7 +115,7 @@ def test_the_order_of_rows_is_that_of_all_conditions(parts):
 
 def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkeypatch):
     before = written(done)
-    for name in ("train", "ablation"):
+    for name in ("train", "audit"):
         monkeypatch.setattr(ablation_grid, name, None)
     run(done)
     assert written(done) == before
@@ -268,7 +268,7 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
             folder = done_inputs / "cells" / f"{name}-{seed}"
             lines = read(folder / "ablation" / "predictions.jsonl")
             for infer in grid.INFER_CONDITIONS:
-                right = [line["correct"] for line in lines if line["condition"] == infer and not line["control"]]
+                right = [line.correct for line in lines if line.condition == infer and not line.control]
                 assert found["accuracy"][infer]["by_seed"][seed] == pytest.approx(np.mean(right), abs=1e-6)
             adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
             assert found["trained"] == sum(value.numel() for value in adapter.values())
@@ -286,7 +286,7 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
 
 def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run_inputs, monkeypatch):
     before = [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")]
-    for name in ("train", "ablation"):
+    for name in ("train", "audit"):
         monkeypatch.setattr(ablation_grid, name, None)
     run_inputs(done_inputs)
     assert [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")] == before

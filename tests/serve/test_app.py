@@ -16,8 +16,12 @@ from data.paper import Paper
 from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
 from data.wire.http import ServerError
+from elm.saved.audit import AuditSummary
 from serve import app
-from serve.page.desk import MOST_SESSIONS, Desk, Recording, Session, Sessions, Shelf, agree, remarks, unlike
+from serve.page.desk import Desk
+from serve.page.recordings import Recording, Shelf, remarks, unlike
+from serve.page.session import MOST_SESSIONS, Session, Sessions, agree
+from serve.page.settings import is_local
 from serve.page.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, text, warning_html
 
 ROOT = Path(__file__).parents[2]
@@ -252,7 +256,7 @@ def wfdb_files(folder, record="rec"):
 
 def test_an_upload_is_read_and_not_kept(desk, tmp_path):
     pytest.importorskip("gradio")
-    from serve.page.build import taken
+    from serve.page.place import taken
 
     wfdb_files(tmp_path)
     paths = [tmp_path / "rec.hea", tmp_path / "rec.dat"]
@@ -334,6 +338,10 @@ def test_the_audit_of_this_training_is_shown(tmp_path, digest, shown):
     assert ("The model ignores the ECG." in page) == shown == ("Not audited" not in page)
     (tmp_path / "ablation" / "report.json").write_text("[]")
     assert "Not audited" in head_html("elm", digest, tmp_path)
+    summary = AuditSummary("abc", "cohort", "reads", "The model reads the ECG.", "Audited on 90 pairs.", (), "")
+    (tmp_path / "ablation" / "summary.json").write_text(json.dumps(summary.to_json()))
+    page = Tags(head_html("elm", digest, tmp_path)).words
+    assert ("The model reads the ECG. Audited on 90 pairs." in page) == shown == ("Not audited" not in page)
 
 
 def test_the_quality_of_the_signal_is_told():
@@ -405,7 +413,7 @@ def test_others_are_let_in_only_with_a_password(host, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         app.main(["--model", "nowhere", "--host", host])
     assert stopped.value.code == 2 and "give a --password" in capsys.readouterr().err
-    assert all(map(app.is_local, ("127.0.0.1", "::1", "localhost")))
+    assert all(map(is_local, ("127.0.0.1", "::1", "localhost")))
 
 
 @pytest.mark.parametrize(("arguments", "said"), [(["--model", "no/such/model"], "no saved model"), ([], "required")])

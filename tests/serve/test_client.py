@@ -202,7 +202,7 @@ def test_refusals_are_the_servers_own_words(server, status):
     chat = EcgChat(server.url, model="ecg")
     server.failure = status
     for call in (lambda: chat.ask(ecg(1), "q"), lambda: list(chat.stream(ecg(1), "q")), chat.models):
-        with pytest.raises(ServerError, match=f"{server.url}: {status} .*: no, because of {status}$") as error:
+        with pytest.raises(ServerError, match=f"{server.url}/v1/.*: {status} .*: no, because of {status}$") as error:
             call()
         assert error.value.status == status
 
@@ -215,7 +215,10 @@ def test_a_redirection_is_not_followed(server):
 
 def test_nobody_there(server):
     for call in (lambda chat: chat.ask(ecg(1), "q"), lambda chat: list(chat.stream(ecg(1), "q"))):
-        with pytest.raises(ServerError, match=r"no answer from http://127.0.0.1:9: .*refused.*python -m serve.server"):
+        with pytest.raises(
+            ServerError,
+            match=r"http://127.0.0.1:9/v1/.*: no answer: .*refused.*Is the server running.*python -m serve.server",
+        ):
             call(EcgChat("http://127.0.0.1:9"))
 
 

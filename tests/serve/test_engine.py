@@ -9,7 +9,9 @@ import pytest
 from data.conversations.rows import assistant, user
 from data.wire.http import ServerError
 from elm.ask import ask
-from serve.serving.engine import LocalEngine, RemoteEngine, conversation
+from serve.serving.client import conversation
+from serve.serving.engine import RemoteEngine
+from serve.serving.local import LocalEngine
 
 QUESTION = "What is the rhythm?"
 

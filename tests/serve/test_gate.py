@@ -12,9 +12,10 @@ import pytest
 
 from elm.saved.folder import save, training_digest
 from serve import server
-from serve.server import Settings, model_hash, options
-from serve.serving import gate
+from serve.serving import gate, launch
 from serve.serving.gate import Gate
+from serve.serving.options import model_hash, options
+from serve.serving.settings import Settings
 
 TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "none"}
 
@@ -291,7 +292,7 @@ def test_numbers_are_positive(option):
 
 
 def test_without_vllm_two_lines_say_how_to_install_it(monkeypatch, capsys):
-    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         server.main(["--model", "x"])
     said = capsys.readouterr().err
@@ -299,8 +300,8 @@ def test_without_vllm_two_lines_say_how_to_install_it(monkeypatch, capsys):
 
 
 def test_without_the_plugin_vllm_is_not_started(monkeypatch, capsys):
-    monkeypatch.setattr(server, "find_spec", lambda name: "here")
-    monkeypatch.setattr(server, "entry_points", lambda group: [])
+    monkeypatch.setattr(launch, "find_spec", lambda name: "here")
+    monkeypatch.setattr(launch, "entry_points", lambda group: [])
     with pytest.raises(SystemExit):
         server.main(["--model", "x"])
     assert "vLLM does not find the plugin of ecg-elm: install this package again" in capsys.readouterr().err

@@ -34,8 +34,8 @@ from data.readers.wfdb import write_wfdb
 from data.wire import MEDIA_TYPE, chat_messages, data_url
 from elm.saved.folder import save
 from serve.client import EcgChat, ServerError
-from serve.server import model_hash
 from serve.serving.gate import FIELDS
+from serve.serving.options import model_hash
 
 pytestmark = pytest.mark.serve
 

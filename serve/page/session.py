@@ -1,0 +1,158 @@
+"""A visitor's recordings and conversation: in memory alone, until the page is closed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import Literal
+
+from serve.page.recordings import Recording
+
+MOST_SESSIONS = 200
+
+Condition = Literal["none", "swap"]
+
+
+@dataclass
+class Answer:
+    """An answer of the model, also while it is being given.
+
+    Attributes:
+        words: The words so far.
+        state: Whether the model is answering, has finished, was stopped, or failed.
+        about: The patient and measurements of the ECG, where it is not the one in the question.
+    """
+
+    words: str = ""
+    state: Literal["asking", "done", "stopped", "failed"] = "asking"
+    about: str = ""
+
+
+@dataclass
+class Turn:
+    """A question, its answer, and the answers to it under other conditions.
+
+    Attributes:
+        question: The words of the visitor.
+        answer: The first answer.
+        history: Earlier turns that the model was asked with.
+        columns: The same question asked again, by condition: "real" where the first answer had a history.
+    """
+
+    question: str
+    answer: Answer
+    history: list[tuple[str, str]]
+    columns: dict[str, Answer] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """State of one visitor's page.
+
+    Attributes:
+        recordings: The first ECG, and the second.
+        compare: Whether questions are about both.
+        notes: Message about each place: why an upload was not read.
+        waiting: Uploaded files of each place that do not say what their numbers mean.
+        turns: The conversation about these recordings. Other recordings begin another one.
+        stop: Ends the answer that is being given.
+        busy: Held while one is.
+    """
+
+    recordings: list[Recording | None] = field(default_factory=lambda: [None, None])
+    compare: bool = False
+    notes: list[str] = field(default_factory=lambda: ["", ""])
+    waiting: list[list[tuple[str, bytes]]] = field(default_factory=lambda: [[], []])
+    turns: list[Turn] = field(default_factory=list)
+    stop: Event = field(default_factory=Event)
+    busy: Lock = field(default_factory=Lock)
+
+    def subjects(self) -> list[Recording]:
+        """The recordings questions are about."""
+        return [recording for recording in self.recordings[: 2 if self.compare else 1] if recording is not None]
+
+    def put(self, place: int, recording: Recording | None) -> None:
+        """Lay a recording on the desk; the conversation about the one before is over."""
+        self.stop.set()
+        self.recordings[place] = recording
+        self.waiting[place], self.notes[place] = [], ""
+        self.turns = []
+
+    def needs_words(self, place: int) -> bool:
+        """Whether the files that wait are bare numbers: their sender must say rate, units and leads."""
+        files = self.waiting[place]
+        return len(files) == 1 and files[0][0].lower().endswith((".npy", ".csv"))
+
+    def can_ask_again(self) -> bool:
+        """Whether there is a finished answer about the recordings on the desk."""
+        return bool(self.turns) and self.turns[-1].answer.state == "done"
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Stop the answer that is still being given, and hold the session for the next one.
+
+        Raises:
+            ValueError: The answer before does not end.
+        """
+        self.stop.set()
+        if not self.busy.acquire(timeout=60):
+            raise ValueError("The answer before this one does not end. Wait a little, and ask again.")
+        self.stop = Event()
+        try:
+            yield
+        finally:
+            self.busy.release()
+
+
+class Sessions:
+    """Sessions by Gradio's name for the open page. Beyond the limit, the visitor who came first is forgotten."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Session] = {}
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __getitem__(self, name: str) -> Session:
+        with self._lock:
+            if name not in self._open:
+                while len(self._open) >= MOST_SESSIONS:
+                    self._close(next(iter(self._open)))
+                self._open[name] = Session()
+            return self._open[name]
+
+    def close(self, name: str) -> None:
+        """Forget a visitor, and stop the answer that is computed for him."""
+        with self._lock:
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        if session := self._open.pop(name, None):
+            session.stop.set()
+
+
+def agree(one: str, other: str) -> bool:
+    """Whether two answers have the same words, whatever stands between them."""
+    return re.findall(r"\w+", one.casefold()) == re.findall(r"\w+", other.casefold())
+
+
+def meaning(turn: Turn, condition: Condition) -> str:
+    """Sentence on what it means that an answer stayed, or did not; empty while one is missing."""
+    first, second = turn.columns.get("real", turn.answer), turn.columns.get(condition)
+    if second is None or second.state != "done" or first.state != "done":
+        return ""
+    same = agree(first.words, second.words)
+    if condition == "none" and same:
+        return "The answer did not change without the ECG: it may be a guess from the question."
+    if condition == "none":
+        return "Without the ECG the answer is another one: the ECG matters to the model. That does not make it right."
+    if same:
+        return (
+            "The answer did not change with another patient's ECG. Unless both ECGs show the same, it does not come "
+            "from the ECG."
+        )
+    return "The answer changed with the ECG, as that of a model that reads it would. That does not make it right."
