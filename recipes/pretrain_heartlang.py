@@ -45,7 +45,6 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     encoder_args, extractor_args = arguments.mapping("encoder_args"), arguments.mapping("extractor_args")
     if arguments.stage == "vqhbr":
         model, tokenizer = new_encoder("ecg_heartlang_vq", **encoder_args, **extractor_args)
-        pretraining.freeze_unused(model)
     else:
         if not arguments.vqhbr:
             raise ValueError("stage sentence needs vqhbr: the folder that stage vqhbr wrote, or a published VQ-HBR")
@@ -87,8 +86,8 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     encoder = model if vqhbr is None else pretraining.encoder_of(model)
     if vqhbr is not None:
         model.save_pretrained(folder / "masked")  # with the head: to be trained further
-    save_run(encoder, tokenizer, trainer, arguments, training_args, measure.found, refused)
-    print("\n".join(as_lines(measure.found)))
+    save_run(encoder, tokenizer, trainer, arguments, training_args, measure.numbers, refused)
+    print("\n".join(as_lines(measure.numbers)))
     print(f"The encoder is in {folder}, what was measured in {folder / 'metrics.json'}")
 
 

@@ -25,8 +25,9 @@ from elm.training.resume import train_to_end
 from elm.training.settings import check_launch
 from encoders import load_encoder, new_encoder
 from encoders.melp import MelpModel
+from encoders.melp.alignment import Alignment
 from encoders.melp.files import save_pretraining
-from encoders.melp.training import Alignment, MelpTrainer, PairCollator, Pairs
+from encoders.melp.training import MelpTrainer, PairCollator, Pairs
 from eval.probing.held_out import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "melp_tiny_cpu.yaml"
@@ -81,8 +82,8 @@ def main(arguments: MelpArguments, training_args: TrainingArguments) -> None:
     trainer.evaluate()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     save_pretraining(model, extractor, tokenizer, folder / "pretraining")
-    save_run(model.encoder, extractor, trainer, arguments, training_args, measure.found, refused)
-    print("\n".join(as_lines(measure.found)))
+    save_run(model.encoder, extractor, trainer, arguments, training_args, measure.numbers, refused)
+    print("\n".join(as_lines(measure.numbers)))
     print(f"The encoder is in {folder}, with its text side in {folder / 'pretraining'}")
 
 

@@ -26,7 +26,7 @@ from elm.model.configuration import ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.saved.arguments import TrainingRecord
 from elm.saved.card import write_card
-from encoders.hub import from_hub
+from encoders.checkpoints import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
 FILES = (  # what a model is loaded from, and training.json: patterns of names

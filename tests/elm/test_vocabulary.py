@@ -243,7 +243,7 @@ def test_token_ids_are_the_conversation_with_tokens_in_place(built, byte, cohort
     for ecg in ecgs:
         for lead, row in enumerate(byte.levels(ecg)):
             tokens += [built.start + len(number) + lead]
-            tokens += [built.start + number[token] for token in byte.encode_levels(row[None])]
+            tokens += [built.start + number[token] for token in byte._ids(row[None])]
     for prompt in (True, False):
         ids = processor.token_ids(messages, ecgs, add_generation_prompt=prompt)
         places = processor(messages, ecgs, add_generation_prompt=prompt)["input_ids"][0]

@@ -10,6 +10,7 @@ from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.cnn import CnnConfig, CnnEncoder
+from encoders.contract import simulated
 from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, HeartLangVQConfig, QrsTokenizer
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
@@ -117,10 +118,4 @@ def make_pair(name: str) -> Pair:
 def make_ecg():
     """A recording of pulses at 72 per minute, the same in time whatever the rate and length."""
 
-    def make(seconds: float = 10.0, fs: float = 500, seed: int = 0, record_id: str = "") -> Ecg:
-        gains = np.random.default_rng(seed).normal(size=(12, 1))
-        phase = (np.arange(round(seconds * fs)) / fs * 1.2) % 1.0
-        pulses = np.exp(-(((phase - 0.3) / 0.03) ** 2)) + 0.3 * np.exp(-(((phase - 0.6) / 0.08) ** 2))
-        return Ecg(gains * pulses, fs, LEADS, record_id=record_id)
-
-    return make
+    return simulated
