@@ -1,5 +1,6 @@
 """Upstream's fixtures, two small encoders, and recordings to feed them."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from encoders.cnn import CnnConfig, CnnEncoder
 from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, HeartLangVQConfig, QrsTokenizer
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
+from helpers import ecgs
+from helpers.golden import golden_folder
 
-torch.set_num_threads(1)
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}  # no tensor of the tiny checkpoint shows its heads
 SMALL_MELP = {
     "sampling_rate": 100,
@@ -31,12 +32,6 @@ SMALL_MELP = {
     "n_queries_contrast": 5,
     "n_queries_caption": 8,
 }
-
-
-def golden_folder(name: str) -> Path:
-    if not (GOLDEN / name).is_dir():
-        pytest.skip(f"upstream's fixtures are not at {GOLDEN / name}")
-    return GOLDEN / name
 
 
 @pytest.fixture(scope="session")
@@ -115,12 +110,4 @@ def make_pair(name: str) -> Pair:
 
 @pytest.fixture(scope="session")
 def make_ecg():
-    """A recording of pulses at 72 per minute, the same in time whatever the rate and length."""
-
-    def make(seconds: float = 10.0, fs: float = 500, seed: int = 0, record_id: str = "") -> Ecg:
-        gains = np.random.default_rng(seed).normal(size=(12, 1))
-        phase = (np.arange(round(seconds * fs)) / fs * 1.2) % 1.0
-        pulses = np.exp(-(((phase - 0.3) / 0.03) ** 2)) + 0.3 * np.exp(-(((phase - 0.6) / 0.08) ** 2))
-        return Ecg(gains * pulses, fs, LEADS, record_id=record_id)
-
-    return make
+    return partial(ecgs.make_ecg, fs=500)

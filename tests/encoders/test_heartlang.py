@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import importlib.util
 import json
 import multiprocessing
 import socket
@@ -26,6 +25,7 @@ from encoders.heartlang import (
     masked_words,
 )
 from encoders.heartlang.vq import HeartLangQuantizer, nearest
+from helpers.golden import script
 
 TWO_HEADS = HeartLangConfig(num_attention_heads=2, head_dim=16)  # of the small checkpoints
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8, "intermediate_size": 48}
@@ -157,10 +157,7 @@ def test_a_training_step_is_upstreams(golden, small, sentences, told):
 
 @pytest.fixture(scope="module")
 def recipe(golden):
-    spec = importlib.util.spec_from_file_location("heartlang_recipe", golden / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(golden / "recipe.py")
 
 
 @pytest.fixture(scope="module")

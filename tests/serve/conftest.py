@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,26 +14,15 @@ import torch
 from transformers import LlamaConfig
 
 from encoders.cnn import CnnConfig
+from helpers import models
 
-
-def _of_the_model():
-    """tests/elm/conftest.py: models and recordings."""
-    file = Path(__file__).parents[1] / "elm" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("models_of_tests", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["models_of_tests"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-_models = _of_the_model()
-tokenizer, make_ecg, make_pair = _models.tokenizer, _models.make_ecg, _models.make_pair
-config_of_others = _models.encoder_config
+tokenizer, make_ecg, make_pair = models.tokenizer, models.make_ecg, models.make_pair
+config_of_others = models.encoder_config
 
 
 @pytest.fixture(scope="session")
 def encoder_config(config_of_others):
-    """Those of the model's tests, and `"cnn"`."""
+    """Those of helpers/models.py, and `"cnn"`."""
 
     def make(name: str = "patch", **settings):
         if name == "cnn":
