@@ -1,16 +1,12 @@
 """The grid: what is the same and what differs between its trainings, resuming, and what it refuses."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
 import yaml
 from safetensors.torch import load_file
 
@@ -21,6 +17,7 @@ from elm.training.run import as_dataset, under_condition
 from elm.training.settings import TRAIN_CONDITIONS, ElmArguments
 from eval.grids import conditions as grid
 from eval.scoring.lines import read
+from helpers.processes import killed_while_saving
 from recipes import ablation_grid
 
 CONFIGS = Path(ablation_grid.__file__).parent / "configs"
@@ -121,25 +118,12 @@ def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkey
     assert written(done) == before
 
 
+@pytest.mark.slow
 def test_resume_after_kill_gives_the_same_bytes(done, run, tmp_path):
     """The child dies by SIGKILL in the second training, while it writes its last checkpoint; two processes go on."""
     folder = tmp_path / "killed"
 
-    def run_until_killed():
-        save = transformers.Trainer._save_rng_state
-
-        def kill(self, output_dir):
-            if "none-0" in output_dir and output_dir.endswith("checkpoint-4"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(self, output_dir)
-
-        transformers.Trainer._save_rng_state = kill
-        run(folder)
-
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
-    child.start()
-    child.join(240)
-    assert child.exitcode == -signal.SIGKILL
+    killed_while_saving(lambda: run(folder), run="none-0")
     cells = folder / "cells"
     assert (cells / "real-0" / "ablation" / "report.json").exists() and not (cells / "none-0" / "config.json").exists()
     kept = (cells / "real-0" / "model.safetensors").stat().st_mtime_ns
@@ -173,6 +157,7 @@ def test_processes_train_one_model_together_or_one_each(run, tmp_path, monkeypat
         run(tmp_path, jobs=2)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_its_own_is_told(run, tmp_path):
     with pytest.raises(ValueError, match="limit must be positive, got 0"):
         run(tmp_path / "out", jobs=2, limit=0, max_steps=1, train_conditions=["none"], seeds=[0])
@@ -292,6 +277,7 @@ def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run
     assert [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")] == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_of_inputs_ends_in_the_same_numbers_and_remembers_its_times(
     done_inputs, run_inputs, tmp_path
 ):

@@ -1,12 +1,8 @@
 """The recipe: what is trained and what is not, resuming, several processes, conditions, and what it refuses."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,26 +16,11 @@ import elm
 from data.conversations import load_questions
 from elm.training.run import newest_whole_checkpoint, under_condition
 from elm.training.settings import ElmArguments, check_launch
-
-REPO = Path(__file__).resolve().parents[2]
+from helpers.processes import REPO, in_two_processes, killed_while_saving, python
 
 
 def losses(folder):
     return json.loads((Path(folder) / "training.json").read_text())["losses"]
-
-
-@pytest.fixture(scope="module")
-def whole_run(request, tmp_path_factory):
-    """An uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    return folder
-
-
-@pytest.fixture
-def trained(whole_run, train):
-    if not whole_run.exists():
-        train(whole_run)
-    return whole_run
 
 
 def test_projector_and_lora_are_trained_and_nothing_else(trained, parts):
@@ -82,30 +63,13 @@ def test_the_folder_is_complete_and_answers_in_another_process(trained):
     assert not [item for item in trained.iterdir() if item.name.startswith((".", "tmp"))]
     examples = sorted((trained / "examples").glob("*.hea"))
     assert len(examples) == 3 and len({path.stem.partition("-")[0] for path in examples}) == 3
-    command = [sys.executable, "-m", "elm.ask", trained, examples[0].with_suffix(""), "Is this a normal ECG?"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, timeout=120)
-    assert done.returncode == 0, done.stderr
+    python("-m", "elm.ask", trained, examples[0].with_suffix(""), "Is this a normal ECG?", timeout=120)
 
 
+@pytest.mark.slow
 def test_resume_after_kill_in_the_middle_of_saving_gives_the_same_losses(trained, train, tmp_path):
-    """The child dies by SIGKILL while it writes checkpoint-4: weights and optimizer are there, its state is not."""
     folder = tmp_path / "killed"
-
-    def run_until_killed():
-        save = transformers.Trainer._save_rng_state
-
-        def kill(self, output_dir):
-            if "sft" in output_dir and output_dir.endswith("checkpoint-4"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(self, output_dir)
-
-        transformers.Trainer._save_rng_state = kill
-        train(folder)
-
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
-    child.start()
-    child.join(240)
-    assert child.exitcode == -signal.SIGKILL
+    killed_while_saving(lambda: train(folder), run="sft")
     stage = folder / "checkpoints" / "sft"
     assert (stage / "checkpoint-4" / "optimizer.pt").exists()
     assert newest_whole_checkpoint(stage) == str(stage / "checkpoint-2")
@@ -116,6 +80,7 @@ def test_resume_after_kill_in_the_middle_of_saving_gives_the_same_losses(trained
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
 def test_resume_in_a_later_epoch_sees_the_rows_in_the_same_order(train, tmp_path, sampling):
     """Interrupted two steps into its second epoch of five."""
@@ -132,6 +97,7 @@ def test_resume_in_a_later_epoch_sees_the_rows_in_the_same_order(train, tmp_path
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"bf16": True, "dtype": "bfloat16"}], ids=["float32", "bfloat16"])
 def test_resume_between_the_stages_gives_the_same_losses(train, tmp_path, changes):
     """What a finished align stage leaves on the model (autocast, say) must not change the next one."""
@@ -141,6 +107,7 @@ def test_resume_between_the_stages_gives_the_same_losses(train, tmp_path, change
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_loss(trained, train, tmp_path):
     """Of either stage: through a frozen language model to the projector, and with LoRA."""
     train(tmp_path / "checkpointed", gradient_checkpointing=True)
@@ -161,6 +128,7 @@ def determinism():
         del os.environ[name]
 
 
+@pytest.mark.slow
 def test_deterministic_runs_give_the_same_bytes(train, parts, tmp_path, determinism):
     """With dropout, worker processes and caches of their own."""
     for name in ("first", "second"):
@@ -172,6 +140,7 @@ def test_deterministic_runs_give_the_same_bytes(train, parts, tmp_path, determin
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, tmp_path):
     folder = tmp_path / "both"
     train(folder, text_only=True, ablation=True)
@@ -186,6 +155,7 @@ def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, t
     assert report["verdict"]["sentence"] in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(trained, train, tmp_path, monkeypatch):
     folder = tmp_path / "full"
     save = transformers.Trainer._save_optimizer_and_scheduler
@@ -204,6 +174,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(trained, train, tmp_path, m
     assert losses(folder) == losses(trained)
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_trains_no_further(train, tmp_path):
     """With a constant learning rate, so that a step too many would be seen."""
     folder = tmp_path / "again"
@@ -223,21 +194,11 @@ def test_another_run_does_not_go_on_from_these_checkpoints(trained, train, tmp_p
         train(folder, learning_rate=5e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_are_two_and_give_the_losses_of_one(trained, flags, tmp_path):
     folder = tmp_path / "two"
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        REPO / "recipes" / "sft_llava.py",
-    ]
-    done = subprocess.run(
-        [sys.executable, *command, *flags(folder, per_device_train_batch_size=2)],
-        capture_output=True, text=True, cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = REPO / "recipes" / "sft_llava.py"
+    in_two_processes(script, *flags(folder, per_device_train_batch_size=2))
     assert json.loads((folder / "training.json").read_text())["processes"] == 2
     assert losses(folder) == pytest.approx(losses(trained), abs=2e-4)
 
