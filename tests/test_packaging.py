@@ -285,7 +285,7 @@ def test_settings_in_recipes_parse() -> None:
     "name",
     [
         *("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "pyproject.toml"),
-        *(".gitignore", ".pre-commit-config.yaml", ".ci/run", ".github/workflows/ci.yml"),
+        *("Makefile", ".gitignore", ".pre-commit-config.yaml", ".ci/run", ".github/workflows/ci.yml"),
     ],
 )
 def test_repository_has(name: str) -> None:
