@@ -489,6 +489,7 @@ def test_the_most_expensive_files_stay_within_bounds():
     assert peak_of_children() <= max(before, 700 << 20)
 
 
+@pytest.mark.slow
 def test_limits_hold_in_a_child(tmp_path):
     cells = [("x.csv", b"1\n" * 600_000)]
     words = {"fs": 2000, "units": "mV", "leads": ["I"]}

@@ -337,6 +337,7 @@ print(json.dumps(same))
 """
 
 
+@pytest.mark.slow
 def test_the_whole_way_in_a_process_of_its_own(hub, folder, tmp_path):
     """As a user goes it, with the real client: publish, load by every name, ask, audit."""
     environment = {**os.environ, **hub.environment(tmp_path / "home", hub_server.WRITER), "OMP_NUM_THREADS": "1"}

@@ -441,6 +441,7 @@ def train_two_steps(rank, world, port, given, path):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_codebook_of_one(tmp_path):
     given = several(4)
     with socket.socket() as free:

@@ -457,6 +457,7 @@ def gradients(rank, world, port, path):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     with socket.socket() as free:

@@ -47,6 +47,7 @@ def test_ids_that_differ_end_the_run(monkeypatch):
         ecg_byte.main(["--merges", "5", "--recordings", "3", "--repeats", "1"])
 
 
+@pytest.mark.slow
 def test_its_help_waits_for_no_torch():
     code = "import sys, eval.speed.ecg_byte; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -99,6 +99,7 @@ def losses(folder):
     return json.loads((folder / "training.json").read_text())["losses"]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_is_the_run_of_one_process(two):
     one = two.with_name("one")
     assert json.loads((two / "training.json").read_text())["processes"] == 2

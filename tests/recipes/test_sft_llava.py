@@ -56,6 +56,7 @@ def elm_example(folder):
     return read_ecg(sorted((folder / "examples").glob("*.hea"))[0])
 
 
+@pytest.mark.slow
 def test_the_folder_is_complete_and_answers_in_another_process(trained):
     held = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "chat_template.jinja",
             "training.json", "README.md", "adapter", "checkpoints", "examples"}  # fmt: skip
