@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from transformers import Trainer
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations import load_questions
@@ -63,6 +64,21 @@ def train(flags):
 def trained(train, built_once):
     """An uninterrupted run, for all tests that only read one."""
     return built_once("trained", lambda folder: train(folder / "model")) / "model"
+
+
+@pytest.fixture
+def no_steps(monkeypatch):
+    """Trainers collate one batch and take no step, for tests of what reaches them and what is saved; returns them."""
+    trainers = []
+
+    def train(self, resume_from_checkpoint=None):
+        self.first_batch = next(iter(self.get_train_dataloader()))
+        self.state.global_step = self.state.max_steps = self.args.max_steps
+        self.state.log_history = [{"step": step, "loss": 1.0} for step in range(1, self.args.max_steps + 1)]
+        trainers.append(self)
+
+    monkeypatch.setattr(Trainer, "train", train)
+    return trainers
 
 
 @pytest.fixture

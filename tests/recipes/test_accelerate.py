@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from trl import ModelConfig, SFTConfig
 
 import elm
-from data.readers import read_ecg
 from elm.training.settings import ElmArguments, check_settings
+from helpers.runs import example_of, losses
 
 REPO = Path(__file__).resolve().parents[2]
 FILES = sorted((REPO / "recipes" / "accelerate").glob("*.yaml"))
@@ -95,10 +95,6 @@ def two(both, sharded, train):
     return both / "two"
 
 
-def losses(folder):
-    return json.loads((folder / "training.json").read_text())["losses"]
-
-
 @pytest.mark.slow
 def test_a_sharded_run_is_the_run_of_one_process(two):
     one = two.with_name("one")
@@ -110,8 +106,7 @@ def test_a_sharded_run_is_the_run_of_one_process(two):
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=0)
     model, processor = elm.load(two)
     other, _ = elm.load(one)
-    record = read_ecg(sorted((two / "examples").glob("*.hea"))[0])
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    _, inputs = example_of(two, processor)
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, other(**inputs).logits, atol=1e-4, rtol=0)
 

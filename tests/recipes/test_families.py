@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 
 import elm
-from data.readers import read_ecg
 from helpers import families
+from helpers.runs import example_of
 
 
 # Not in all of tests/elm/test_families.py, where each step is tested alone: those unlike each other in what they save.
@@ -30,8 +30,7 @@ def test_a_run_from_a_language_model_of_each_family(name, train, tmp_path):
         tmp_path / "model" / "checkpoints" / "align" / "checkpoint-1", adapter=tmp_path / "model" / "adapter"
     )
     assert isinstance(base, PeftModel)
-    ecg = read_ecg(sorted((tmp_path / "model" / "examples").glob("*.hea"))[0])
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [ecg])
+    _, inputs = example_of(tmp_path / "model", processor)
     with torch.no_grad():
         ours, theirs = merged(**inputs).logits, base(**inputs).logits
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

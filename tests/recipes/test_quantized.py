@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
-from data.readers import read_ecg
 from elm.model.quantization import dequantize, is_quantized
 from elm.training import run as training
 from elm.training.settings import ElmArguments
+from helpers.runs import example_of, losses
 
 pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
 SETTINGS = {"quantization": "nf4", "bf16": True, "dtype": "bfloat16", "max_steps": 12, "save_steps": 4}
@@ -31,10 +31,6 @@ def trained(folder, train):
     if not folder.exists():
         train(folder, **SETTINGS)
     return folder
-
-
-def losses(folder):
-    return json.loads((folder / "training.json").read_text())["losses"]
 
 
 def test_the_loss_falls(trained):
@@ -75,8 +71,7 @@ def test_the_saved_folder_is_the_adapter_on_what_the_4_bits_stand_for(trained, f
     merged, processor = elm.load(trained)
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
     assert "quantization_config" not in (trained / "config.json").read_text()
-    record = read_ecg(sorted((trained / "examples").glob("*.hea"))[0])
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    _, inputs = example_of(trained, processor)
     with torch.no_grad():
         wanted, saved = tuned(**inputs).logits, merged.float()(**inputs).logits
         assert (wanted - saved).abs().max() < 0.02 * wanted.std()  # weights rounded to bfloat16 once more

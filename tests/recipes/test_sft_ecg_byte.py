@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import elm
 from elm.inputs.features import weights_hash
+from helpers.runs import losses
 
 TOKENS = {"max_tokens": 300, "merges": 60, "sampling_rate": 50, "seconds": 3.0, "leads": ["I", "II"], "low": -2.5}
 SETTINGS = {
@@ -28,10 +29,6 @@ def trained(folder, train):
     if not folder.exists():
         train(folder, **SETTINGS)
     return folder
-
-
-def losses(folder):
-    return json.loads((folder / "training.json").read_text())["losses"]
 
 
 def words_and_rows(folder, parts):

@@ -17,10 +17,7 @@ from data.conversations import load_questions
 from elm.training.run import newest_whole_checkpoint, under_condition
 from elm.training.settings import ElmArguments, check_launch
 from helpers.processes import REPO, in_two_processes, killed_while_saving, python
-
-
-def losses(folder):
-    return json.loads((Path(folder) / "training.json").read_text())["losses"]
+from helpers.runs import example_of, losses
 
 
 def test_projector_and_lora_are_trained_and_nothing_else(trained, parts):
@@ -44,16 +41,9 @@ def test_saved_model_equals_its_base_with_the_adapter(trained):
     merged, processor = elm.load(trained)
     base, _ = elm.load(trained / "checkpoints" / "align" / "checkpoint-2", adapter=trained / "adapter")
     assert isinstance(base, PeftModel)
-    record = elm_example(trained)
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    _, inputs = example_of(trained, processor)
     with torch.no_grad():
         torch.testing.assert_close(merged(**inputs).logits, base(**inputs).logits, atol=1e-4, rtol=0)
-
-
-def elm_example(folder):
-    from data.readers import read_ecg
-
-    return read_ecg(sorted((folder / "examples").glob("*.hea"))[0])
 
 
 @pytest.mark.slow
@@ -212,11 +202,31 @@ def test_a_launch_that_silently_runs_one_process_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("condition", ["zero", "none", "shuffled"])
-def test_training_conditions(condition, train, trained, parts, tmp_path):
+def test_training_conditions(condition, train, no_steps, tmp_path):
     folder = tmp_path / condition
-    train(folder, train_condition=condition, align_steps=0, max_steps=2)
+    train(folder, train_condition=condition)
     assert json.loads((folder / "training.json").read_text())["train_condition"] == condition
     assert f"ECGs given in training: {condition}" in (folder / "README.md").read_text()
+    stages = ["sft"] if condition == "none" else ["align", "sft"]  # without ECGs a projector has nothing to learn from
+    assert [Path(trainer.args.output_dir).name for trainer in no_steps] == stages
+    assert all(("ecg_values" in trainer.first_batch) == (condition != "none") for trainer in no_steps)
+
+
+def test_each_stage_is_trained_by_its_settings(train, no_steps, tmp_path):
+    """Steps, rate and what is trained differ; batches, logs and checkpoints do not."""
+    train(tmp_path, align_learning_rate=3e-3, gradient_checkpointing=True, lora_r=4, weight_decay=0.25, seed=3)
+    align, sft = no_steps
+    assert (align.args.max_steps, align.args.learning_rate) == (2, 3e-3)
+    assert (sft.args.max_steps, sft.args.learning_rate) == (6, 1e-3)
+    for args in (align.args, sft.args):
+        assert (args.per_device_train_batch_size, args.save_steps, args.seed, args.weight_decay) == (4, 2, 3, 0.25)
+        assert args.gradient_checkpointing
+    trained = [{n for n, p in trainer.model.named_parameters() if p.requires_grad} for trainer in no_steps]
+    assert trained[0] and all(".projector." in name for name in trained[0])
+    assert {"lora_A", "lora_B", "projector"} == {
+        next(part for part in ("lora_A", "lora_B", "projector") if part in name) for name in trained[1]
+    }
+    assert {p.shape[0] for n, p in sft.model.named_parameters() if "lora_A" in n} == {4}
 
 
 def test_what_the_conditions_do_to_rows(parts):
@@ -275,7 +285,7 @@ SMALL_HEARTLANG = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_hea
         ("ecg_heartlang_vq", {"decoder_layers": 1, "codebook_size": 32, "code_dim": 8}, 256),
     ],
 )
-def test_heart_beat_words_feed_the_language_model(train, tmp_path, kind, settings, most):
+def test_heart_beat_words_feed_the_language_model(train, no_steps, tmp_path, kind, settings, most):
     """The tokens of a recording are as many as its words; the beats they stand for can be asked of the processor."""
     train(
         tmp_path / "model", encoder=kind, encoder_args=json.dumps(SMALL_HEARTLANG | settings), projector_pool=1,
@@ -283,8 +293,7 @@ def test_heart_beat_words_feed_the_language_model(train, tmp_path, kind, setting
     )  # fmt: skip
     model, processor = elm.load(tmp_path / "model")
     assert model.config.encoder_config.model_type == kind and model.config.max_tokens_per_ecg == most
-    record = elm_example(tmp_path / "model")
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    record, inputs = example_of(tmp_path / "model", processor)
     sentence = processor.feature_extractor.sentence(record)
     words = int((sentence.in_chan > 0).sum())
     count = words if most == 256 else 13 + len(sentence.beat_of_word)
