@@ -64,6 +64,7 @@ def written(folder):
     return [(folder / name).read_bytes() for name in ("grid.json", "grid.md")]
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_answers(done):
     numbers = json.loads((done / "grid.json").read_text())
     assert numbers["train_conditions"] == ["real", "none"] and numbers["seeds"] == [0, 1]
@@ -79,6 +80,7 @@ def test_numbers_are_those_of_the_answers(done):
     assert (done / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_only_the_ecgs_differ_between_the_trainings_of_a_seed(whole, done):
     _, batches = whole
     each = len(batches) // 4  # two conditions for either seed; a data loader collates ahead
@@ -110,6 +112,7 @@ def test_the_order_of_rows_is_that_of_all_conditions(parts):
     assert all(list(length) == list(lengths[0]) for length in lengths)
 
 
+@pytest.mark.slow
 def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkeypatch):
     before = written(done)
     for name in ("train", "audit"):
@@ -133,6 +136,7 @@ def test_resume_after_kill_gives_the_same_bytes(done, run, tmp_path):
     assert "going on from" in (cells / "none-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_another_grid_does_not_go_on_in_this_folder(done, run):
     with pytest.raises(ValueError, match="limit 30 but now 20.*another output_dir, or --resume false"):
         run(done, limit=20)
@@ -243,6 +247,7 @@ def done_inputs(whole_inputs, run_inputs):
     return whole_inputs
 
 
+@pytest.mark.slow
 def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
     numbers = json.loads((done_inputs / "inputs.json").read_text())
     assert list(numbers["inputs"]) == ["tokens", "patches"] and numbers["seeds"] == [0, 1]
@@ -269,6 +274,7 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
     assert (done_inputs / "inputs.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run_inputs, monkeypatch):
     before = [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")]
     for name in ("train", "audit"):
@@ -301,6 +307,7 @@ def test_an_interrupted_grid_of_inputs_ends_in_the_same_numbers_and_remembers_it
     assert numbers == whole
 
 
+@pytest.mark.slow
 def test_another_grid_of_inputs_does_not_go_on_in_this_folder(done_inputs, run_inputs):
     with pytest.raises(ValueError, match="inputs .*patches.* but now .*another output_dir, or --resume false"):
         run_inputs(done_inputs, inputs=json.dumps({"tokens": {"encoder": "tiny"}}))

@@ -11,9 +11,11 @@ import elm
 from helpers import families
 from helpers.runs import example_of
 
-
 # Not in all of tests/elm/test_families.py, where each step is tested alone: those unlike each other in what they save.
-@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3-multimodal", "gpt2", "opt", "gpt-neox"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3-multimodal", "gpt2", "gpt-neox")]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "opt", *OTHERS])
 def test_a_run_from_a_language_model_of_each_family(name, train, tmp_path):
     kind = families.KINDS[name]
     folder = families.saved(name, tmp_path / "language", positions=1024)

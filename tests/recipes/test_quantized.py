@@ -38,6 +38,7 @@ def test_the_loss_falls(trained):
     assert sum(last) < 0.8 * sum(first)
 
 
+@pytest.mark.slow
 def test_it_resumes_from_its_checkpoints(trained, train, tmp_path):
     """Of the align stage, and of the middle of the sft stage."""
     folder = tmp_path / "again"
