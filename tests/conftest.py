@@ -7,16 +7,16 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import threading  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from pathlib import Path  # noqa: E402
+import threading
+from contextlib import contextmanager
+from pathlib import Path
 
-import pytest  # noqa: E402
-import tqdm.auto  # noqa: E402
-import tqdm.std  # noqa: E402
-from filelock import FileLock  # noqa: E402
+import pytest
+import tqdm.auto
+import tqdm.std
+from filelock import FileLock
 
-from helpers import hub_server  # noqa: E402
+from helpers import hub_server
 
 
 def unshared_progress_bars():
@@ -43,6 +43,11 @@ def built_once(tmp_path_factory):
         return folder
 
     return folder_of
+
+
+def pytest_collection_modifyitems(items):
+    """Files that train come first, so that none of them is begun when the other processes are at their end."""
+    items.sort(key=lambda item: "recipes" not in item.path.parts)
 
 
 @pytest.fixture
