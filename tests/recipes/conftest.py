@@ -73,6 +73,7 @@ def no_steps(monkeypatch):
 
     def train(self, resume_from_checkpoint=None):
         self.first_batch = next(iter(self.get_train_dataloader()))
+        self.to_train = {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad}
         self.state.global_step = self.state.max_steps = self.args.max_steps
         self.state.log_history = [{"step": step, "loss": 1.0} for step in range(1, self.args.max_steps + 1)]
         trainers.append(self)

@@ -209,7 +209,8 @@ def test_training_conditions(condition, train, no_steps, tmp_path):
     assert f"ECGs given in training: {condition}" in (folder / "README.md").read_text()
     stages = ["sft"] if condition == "none" else ["align", "sft"]  # without ECGs a projector has nothing to learn from
     assert [Path(trainer.args.output_dir).name for trainer in no_steps] == stages
-    assert all(("ecg_values" in trainer.first_batch) == (condition != "none") for trainer in no_steps)
+    for trainer in no_steps:
+        assert any(name.startswith("ecg_") for name in trainer.first_batch) == (condition != "none")
 
 
 def test_each_stage_is_trained_by_its_settings(train, no_steps, tmp_path):
@@ -221,12 +222,10 @@ def test_each_stage_is_trained_by_its_settings(train, no_steps, tmp_path):
     for args in (align.args, sft.args):
         assert (args.per_device_train_batch_size, args.save_steps, args.seed, args.weight_decay) == (4, 2, 3, 0.25)
         assert args.gradient_checkpointing
-    trained = [{n for n, p in trainer.model.named_parameters() if p.requires_grad} for trainer in no_steps]
-    assert trained[0] and all(".projector." in name for name in trained[0])
-    assert {"lora_A", "lora_B", "projector"} == {
-        next(part for part in ("lora_A", "lora_B", "projector") if part in name) for name in trained[1]
-    }
-    assert {p.shape[0] for n, p in sft.model.named_parameters() if "lora_A" in n} == {4}
+    assert align.to_train and all(".projector." in name for name in align.to_train)
+    kinds = {kind for name in sft.to_train for kind in ("lora_A", "lora_B", ".projector.") if kind in name}
+    assert kinds == {"lora_A", "lora_B", ".projector."}
+    assert {shape[0] for name, shape in sft.to_train.items() if "lora_A" in name} == {4}
 
 
 def test_what_the_conditions_do_to_rows(parts):
