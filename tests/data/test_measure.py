@@ -174,6 +174,7 @@ STUCK = LIGHT + (
 )
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended_and_the_next_recording_is_measured(cohort):
     worker = Worker(STUCK)
     ecg = cohort[cohort.records[0]]
@@ -212,6 +213,7 @@ def test_a_worker_that_is_stuck_does_not_outlive_its_parent(tmp_path):
     pytest.fail("the worker was still there 10 s after its parent")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced():
     ecg = Ecg(np.ones((12, 1000)), 100, LEADS)
     worker = Worker(LIGHT + "import os; m.delineate = lambda ecg: os.kill(os.getpid(), 9) if ecg.duration < 8 else "

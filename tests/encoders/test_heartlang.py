@@ -188,6 +188,7 @@ def assert_statistics(tensor, want):
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_published_size_gives_upstreams_numbers(golden, recipe, full, sentences, tmp_path):
     state = full_state(golden, recipe, "pretrain", 101, full["pretrain_state_sha256"])
@@ -212,6 +213,7 @@ def full_state_head(golden, recipe):
     return recipe.recipe_state(shapes, 303)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_published_codebook_gives_upstreams_codes(golden, recipe, full, sentences, tmp_path):
     state = full_state(golden, recipe, "vqhbr", 202, full["vqhbr_state_sha256"])

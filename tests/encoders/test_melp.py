@@ -146,6 +146,7 @@ def test_weights_stored_in_bfloat16(golden):
     torch.testing.assert_close(ours["proj_ecg_emb"], load(golden / "tiny_bf16w_proj_ecg_emb.npy"), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_full_size_is_upstreams(golden, golden_ecgs, tmp_path):
     recipe = script(golden / "seed_recipe.py")
     keys = json.loads((golden / "encoder_full.keys.json").read_text())
