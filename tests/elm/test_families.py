@@ -24,7 +24,7 @@ from elm.training import plan as planning
 from elm.training import run as training
 from elm.training.settings import ElmArguments
 from eval.answerers.model import ModelResponder
-from helpers.families import KINDS, SIZES, Built, Kind, build, make_language, make_tokenizer, saved
+from helpers.families import EACH, KINDS, SIZES, Built, Kind, build, make_language, make_tokenizer, saved
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def one_of(tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="session", params=list(KINDS))
+@pytest.fixture(scope="session", params=EACH)
 def built(request, one_of) -> Built:
     return one_of(request.param)
 

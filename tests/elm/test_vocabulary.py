@@ -96,7 +96,7 @@ def one_of(build, tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="session", params=list(families.KINDS))
+@pytest.fixture(scope="session", params=families.EACH)
 def built(request, one_of) -> Built:
     return one_of(request.param)
 

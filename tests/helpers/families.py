@@ -6,6 +6,7 @@ Chat templates of instruction-tuned models are the published ones, as TRL carrie
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 import trl
@@ -127,6 +128,10 @@ KINDS = {
         "qwen3_instruct_2507.jinja", first=True,
     ),
 }  # fmt: skip
+
+# For fixtures: what the others show besides these, their tables and names of layers, waits for the slow tests.
+QUICK = ("llama-3.2", "qwen3", "gemma2", "gpt2", "opt")
+EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in KINDS]
 
 
 def make_tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
