@@ -383,7 +383,7 @@ def trained(model, processor, cohort, folder, rows):
     return trainer, trainer.accelerator.unwrap_model(trainer.model), base
 
 
-@pytest.mark.parametrize("name", ["llama-3.2", "llama-3-base"])
+@pytest.mark.parametrize("name", ["llama-3.2", pytest.param("llama-3-base", marks=pytest.mark.slow)])
 def test_rows_are_trained_in_both_stages_and_words_are_not(one_of, build, cohort, tmp_path, name):
     built = one_of(name)
     rows = rows_of(cohort)
