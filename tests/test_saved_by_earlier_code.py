@@ -69,8 +69,9 @@ def test_it_is_audited_again(folder):
 def test_the_chat_page_is_built(folder):
     pytest.importorskip("gradio", reason='the page needs pip install "ecg-elm[app]"')
     from serve.page.build import build
-    from serve.page.desk import Desk, Shelf
-    from serve.serving.engine import LocalEngine
+    from serve.page.desk import Desk
+    from serve.page.recordings import Shelf
+    from serve.serving.local import LocalEngine
 
     local = LocalEngine(folder)
     ecg, pairs = example(folder)
