@@ -110,7 +110,7 @@ def trained_in(folder: Path) -> int:
 
 def _step_times(folder: Path) -> list[dict[str, Any]]:
     """What the log of the sft stage says of time."""
-    from elm.training.run import newest_whole_checkpoint
+    from elm.training.resume import newest_whole_checkpoint
 
     checkpoint = newest_whole_checkpoint(folder / "checkpoints" / "sft")
     if checkpoint is None:

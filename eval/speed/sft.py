@@ -111,7 +111,10 @@ def train(job: Job, collator: EcgCollator, steps: int, questions_per_row: int, f
     from trl import ModelConfig, SFTConfig
 
     from data.conversations.rows import packed
-    from elm.training.run import ElmTrainer, as_dataset, lora, stage_args
+    from elm.training.build import lora
+    from elm.training.rows import as_dataset
+    from elm.training.stages import stage_args
+    from elm.training.trainer import ElmTrainer
 
     ends: list[float] = []
 

@@ -18,11 +18,12 @@ from data.conversations.rows import assistant, question_row, user
 from elm import EcgCollator
 from elm.inputs.features import weights_hash
 from elm.model import families
+from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
 from elm.training import dev
 from elm.training import plan as planning
-from elm.training import run as training
-from elm.training.settings import ElmArguments
+from elm.training.build import lora
+from elm.training.stages import stage_args, train_stage
 from eval.answerers.model import ModelResponder
 from helpers.families import EACH, KINDS, SIZES, Built, Kind, build, make_language, make_tokenizer, saved
 
@@ -388,7 +389,7 @@ def tuned(built, **settings):
     """LoRA on a new copy, its weights moved as training would."""
     model, processor = build(built.folder)
     base = weights_hash(model)
-    changed = get_peft_model(model, training.lora(ModelConfig(lora_r=4, **settings), model, train_encoder=False))
+    changed = get_peft_model(model, lora(ModelConfig(lora_r=4, **settings), model, train_encoder=False))
     torch.manual_seed(2)
     with torch.no_grad():
         for weight in changed.parameters():
@@ -449,10 +450,8 @@ def test_the_loss_in_training_is_the_models_own(built, make_ecg, tmp_path):
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, learning_rate=1e-3, bf16=False,
         use_cpu=True, logging_steps=1, report_to="none", disable_tqdm=True, save_strategy="no",
     )  # fmt: skip
-    lora = training.lora(ModelConfig(lora_r=2, lora_dropout=0.0), model, train_encoder=False)
-    trainer = training.train_stage(
-        model, processor, rows, collator, training.stage_args(args, "sft"), resume=False, peft_config=lora
-    )
+    config = lora(ModelConfig(lora_r=2, lora_dropout=0.0), model, train_encoder=False)
+    trainer = train_stage(model, processor, rows, collator, stage_args(args, "sft"), resume=False, peft_config=config)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(wanted, abs=1e-4)
 
 

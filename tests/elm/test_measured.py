@@ -17,8 +17,8 @@ from elm import EcgCollator, ElmProcessor
 from elm.ask import ask
 from elm.inputs.features import FeatureStore
 from elm.inputs.measured import MeasuredStore
-from elm.training.run import build_collator
-from elm.training.settings import ElmArguments
+from elm.saved.arguments import ElmArguments
+from elm.training.build import build_collator
 from eval.answerers.model import ModelResponder, SplitStore
 
 pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')

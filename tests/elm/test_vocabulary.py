@@ -28,9 +28,11 @@ from elm.inputs.features import FeatureStore, weights_hash
 from elm.model import vocabulary
 from elm.model.configuration import ECG_VOCABULARY, ElmConfig, token_name
 from elm.saved import publish as hub
+from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
-from elm.training import run as training
-from elm.training.settings import ElmArguments
+from elm.training.build import build as build_model
+from elm.training.build import lora
+from elm.training.stages import stage_args, train_stage
 from encoders import load_encoder, save_encoder
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
 from encoders.ecg_byte.modeling import from_bytes
@@ -78,7 +80,7 @@ def build(byte_folder):
 
     def make(folder, **settings):
         arguments = ElmArguments(encoder=str(byte_folder), projector_type="vocabulary", **settings)
-        model, processor = training.build(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
+        model, processor = build_model(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
         return model.eval(), processor
 
     return make
@@ -229,7 +231,7 @@ def test_token_ids_are_the_conversation_with_tokens_in_place(built, byte, cohort
     for ecg in ecgs:
         for lead, row in enumerate(byte.levels(ecg)):
             tokens += [built.start + len(number) + lead]
-            tokens += [built.start + number[token] for token in byte.encode_levels(row[None])]
+            tokens += [built.start + number[token] for token in byte._ids(row[None])]
     for prompt in (True, False):
         ids = processor.token_ids(messages, ecgs, add_generation_prompt=prompt)
         places = processor(messages, ecgs, add_generation_prompt=prompt)["input_ids"][0]
@@ -288,7 +290,7 @@ def test_what_is_no_such_model_says_so(one_of, tmp_path):
 def test_it_is_published_like_any_other(one_of, tmp_path):
     built = one_of("llama-3.2")
     save(built.model, built.processor, tmp_path / "model", training=TRAINING)
-    files = hub.contents(tmp_path / "model", "owner/model", unaudited=True)
+    files = hub.contents(tmp_path / "model", "owner/model", hub.Publication(unaudited=True))
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= files.keys()
     published = tmp_path / "published"
     published.mkdir()
@@ -373,13 +375,13 @@ def trained(model, processor, cohort, folder, rows):
     )  # fmt: skip
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
-    align = training.stage_args(args, "align")
-    trainer = training.train_stage(model, processor, rows, collator, align, resume=True)
+    align = stage_args(args, "align")
+    trainer = train_stage(model, processor, rows, collator, align, resume=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = weights_hash(model)
-    lora = training.lora(ModelConfig(lora_r=4, lora_dropout=0.0), model, train_encoder=False)
-    sft = training.stage_args(args, "sft")
-    trainer = training.train_stage(model, processor, rows, collator, sft, resume=True, peft_config=lora)
+    config = lora(ModelConfig(lora_r=4, lora_dropout=0.0), model, train_encoder=False)
+    sft = stage_args(args, "sft")
+    trainer = train_stage(model, processor, rows, collator, sft, resume=True, peft_config=config)
     return trainer, trainer.accelerator.unwrap_model(trainer.model), base
 
 
@@ -547,7 +549,7 @@ def test_lora_is_saved_merged_and_alone(one_of, build, cohort, tmp_path, name):
     model, processor = build(built.language)
     save(model, processor, tmp_path / "base", training=TRAINING)
     base = weights_hash(model)
-    tuned = get_peft_model(model, training.lora(ModelConfig(lora_r=4), model, train_encoder=False)).eval()
+    tuned = get_peft_model(model, lora(ModelConfig(lora_r=4), model, train_encoder=False)).eval()
     with torch.no_grad():
         for weight in tuned.parameters():
             if weight.requires_grad:

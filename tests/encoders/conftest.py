@@ -1,6 +1,5 @@
 """Upstream's fixtures, two small encoders, and recordings to feed them."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.cnn import CnnConfig, CnnEncoder
+from encoders.contract import simulated
 from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, HeartLangVQConfig, QrsTokenizer
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
-from helpers import ecgs
 from helpers.golden import golden_folder
 
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}  # no tensor of the tiny checkpoint shows its heads
@@ -110,4 +109,6 @@ def make_pair(name: str) -> Pair:
 
 @pytest.fixture(scope="session")
 def make_ecg():
-    return partial(ecgs.make_ecg, fs=500)
+    """A recording of pulses at 72 per minute, the same in time whatever the rate and length."""
+
+    return simulated

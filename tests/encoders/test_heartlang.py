@@ -21,8 +21,8 @@ from encoders.heartlang import (
     HeartLangVQ,
     HeartLangVQConfig,
     codebook_usage,
-    convert,
     masked_words,
+    upstream,
 )
 from encoders.heartlang.vq import HeartLangQuantizer, nearest
 from helpers.golden import script
@@ -513,7 +513,7 @@ def test_a_head_is_found_where_upstreams_finetune_puts_it(golden, small, sentenc
 def test_a_pretrained_checkpoint_gets_a_new_head_on_request(golden):
     file = golden / "small" / "pretrain.safetensors"
     with pytest.raises(ValueError, match="has no mlp_head: it is pretrained.*give a config with num_labels"):
-        convert.read_published(HeartLangClassifier, file, num_attention_heads=2)
+        upstream.read_published(HeartLangClassifier, file, num_attention_heads=2)
     config = HeartLangConfig(num_attention_heads=2, head_dim=16, num_labels=7)
     model = HeartLangClassifier.from_upstream(file, config)
     assert model.mlp_head.out_features == 7

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
-from encoders.melp.convert import read_published
+from encoders.melp.upstream import read_published
 from helpers.golden import script
 
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}

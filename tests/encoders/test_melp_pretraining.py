@@ -19,11 +19,11 @@ from data.support.hub import commit
 from encoders import load_encoder
 from encoders.checkpoints import load_weights
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpForPretraining, MelpModel, MelpPretrainingConfig
-from encoders.melp.convert import read_published_pretraining
 from encoders.melp.files import load_pretraining, new_pretraining, save_pretraining
 from encoders.melp.losses import local_similarity
 from encoders.melp.pretraining import mask_leads, zero_shot
 from encoders.melp.text import add_bos, sentence_weights, token_settings, tokenize_texts
+from encoders.melp.upstream import read_published_pretraining
 from helpers.golden import script
 
 TINY = {

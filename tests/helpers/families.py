@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 import elm
-from elm.training import run as training
-from elm.training.settings import ElmArguments
+from elm.saved.arguments import ElmArguments
+from elm.training.build import build as build_model
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 TEXTS = [
@@ -190,7 +190,7 @@ class Built:
 def build(folder, **settings):
     encoder_args = {"patch_size": 200, "hidden_size": 12}
     arguments = ElmArguments(encoder="ecg_patch", encoder_args=encoder_args, projector_pool=2, **settings)
-    return training.build(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
+    return build_model(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
 
 
 def saved(name, folder, positions=160):

@@ -9,13 +9,14 @@ import torch
 from transformers import FEATURE_EXTRACTOR_MAPPING, LlamaConfig, PreTrainedTokenizerFast
 
 import elm  # noqa: F401  (registers the Auto classes)
+from data.ecg import Ecg
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.training.tiny import train_tokenizer
 from encoders.base import EcgEncoderConfig
+from encoders.contract import simulated
 from encoders.heartlang import HeartLangConfig, HeartLangVQConfig
 from encoders.melp import MelpConfig
 from encoders.patch import PatchConfig
-from helpers import ecgs
 
 TEXTS = [
     "Is this a normal ECG? yes no",
@@ -64,7 +65,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def make_ecg():
-    return ecgs.make_ecg
+    def make(seed: int = 0, seconds: float = 10.0, record_id: str = "") -> Ecg:
+        return simulated(seconds, 100, seed, record_id or f"r{seed}")
+
+    return make
 
 
 @pytest.fixture(scope="session")

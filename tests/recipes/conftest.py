@@ -9,8 +9,8 @@ from transformers import Trainer
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations import load_questions
+from elm.saved.arguments import ElmArguments
 from elm.training import tiny
-from elm.training.settings import ElmArguments
 from helpers.pretraining import Pretrain
 from recipes import sft_llava
 

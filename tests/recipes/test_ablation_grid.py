@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 
 from data.conversations.rows import dialogues
 from elm.inputs.collator import EcgCollator
-from elm.training import run as training
-from elm.training.run import as_dataset, under_condition
-from elm.training.settings import TRAIN_CONDITIONS, ElmArguments
+from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments
+from elm.saved.questions import questions_for
+from elm.training.build import build
+from elm.training.rows import as_dataset, under_condition
+from eval.grids import cells
 from eval.grids import conditions as grid
 from eval.scoring.lines import read
 from helpers.processes import killed_while_saving
@@ -105,7 +107,7 @@ def test_only_the_ecgs_differ_between_the_trainings_of_a_seed(whole, done):
 def test_the_order_of_rows_is_that_of_all_conditions(parts):
     """Also where rows of like length are put together, and questions about two ECGs are among them."""
     dataset = {"patients": 60, "held_out_patients": 6, "questions": 40}
-    questions = training.questions_for(ElmArguments(dataset_args=dataset, cache_dir=parts["cache_dir"]))
+    questions = questions_for(ElmArguments(dataset_args=dataset, cache_dir=parts["cache_dir"]))
     rows = dialogues(questions.train, 3, 0)
     assert {len(row["ecgs"]) for row in rows} == {1, 2}
     lengths = [as_dataset(under_condition(rows, questions, name, 0))["length"] for name in TRAIN_CONDITIONS]
@@ -115,8 +117,8 @@ def test_the_order_of_rows_is_that_of_all_conditions(parts):
 @pytest.mark.slow
 def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkeypatch):
     before = written(done)
-    for name in ("train", "audit"):
-        monkeypatch.setattr(ablation_grid, name, None)
+    for name in ("Run", "audit"):
+        monkeypatch.setattr(cells, name, None)
     run(done)
     assert written(done) == before
 
@@ -170,7 +172,7 @@ def test_an_error_in_a_process_of_its_own_is_told(run, tmp_path):
 def test_questions_of_some_types_only(parts):
     arguments = ElmArguments(dataset_args={"patients": 12, "held_out_patients": 6, "questions": 4},
                              cache_dir=parts["cache_dir"], question_types=["single-verify"])  # fmt: skip
-    questions = training.questions_for(arguments)
+    questions = questions_for(arguments)
     assert {row["question_type"] for row in (*questions.train, *questions.test)} == {"single-verify"}
 
 
@@ -200,8 +202,8 @@ def test_ecg_benchs_input_is_one_token_of_the_samples(parts, flags):
     data = ElmArguments(
         dataset_args={"patients": 12, "held_out_patients": 6, "questions": 4}, cache_dir=parts["cache_dir"]
     )
-    questions = training.questions_for(data)
-    model, processor = training.build(arguments, small, questions, seed=0)
+    questions = questions_for(data)
+    model, processor = build(arguments, small, questions, seed=0)
     record = questions.source[questions.train[0]["ecgs"][0]]
     features = processor.feature_extractor(record)
     with torch.no_grad():
@@ -277,8 +279,8 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
 @pytest.mark.slow
 def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run_inputs, monkeypatch):
     before = [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")]
-    for name in ("train", "audit"):
-        monkeypatch.setattr(ablation_grid, name, None)
+    for name in ("Run", "audit"):
+        monkeypatch.setattr(cells, name, None)
     run_inputs(done_inputs)
     assert [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")] == before
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from trl import ModelConfig, SFTConfig
 
 import elm
-from elm.training.settings import ElmArguments, check_settings
+from elm.saved.arguments import ElmArguments
+from elm.training.settings import check_settings
 from helpers.runs import example_of, losses
 
 REPO = Path(__file__).resolve().parents[2]

@@ -12,9 +12,11 @@ from trl import SFTConfig
 
 import elm
 from data.conversations import load_questions
+from elm.saved.arguments import ElmArguments
+from elm.saved.questions import DEV_NOTE, TEST_ROWS, TRAIN_ROWS, few
 from elm.training import dev
 from elm.training.published import LANGUAGE_MODELS, language_config
-from elm.training.settings import ElmArguments, for_dev
+from elm.training.settings import for_dev
 from encoders.melp import MelpConfig
 from recipes import ablation_grid, sft_llava
 
@@ -44,8 +46,8 @@ def test_every_config_runs(config, folder_of_dev):
     assert len(models) == (4 if recipe is ablation_grid else 1)
     for one in models:
         record = json.loads((one / "training.json").read_text())
-        assert len(record["losses"]) == dev.STEPS and dev.NOTE in record["notes"]
-        assert dev.NOTE in (one / "README.md").read_text()
+        assert len(record["losses"]) == dev.STEPS and DEV_NOTE in record["notes"]
+        assert DEV_NOTE in (one / "README.md").read_text()
         assert (one / "ablation" / "report.json").exists()
         align = len(list((one / "checkpoints" / "align").glob("checkpoint-*")))
         assert (align > 0) == (told.get("align_steps", 0) > 0 and record["train_condition"] != "none")
@@ -78,10 +80,10 @@ def test_the_small_encoder_takes_the_same_input_and_gives_as_many_tokens():
 
 def test_few_questions_are_spread_over_all(tmp_path):
     questions = load_questions("synthetic", patients=60, held_out_patients=12, questions=10, cache=tmp_path)
-    few = dev.few(questions)
-    assert 0 < len(few.train) <= dev.TRAIN_ROWS < len(questions.train) and 0 < len(few.test) <= dev.TEST_ROWS
-    assert few.train[-1] in questions.train[-len(questions.train) // 10 :], "not the first ones alone"
-    assert few.notes[0] == dev.NOTE and questions.notes[0] != dev.NOTE
+    some = few(questions)
+    assert 0 < len(some.train) <= TRAIN_ROWS < len(questions.train) and 0 < len(some.test) <= TEST_ROWS
+    assert some.train[-1] in questions.train[-len(questions.train) // 10 :], "not the first ones alone"
+    assert some.notes[0] == DEV_NOTE and questions.notes[0] != DEV_NOTE
 
 
 def test_a_corpus_that_is_there_is_used(tmp_path, monkeypatch):

@@ -7,20 +7,20 @@ import json
 
 import pytest
 
-from elm.training import run as training
+from elm.saved.questions import questions_for as load
+from recipes import sft_llava
 
 
 @pytest.fixture
 def leaky(monkeypatch):
     """The questions of a run, with a held-out patient's question among those that are trained on."""
-    load = training.questions_for
 
     def questions_for(arguments):
         questions = load(arguments)
         moved = {**questions.test[0], "id": "moved"}
         return dataclasses.replace(questions, train=[*questions.train, moved])
 
-    monkeypatch.setattr(training, "questions_for", questions_for)
+    monkeypatch.setattr(sft_llava, "questions_for", questions_for)
 
 
 def test_what_is_found_reaches_the_card(trained):

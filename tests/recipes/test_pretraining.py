@@ -6,8 +6,9 @@ import shutil
 import pytest
 import yaml
 
+from elm.saved.questions import DEV_NOTE
 from elm.training import dev
-from elm.training.run import newest_whole_checkpoint
+from elm.training.resume import newest_whole_checkpoint
 from encoders import load_encoder, new_encoder
 from encoders.melp.files import load_pretraining
 from helpers.pretraining import SIDE_ARGS, STAGES, metrics, same_weights
@@ -104,8 +105,8 @@ def test_every_config_runs_with_dev(name, config, folder_of_dev):
     recipe = STAGES[name].recipe
     flags = ["--config", str(config), *STAGES[name].flags]
     folder = folder_of_dev(lambda: recipe.main(*recipe.parse([*flags, "--dev", "--disable_tqdm", "true"])))
-    assert len(metrics(folder)["losses"]) == dev.STEPS and metrics(folder)["notes"] == [dev.NOTE]
-    assert dev.NOTE in (folder / "README.md").read_text()
+    assert len(metrics(folder)["losses"]) == dev.STEPS and metrics(folder)["notes"] == [DEV_NOTE]
+    assert DEV_NOTE in (folder / "README.md").read_text()
     model, extractor = load_encoder(folder)
     if name == "melp":
         model, _, _ = load_pretraining(folder / "pretraining")

@@ -12,8 +12,9 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
 from elm.model.quantization import dequantize, is_quantized
-from elm.training import run as training
-from elm.training.settings import ElmArguments
+from elm.saved.arguments import ElmArguments
+from elm.saved.questions import questions_for
+from elm.training.build import build
 from helpers.runs import example_of, losses
 
 pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
@@ -60,8 +61,8 @@ def test_the_saved_folder_is_the_adapter_on_what_the_4_bits_stand_for(trained, f
     """Built again from the parts; float32, where only the order of additions differs, and as saved."""
     parser = TrlParser((ElmArguments, SFTConfig, ModelConfig))
     arguments, training_args, model_args = parser.parse_args_and_config(flags(trained, **SETTINGS))
-    questions = training.questions_for(arguments)
-    base, _ = training.build(arguments, model_args, questions, training_args.seed)
+    questions = questions_for(arguments)
+    base, _ = build(arguments, model_args, questions, training_args.seed)
     assert is_quantized(base)
     quantized = base.model.language_model.layers[0].mlp.up_proj.weight.numel()
     dequantize(base, torch.bfloat16)

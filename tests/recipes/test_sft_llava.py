@@ -14,8 +14,10 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
 from data.conversations import load_questions
-from elm.training.run import newest_whole_checkpoint, under_condition
-from elm.training.settings import ElmArguments, check_launch
+from elm.saved.arguments import ElmArguments
+from elm.training.resume import newest_whole_checkpoint
+from elm.training.rows import under_condition
+from elm.training.settings import check_launch
 from helpers.processes import REPO, in_two_processes, killed_while_saving, python
 from helpers.runs import example_of, losses
 
