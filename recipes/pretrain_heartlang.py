@@ -86,8 +86,8 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     encoder = model if vqhbr is None else pretraining.encoder_of(model)
     if vqhbr is not None:
         model.save_pretrained(folder / "masked")  # with the head: to be trained further
-    save_run(encoder, tokenizer, trainer, arguments, training_args, measure.found, refused)
-    print("\n".join(as_lines(measure.found)))
+    save_run(encoder, tokenizer, trainer, arguments, training_args, measure.numbers, refused)
+    print("\n".join(as_lines(measure.numbers)))
     print(f"The encoder is in {folder}, what was measured in {folder / 'metrics.json'}")
 
 

@@ -82,8 +82,8 @@ def main(arguments: MelpArguments, training_args: TrainingArguments) -> None:
     trainer.evaluate()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     save_pretraining(model, extractor, tokenizer, folder / "pretraining")
-    save_run(model.encoder, extractor, trainer, arguments, training_args, measure.found, refused)
-    print("\n".join(as_lines(measure.found)))
+    save_run(model.encoder, extractor, trainer, arguments, training_args, measure.numbers, refused)
+    print("\n".join(as_lines(measure.numbers)))
     print(f"The encoder is in {folder}, with its text side in {folder / 'pretraining'}")
 
 

@@ -22,7 +22,8 @@ from elm.saved.questions import questions_for
 from elm.training.run import Run
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
-from eval.grids.conditions import INFER_CONDITIONS, PUBLISHED
+from eval.grids.conditions import PUBLISHED
+from eval.grids.numbers import INFER_CONDITIONS
 
 # What makes an input; all else is the same for all of them.
 INPUT_FIELDS = (
