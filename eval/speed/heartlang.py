@@ -94,8 +94,8 @@ def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time
 
     `words` are `[B, 256, 96]`, their leads and seconds `[B, 256]`.
     """
-    net, heads = model.backbone, model.config.num_attention_heads
-    layers: Any = net.transformer.layers
+    net: Any = model.backbone
+    heads, layers = model.config.num_attention_heads, net.transformer.layers
     around = F.pad(words.mT, (1, 1), mode="circular")
     x = F.conv1d(around, net.token_embed.tokenConv.weight).mT
     x = x + net.spa_embed.embed(in_chan) + net.tem_embed.embed(in_time)

@@ -277,6 +277,7 @@ def fill(folder, records):
     MeasuredStore({}, "c", folder).fill(records)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_it_at_the_same_time(tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     parts = [[f"r{i}" for i in range(60)], [f"r{i}" for i in range(30, 90)]]
