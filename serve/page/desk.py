@@ -149,12 +149,7 @@ class Desk:
             yield from self._answer(session, turn.columns[condition], ecgs, turn.question)
 
     def _answer(
-        self,
-        session: Session,
-        answer: Answer,
-        ecgs: Sequence[Ecg],
-        question: str,
-        history: Turns = (),
+        self, session: Session, answer: Answer, ecgs: Sequence[Ecg], question: str, history: Turns = ()
     ) -> Iterator[None]:
         """Let the engine answer; a failure becomes the words of the answer."""
         stop = session.stop

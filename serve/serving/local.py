@@ -27,10 +27,7 @@ class LocalEngine:
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        max_new_tokens: int = 256,
-        loaded: tuple[PreTrainedModel, ElmProcessor] | None = None,
+        self, folder: Path | str, max_new_tokens: int = 256, loaded: tuple[PreTrainedModel, ElmProcessor] | None = None
     ) -> None:
         self.max_new_tokens = max_new_tokens
         self.name = str(folder).rstrip("/").rpartition("/")[2] if Path(folder).is_dir() else str(folder)
