@@ -49,12 +49,11 @@ class MeasuredStore:
 
     def fill(self, records: Iterable[str], jobs: int | None = None) -> MeasuredStore:
         """Measure what is missing, on as many cores as there are, with a progress bar."""
-        wanted = list(dict.fromkeys(records))
-        if not all(record in self for record in wanted):
-            self._refresh()  # another process may have measured them since
-        missing = [record for record in wanted if record not in self]
-        if not missing:
+        wanted = dict.fromkeys(records)
+        if wanted.keys() <= self._measured.keys():
             return self
+        self._refresh()  # another process may have measured them since
+        missing = [record for record in wanted if record not in self]
         measured = measure_many(self.source, missing, jobs)
         with tqdm(total=len(missing), desc="Measuring ECGs", unit="ECG", disable=len(missing) < SHARD) as progress:
             for start in range(0, len(missing), SHARD):

@@ -124,10 +124,8 @@ class ElmProcessor(ProcessorMixin):
 
     def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
         if len(lines) != (ecgs if self.measured else 0):
-            raise ValueError(
-                f"{len(lines)} lines of measured features are given for {ecgs} ECGs, but the processor was made with "
-                f"measured={self.measured}"
-            )
+            made = f"but the processor was made with measured={self.measured}"
+            raise ValueError(f"{len(lines)} lines of measured features are given for {ecgs} ECGs, {made}")
 
     def _content(self, content: str | Sequence[Part], ecgs: Iterator[tuple[int, str]]) -> str:
         if isinstance(content, str):
@@ -201,11 +199,11 @@ class ElmProcessor(ProcessorMixin):
         counts = [] if ecg_mask is None else tokens_per_ecg(ecg_mask, self.pool)
         self._check_lines(measured or (), len(counts))
         rows = self._rows(conversations, others, sizes, counts, measured or (), add_generation_prompt)
+        filler = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        batch = pad(rows, filler, padding_side)
         if not return_labels:
-            rows = [{name: row[name] for name in row if name != "labels"} for row in rows]
-        tokenizer = self.tokenizer
-        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return BatchFeature({**features, **pad(rows, filler, padding_side)})
+            del batch["labels"]
+        return BatchFeature({**features, **batch})
 
     def _rows(
         self,
@@ -239,13 +237,7 @@ class ElmProcessor(ProcessorMixin):
     ) -> list[int]:
         """A conversation as ids of a plain ECG-Byte model (`elm.model.vocabulary`), for any engine that takes ids.
 
-        Args:
-            messages: One conversation.
-            ecgs: Its recordings in order of appearance.
-            add_generation_prompt: Ask for an answer.
-
-        Returns:
-            The ids of `__call__`, with the tokens of each recording in its places.
+        They are the ids of `__call__`, with the tokens of each recording in its places.
 
         Raises:
             ValueError: The processor is none of such a model, or as `__call__` does.

@@ -8,6 +8,7 @@ from the prefix, so that it has the hidden states and the losses it has in a row
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
@@ -16,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 # Those that take a mask of their own for every pair of tokens. Flash attention knows causal masks and padding alone.
 MASKED = ("sdpa", "eager")
-
-# --- positions --------------------------------------------------------------------------------------------------------
 
 
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -54,9 +53,6 @@ def check_positions(
                 "turns in a dialogue, or take a language model with more positions"
             )
     return position_ids
-
-
-# --- questions that share a row ---------------------------------------------------------------------------------------
 
 
 def refuse_unmasked(implementation: str) -> None:
@@ -117,12 +113,9 @@ def masks_of_questions(
     Layers with a sliding window (Gemma, Mistral) take a mask as it is, so the window is put into it.
     """
     kinds, window = set(vars(text).get("layer_types") or ()), vars(text).get("sliding_window")
-
-    def mask(near: torch.Tensor | None) -> torch.Tensor:
-        return mask_of_questions(question_ids, attention_mask, implementation, dtype, near)
-
+    mask = partial(mask_of_questions, question_ids, attention_mask, implementation, dtype)
     if window is None or kinds == {"full_attention"}:
-        return mask(None)
+        return mask()
     assert position_ids is not None, "questions that share a row come with their positions"
     near = position_ids[:, :, None] - position_ids[:, None, :] < window
     if not kinds:
@@ -135,9 +128,7 @@ def masks_of_questions(
 def attend_within_bounds(config: PreTrainedConfig, language: PreTrainedModel) -> None:
     """Take a language model that bounds its attention's logits (Gemma 2) off `sdpa`, which leaves that out silently.
 
-    Args:
-        config: Our own configuration of it, by which masks are made.
-        language: Without its head.
+    `config` is our own configuration of it, by which masks are made; `language` is without its head.
     """
     if vars(config).get("attn_logit_softcapping") is not None and language.config._attn_implementation == "sdpa":
         logger.warning("%s bounds its attention, which sdpa does not: eager is used", config.model_type)

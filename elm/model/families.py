@@ -20,8 +20,6 @@ from elm.model.templates import CHATML, GEMMA, LLAMA_3, PLAIN, QWEN_3, SAME_DAY,
 
 logger = logging.getLogger(__name__)
 
-# --- the table --------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Family:
@@ -65,8 +63,6 @@ def family_of(config: PreTrainedConfig) -> Family:
     return FAMILIES.get(config.get_text_config().model_type, Family())
 
 
-# --- tokenizer --------------------------------------------------------------------------------------------------------
-
 _TURNS = [("system", "Be brief."), ("user", "First?"), ("assistant", "One."), ("user", "Then?"), ("assistant", "Two.")]
 
 
@@ -90,11 +86,9 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
     Raises:
         ValueError: There is none, and no end-of-text token to end an answer with.
     """
-    published = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    template = published
+    template = published = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if published is None or not _can_be_learned_from(tokenizer, published):
-        vocabulary = tokenizer.get_vocab()
-        has_marks = all(mark in vocabulary for mark in family.marks)
+        has_marks = set(family.marks) <= tokenizer.get_vocab().keys()
         if published is None or (family.marks and has_marks):
             template = family.template if has_marks else PLAIN
             why = "it has none" if published is None else "its own refuses system prompts or rewrites earlier turns"
@@ -121,9 +115,6 @@ def ecg_token_of(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
     return "<ecg>"
 
 
-# --- model ------------------------------------------------------------------------------------------------------------
-
-
 def fit_vocabulary(language: PreTrainedModel, tokens: int) -> None:
     """Add the embedding rows that a tokenizer of so many tokens needs; rows beyond it (Qwen, OPT) stay.
 
@@ -148,11 +139,7 @@ def linear_layers(language: nn.Module) -> dict[str, nn.Module]:
 
 
 def lora_targets(language: PreTrainedModel, wanted: list[str] | str | None = None) -> list[str]:
-    """Last parts of the names of the layers that LoRA adapts: those asked for, or else the family's.
-
-    Raises:
-        ValueError: The model has no such layer.
-    """
+    """Last parts of the names of the layers that LoRA adapts; raises `ValueError` where the model has no such layer."""
     present = sorted({name.rpartition(".")[2] for name in linear_layers(language)})
     if wanted == "all-linear":
         return present
@@ -161,10 +148,8 @@ def lora_targets(language: PreTrainedModel, wanted: list[str] | str | None = Non
         logger.warning("LoRA adapts all linear layers of %s: %s", language.config.model_type, ", ".join(present))
         return present
     if missing := [name for name in names if name not in present]:
-        raise ValueError(
-            f"lora_target_modules: {language.config.model_type} has no linear layer {missing[0]!r}, it has "
-            f"{', '.join(present)}"
-        )
+        kind, others = language.config.model_type, ", ".join(present)
+        raise ValueError(f"lora_target_modules: {kind} has no linear layer {missing[0]!r}, it has {others}")
     return names
 
 

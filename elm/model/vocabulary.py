@@ -41,9 +41,6 @@ MERGES = 2000
 _POINTS = 32  # of a token's waveform; with 8, tokens that differ between two of them would begin as one row
 
 
-# --- a tokenizer learned from recordings ------------------------------------------------------------------------------
-
-
 def encoder(
     questions: QuestionSet,
     cache: Path,
@@ -57,14 +54,13 @@ def encoder(
     """A folder with the ECG-Byte "encoder" of a run: its tokens come from a file, or are learned.
 
     Args:
-        questions: From the ECGs of whose training split tokens are learned, the first `LEARNED_FROM`.
+        questions: Tokens are learned from the first `LEARNED_FROM` ECGs of their training split.
         cache: Folder of what is computed once.
         tokenizer: A file that `EcgByteTokenizer.save` wrote; then nothing is learned.
         max_tokens: The most tokens of one recording (`EcgByteTokenizer.fit`).
         merges: The most tokens to learn.
         lead_tokens: See `EcgByteFeatureExtractor`.
-        **settings: `low` and `high`, the millivolts that become the first and the last level, and what else is in
-            `EcgByteSettings`.
+        **settings: `low` and `high`, the mV of the first and the last level, and what else is in `EcgByteSettings`.
 
     Raises:
         ValueError: Neither or both of `tokenizer` and `max_tokens` are given, a setting is unknown, or recordings do
@@ -109,14 +105,9 @@ def planned(
 ) -> EcgByteConfig:
     """The configuration that `encoder` would find, of the largest vocabulary it may learn."""
     if tokenizer is not None:
-        loaded, _ = EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer), lead_tokens)
-        config: EcgByteConfig = loaded.config
-        return config
+        return EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer), lead_tokens)[0].config
     leads = len(settings.get("leads", LEADS)) if lead_tokens else 0
     return EcgByteConfig(vocabulary=LEVELS + merges + leads, budget=max_tokens + leads)
-
-
-# --- rows of the vocabulary -------------------------------------------------------------------------------------------
 
 
 def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -127,13 +118,7 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
     2007), whose cosine is near 1 for tokens that differ by a level and near 0 for most, so that every token is a word
     of its own. Mean and spread of the rows, in each dimension, are those of the words'.
 
-    Args:
-        byte: The tokenizer.
-        like: Rows of words, `[V, H]`.
-        seed: Draws the random directions.
-
-    Returns:
-        `[len(llm_order), H]` in the type of `like`.
+    Takes rows of words, `like` `[V, H]`, and gives `[len(llm_order), H]` in their type.
     """
     waves = torch.from_numpy(byte.waveforms(_POINTS))
     levels = waves / waves.std().clamp(min=1e-6)
@@ -187,9 +172,6 @@ def extend(
     if head is not rows:
         head[start : start + count] = head[:words].float().mean(0).to(head.dtype)
     return start
-
-
-# --- the plain form ---------------------------------------------------------------------------------------------------
 
 
 def as_plain(model: ElmForConditionalGeneration) -> PreTrainedModel:
