@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Event, Lock, RLock
 from typing import Literal
 
 from serve.page.recordings import Recording
@@ -14,6 +14,19 @@ from serve.page.recordings import Recording
 MOST_SESSIONS = 200
 
 Condition = Literal["none", "swap"]
+_MEANINGS: dict[tuple[Condition, bool], str] = {  # by condition, and whether the answer stayed
+    ("none", True): "The answer did not change without the ECG: it may be a guess from the question.",
+    (
+        "none",
+        False,
+    ): "Without the ECG the answer is another one: the ECG matters to the model. That does not make it right.",
+    ("swap", True): "The answer did not change with another patient's ECG. Unless both ECGs show the same, it does not "
+    "come from the ECG.",
+    (
+        "swap",
+        False,
+    ): "The answer changed with the ECG, as that of a model that reads it would. That does not make it right.",
+}
 
 
 @dataclass
@@ -36,8 +49,6 @@ class Turn:
     """A question, its answer, and the answers to it under other conditions.
 
     Attributes:
-        question: The words of the visitor.
-        answer: The first answer.
         history: Earlier turns that the model was asked with.
         columns: The same question asked again, by condition: "real" where the first answer had a history.
     """
@@ -94,8 +105,7 @@ class Session:
     def answering(self) -> Iterator[None]:
         """Stop the answer that is still being given, and hold the session for the next one.
 
-        Raises:
-            ValueError: The answer before does not end.
+        Raises `ValueError` where the answer before does not end.
         """
         self.stop.set()
         if not self.busy.acquire(timeout=60):
@@ -112,7 +122,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
-        self._lock = Lock()
+        self._lock = RLock()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -121,18 +131,15 @@ class Sessions:
         with self._lock:
             if name not in self._open:
                 while len(self._open) >= MOST_SESSIONS:
-                    self._close(next(iter(self._open)))
+                    self.close(next(iter(self._open)))
                 self._open[name] = Session()
             return self._open[name]
 
     def close(self, name: str) -> None:
         """Forget a visitor, and stop the answer that is computed for him."""
         with self._lock:
-            self._close(name)
-
-    def _close(self, name: str) -> None:
-        if session := self._open.pop(name, None):
-            session.stop.set()
+            if session := self._open.pop(name, None):
+                session.stop.set()
 
 
 def agree(one: str, other: str) -> bool:
@@ -145,14 +152,4 @@ def meaning(turn: Turn, condition: Condition) -> str:
     first, second = turn.columns.get("real", turn.answer), turn.columns.get(condition)
     if second is None or second.state != "done" or first.state != "done":
         return ""
-    same = agree(first.words, second.words)
-    if condition == "none" and same:
-        return "The answer did not change without the ECG: it may be a guess from the question."
-    if condition == "none":
-        return "Without the ECG the answer is another one: the ECG matters to the model. That does not make it right."
-    if same:
-        return (
-            "The answer did not change with another patient's ECG. Unless both ECGs show the same, it does not come "
-            "from the ECG."
-        )
-    return "The answer changed with the ECG, as that of a model that reads it would. That does not make it right."
+    return _MEANINGS[condition, agree(first.words, second.words)]

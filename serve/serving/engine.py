@@ -21,15 +21,10 @@ Put, Over = Callable[[str], None], Callable[[], bool]
 
 
 class Engine(Protocol):
-    """Answers questions about recordings.
+    """Answers questions about recordings."""
 
-    Attributes:
-        name: What the page calls the model.
-        digest: Tells one training of it from another; empty where it is not known.
-    """
-
-    name: str
-    digest: str
+    name: str  # of the model, on the page
+    digest: str  # tells one training of it from another; empty where it is not known
 
     def stream(
         self, ecgs: Sequence[Ecg], question: str, history: Turns = (), stop: Event | None = None
@@ -39,7 +34,7 @@ class Engine(Protocol):
         Args:
             ecgs: The recordings the conversation is about, in order; none, to ask the words alone.
             question: The words to ask.
-            history: Earlier turns of the same conversation, about the same recordings.
+            history: Earlier turns about the same recordings.
             stop: Set by anybody, ends the answer and the work on it. So does closing the generator.
 
         Raises:
@@ -82,9 +77,6 @@ def streamed(produce: Callable[[Put, Over], None], stop: Event | None) -> Iterat
 
 class RemoteEngine:
     """A model behind `python -m serve.server`, which is asked over HTTP.
-
-    Args:
-        chat: The client of that server.
 
     Raises:
         ServerError: The server cannot be reached, or does not answer as ours does.

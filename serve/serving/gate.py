@@ -82,13 +82,9 @@ class ClientLeft(Exception):
 
 
 class Gate:
-    """ASGI middleware. Refusals are JSON in the form of OpenAI's, so that clients show the sentence.
+    """ASGI middleware. Refusals are JSON in the form of OpenAI's, so that clients show the sentence."""
 
-    Attributes:
-        engine_died: Whether the server ended because its engine did. vLLM's own status is 0 then.
-    """
-
-    engine_died = False
+    engine_died = False  # whether the server ended because its engine did: vLLM's own status is 0 then
 
     def __init__(self, app: Callable[[Event, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
@@ -114,8 +110,7 @@ class Gate:
                 event["headers"] = [*event.get("headers", ()), (HEADER.lower().encode(), self.models)]
             await send(event)
 
-        refusal = self._refusal(scope)
-        body = b""
+        refusal, body = self._refusal(scope), b""
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await self._body(receive, keep=refusal is None)
@@ -149,10 +144,7 @@ class Gate:
         """The body, read within the limit.
 
         A refused one is read too, though dropped: a client that still sends when the connection ends may not see the
-        reply.
-
-        Raises:
-            ClientLeft: The client hung up before the end of the body.
+        reply. Raises `ClientLeft` where the client hangs up before the end.
         """
         parts, room = [], self.max_bytes
         while room > 0:

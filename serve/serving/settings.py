@@ -39,7 +39,9 @@ class Settings:
     )
     shutdown_timeout: int = option("seconds for answers to end after SIGTERM", default=30)
     vllm: Sequence[str] = option("handed to vLLM", default=(), metavar="-- VLLM_OPTION", positional=True)
-    lora: Sequence[str] = ()  # NAME=DIR each; its flag may be repeated
+    lora: Sequence[str] = option(
+        "an adapter to serve as NAME; may be repeated", default=(), metavar="NAME=DIR", append=True
+    )
 
     def __post_init__(self) -> None:
         if self.host not in LOCAL and not self.api_key:

@@ -46,16 +46,11 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
         config: ElmConfig = vllm_config.model_config.hf_config
         self.config = config
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
-        # Names of weights and of a LoRA's layers: those of our model, and those of this one.
         self.backbone = f"{causal.base_model_prefix}."
-        self.hf_to_vllm_mapper = WeightsMapper(
-            orig_to_new_prefix={
-                "model.language_model.": f"language_model.{self.backbone}",
-                "lm_head.": "language_model.lm_head.",
-                "model.encoder.": "encoder.",
-                "model.projector.": "projector.",
-            }
-        )
+        # Names of weights and of a LoRA's layers: those of our model, and those of this one.
+        names = {"model.language_model.": f"language_model.{self.backbone}", "lm_head.": "language_model.lm_head."}
+        names |= {f"model.{part}.": f"{part}." for part in _PARTS}
+        self.hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=names)
         self.configure_mm_token_handling(config.text_config.vocab_size, [config.ecg_token_id])
         with self._mark_tower_model(vllm_config, "ecg"), set_default_torch_dtype(torch.float32):
             self.encoder = AutoModel.from_config(config.encoder_config, dtype=torch.float32)

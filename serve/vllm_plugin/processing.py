@@ -119,11 +119,8 @@ class ElmMultiModalProcessor(BaseMultiModalProcessor[ElmProcessingInfo]):
         places = inputs.prompt.count(self.info.processor.ecg_token_id)
         ecgs = inputs.mm_data_items.get_count("ecg", strict=False)
         if places != ecgs:
-            raise VLLMValidationError(
-                f"the prompt has {places} {self.info.processor.ecg_token} tokens but {ecgs} ECGs are given: it must "
-                "have one for each",
-                parameter="ecg",
-            )
+            counts = f"{places} {self.info.processor.ecg_token} tokens but {ecgs} ECGs are given"
+            raise VLLMValidationError(f"the prompt has {counts}: it must have one for each", parameter="ecg")
         return super().apply(inputs, timing_ctx)
 
     def _call_hf_processor(self, hf_data: Mapping[str, Sequence[Ecg]], hf_kwargs: Mapping[str, object]) -> BatchFeature:
