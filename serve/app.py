@@ -11,8 +11,6 @@ Uploads stay in memory until the page is closed; nothing is logged, and nothing 
 the server. Needs Gradio: pip install "ecg-elm[app]". Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

@@ -13,8 +13,6 @@ Everything behind -- goes to vLLM as it is. docs/serving.md says how to ask.
 Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """`EcgCollator`: rows of a question set to a training batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`ElmProcessor`: recordings and messages to the model's inputs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby

@@ -5,8 +5,6 @@ once per row (`elm.inputs.packing`). Every question attends to the shared prefix
 from the prefix, so that it has the hidden states and the losses it has in a row of its own.
 """
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 

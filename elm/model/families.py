@@ -4,8 +4,6 @@ Everything else about a language model is found out from the model itself, so th
 trained like one that is: LoRA on all its linear layers, `<ecg>` as a new token, its own chat template.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Generation with ECGs: they go in with the prompt, beams take theirs along, and placeholders are never said."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ QLoRA (Dettmers et al., NeurIPS 2023): 4-bit NormalFloat with double quantisatio
 projector, embeddings, norms and head keep their precision. bitsandbytes does it, on CPUs too.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Chat templates that can be learned from, and where in a rendered conversation the assistant speaks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from jinja2 import TemplateError

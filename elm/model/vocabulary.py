@@ -11,8 +11,6 @@ to the model, and LoRA leaves the table as it is. Here a row begins with what it
 is trained.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

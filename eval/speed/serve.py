@@ -12,8 +12,6 @@ The soak mixes questions with requests that must be refused and clients that han
 other than it must be.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import json

@@ -4,8 +4,6 @@ Nothing leaves this machine: no analytics, no share link, no fonts or scripts fr
 (Gradio's run history would keep uploads and answers there). Uploaded files are read once and deleted at once.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gradio as gr

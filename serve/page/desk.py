@@ -1,7 +1,5 @@
 """Actions of the chat page's visitors on a `Session`. `view` says how that looks, `build` which button does what."""
 
-from __future__ import annotations
-
 import logging
 import re
 import traceback

@@ -1,7 +1,5 @@
 """The place of a recording on the chat page in Gradio: buttons to choose it, facts about it, and its paper."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

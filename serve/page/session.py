@@ -1,7 +1,5 @@
 """A visitor's recordings and conversation: in memory alone, until the page is closed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Settings of the chat page: the options of `python -m serve.app`. Imports neither Gradio nor torch."""
 
-from __future__ import annotations
-
 import ipaddress
 from dataclasses import dataclass
 

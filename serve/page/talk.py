@@ -1,7 +1,5 @@
 """The conversation on the chat page in Gradio, with the buttons that ask."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 

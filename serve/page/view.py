@@ -4,8 +4,6 @@ Words from elsewhere (questions, answers, error messages, names of models) are t
 them pass through `text`.
 """
 
-from __future__ import annotations
-
 import html
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The chat client: questions about recordings as requests to a server, and its replies as answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass

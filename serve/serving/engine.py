@@ -4,8 +4,6 @@ They stream an answer in pieces, and end the work when they are told to stop or 
 only looks away would leave the model busy for the next person.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from queue import Empty, SimpleQueue

@@ -11,8 +11,6 @@ one value of each name, numbers that are finite, text that is UTF-8.
 vLLM makes the gate by its name, in each of its processes that serve HTTP, so its settings stand in the environment.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json

@@ -1,7 +1,5 @@
 """Starts vLLM's server in this process."""
 
-from __future__ import annotations
-
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 

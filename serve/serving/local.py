@@ -1,7 +1,5 @@
 """A saved model that answers on the chat page in this process, on the GPU if there is one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Lock

@@ -1,7 +1,5 @@
 """Settings of the server as options of vLLM and variables of its environment."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Settings of the server: the options of `python -m serve.server`. Imports neither torch nor vLLM."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

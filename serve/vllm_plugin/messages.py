@@ -8,8 +8,6 @@
 nothing is ever fetched from anywhere. A `uuid` beside it is not read: a recording is what its samples are.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Preparation is that of the model's saved feature extractor. What it makes of a r
 content: samples, rate and leads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
