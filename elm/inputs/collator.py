@@ -18,19 +18,15 @@ from elm.inputs.processing import ElmProcessor
 class EcgCollator:
     """Renders, tokenizes and labels a list of rows, with their recordings or the encoder's cached output.
 
-    Attributes:
-        features: The encoder's output, when it is frozen and cached; then `source` is not read.
-        zero_inputs: Names of tensors to set to zero after the extractor's normalisation (training on zeros).
-        zero_token: The encoder's, where an ECG is tokens.
-        measured: What is measured in the recordings, for a processor that puts it into the prompt. Without it, the
-            prompt says that nothing could be measured: zeros say nothing in numbers either.
+    A processor may put what is `measured` into the prompt. Without that, the prompt says that nothing could be
+    measured: zeros say nothing in numbers either.
     """
 
     processor: ElmProcessor
     source: EcgSource
-    features: FeatureStore | None = None
-    zero_inputs: Sequence[str] = ()
-    zero_token: int | None = None
+    features: FeatureStore | None = None  # of a frozen encoder; then `source` is not read
+    zero_inputs: Sequence[str] = ()  # tensors to set to zero after the extractor's normalisation (training on zeros)
+    zero_token: int | None = None  # the encoder's, where an ECG is tokens
     measured: MeasuredStore | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:

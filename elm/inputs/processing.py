@@ -242,9 +242,9 @@ class ElmProcessor(ProcessorMixin):
         """
         start = self.tokenizer.convert_tokens_to_ids(token_name(0))
         if "ecg_tokens" not in self.feature_extractor.model_input_names or start in (None, self.tokenizer.unk_token_id):
+            kind = type(self.feature_extractor).__name__
             raise ValueError(
-                f"an ECG is no words to a model with {type(self.feature_extractor).__name__}: only an ECG-Byte "
-                "language model takes it as ids"
+                f"an ECG is no words to a model with {kind}: only an ECG-Byte language model takes it as ids"
             )
         batch = self(messages, ecgs, add_generation_prompt=add_generation_prompt)
         ids: torch.Tensor = batch["input_ids"][0]

@@ -71,12 +71,8 @@ def mask_of_questions(
 ) -> torch.Tensor:
     """Who attends to whom, `[B, 1, S, S]`: every token to what stands before it in its own question and in the prefix.
 
-    Args:
-        question_ids: `[B, S]`: 0 in the shared prefix, then 1, 2, ...
-        attention_mask: `[B, S]`, 0 at padding, which attends to itself alone.
-        implementation: Name of the attention: what it takes differs.
-        dtype: The hidden states' type.
-        near: bool `[B, S, S]`, which tokens are within the window of which, for layers with a sliding one.
+    `question_ids` `[B, S]` are 0 in the shared prefix, then 1, 2, ...; `attention_mask` `[B, S]` is 0 at padding, which
+    attends to itself alone; `near`, bool `[B, S, S]`, tells which tokens are within a sliding window.
 
     Returns:
         bool for `sdpa`; numbers to be added for `eager`, which takes a bool mask for numbers without a word.

@@ -21,21 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """What is particular to a family.
+    """What is particular to a family."""
 
-    Attributes:
-        ecg_token: A token of its vocabulary that no text holds; an ECG's places are marked with it.
-        template: A chat template for tokenizers without one, and in place of one that cannot be learned from.
-        marks: Tokens a vocabulary needs for it.
-        targets: Linear layers that LoRA adapts, the last part of their names; none: all there are.
-        transposed: They are `Conv1D`, whose weights are `[in, out]`.
-    """
-
-    ecg_token: str | None = None
-    template: str = PLAIN
-    marks: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
-    transposed: bool = False
+    ecg_token: str | None = None  # a token of its vocabulary that no text holds; an ECG's places are marked with it
+    template: str = PLAIN  # for tokenizers without a chat template, and in place of one that cannot be learned from
+    marks: tuple[str, ...] = ()  # tokens a vocabulary needs for it
+    targets: tuple[str, ...] = ()  # linear layers that LoRA adapts, the last part of their names; none: all there are
+    transposed: bool = False  # they are `Conv1D`, whose weights are `[in, out]`
 
 
 _GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -155,9 +147,7 @@ def end_answers(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, e
     """Have generation stop at the token `end`, which ends an answer in the chat template, and pad with a token it has.
 
     A base model stops at the end of a text alone; trained on answers that end otherwise, it would go on for ever.
-
-    Raises:
-        ValueError: An answer ends with no token of its own.
+    Raises `ValueError` where an answer ends with no token of its own.
     """
     settings = language.generation_config
     if end not in {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}:

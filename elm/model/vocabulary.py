@@ -150,11 +150,7 @@ def extend(
     (untied), new ones are the mean of the words': no answer is an ECG token, and the language model learns that of all
     of them at once.
 
-    Returns:
-        The id of the first.
-
-    Raises:
-        ValueError: The tokenizer has such tokens already.
+    Returns the id of the first; raises `ValueError` where the tokenizer has such tokens already.
     """
     if token_name(0) in tokenizer.get_vocab():
         raise ValueError(f"{tokenizer.name_or_path} has ECG tokens already: begin with a model of words alone")

@@ -120,8 +120,7 @@ def at_once(server: Server, ecgs: Iterator[Ecg], chats: int, tokens: int) -> tup
 def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
     """Mixed requests, and how many of each kind got the reply they must.
 
-    Raises:
-        RuntimeError: A reply is missing or another one than it must be; names the first ones.
+    Raises `RuntimeError` where a reply is missing or another one than it must be; names the first ones.
     """
     kinds = ["good" if i % 2 else BAD[i // 2 % len(BAD)] for i in range(requests)]
     random.Random(0).shuffle(kinds)
@@ -187,8 +186,7 @@ def _tree(pid: int) -> list[int]:
 def started(model: str, options: Sequence[str]) -> Iterator[Server]:
     """A server of the model on a free port, ended with the block.
 
-    Raises:
-        RuntimeError: It does not start; what it wrote is on the screen.
+    Raises `RuntimeError` where it does not start; what it wrote is on the screen.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -64,11 +64,7 @@ def build(desk: Desk, folder: Path | None = None) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, host: str, port: int, password: str | None) -> None:
-    """Serve the page until it is closed.
-
-    Raises:
-        OSError: The port is taken.
-    """
+    """Serve the page until it is closed; raises `OSError` where the port is taken."""
     page.queue(default_concurrency_limit=8, max_size=200, api_open=False)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     page.launch(

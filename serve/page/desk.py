@@ -85,11 +85,7 @@ class Desk:
         return ""
 
     def ask(self, session: Session, question: str) -> Iterator[None]:
-        """Ask a question; the session changes with every step.
-
-        Raises:
-            ValueError: The question cannot be asked (`problem`).
-        """
+        """Ask a question; the session changes with every step. Raises `ValueError` where there is a `problem`."""
         if problem := self.problem(session, question):
             raise ValueError(problem)
         with session.answering():
@@ -103,10 +99,7 @@ class Desk:
         """Ask the last question again under a condition.
 
         It is asked by itself: earlier answers would tell what the ECG shows. Where there were some, the question about
-        this ECG is asked by itself, too.
-
-        Raises:
-            ValueError: There is no answer to compare with.
+        this ECG is asked by itself, too. Raises `ValueError` where there is no answer to compare with.
         """
         with session.answering():
             if not session.can_ask_again():

@@ -29,55 +29,34 @@ _MEANINGS: dict[tuple[Condition, bool], str] = {  # by condition, and whether th
 
 @dataclass
 class Answer:
-    """An answer of the model, also while it is being given.
+    """An answer of the model, also while it is being given."""
 
-    Attributes:
-        words: The words so far.
-        state: Whether the model is answering, has finished, was stopped, or failed.
-        about: The patient and measurements of the ECG, where it is not the one in the question.
-    """
-
-    words: str = ""
+    words: str = ""  # so far
     state: Literal["asking", "done", "stopped", "failed"] = "asking"
-    about: str = ""
+    about: str = ""  # the patient and measurements of the ECG, where it is not the one in the question
 
 
 @dataclass
 class Turn:
-    """A question, its answer, and the answers to it under other conditions.
-
-    Attributes:
-        history: Earlier turns that the model was asked with.
-        columns: The same question asked again, by condition: "real" where the first answer had a history.
-    """
+    """A question, its answer, and the answers to it under other conditions."""
 
     question: str
     answer: Answer
-    history: list[tuple[str, str]]
-    columns: dict[str, Answer] = field(default_factory=dict)
+    history: list[tuple[str, str]]  # earlier turns that the model was asked with
+    columns: dict[str, Answer] = field(default_factory=dict)  # by condition; "real" where the first had a history
 
 
 @dataclass
 class Session:
-    """State of one visitor's page.
-
-    Attributes:
-        recordings: The first ECG, and the second.
-        compare: Whether questions are about both.
-        notes: Message about each place: why an upload was not read.
-        waiting: Uploaded files of each place that do not say what their numbers mean.
-        turns: The conversation about these recordings. Other recordings begin another one.
-        stop: Ends the answer that is being given.
-        busy: Held while one is.
-    """
+    """State of one visitor's page; recordings, notes and waiting have one entry for each of the two places."""
 
     recordings: list[Recording | None] = field(default_factory=lambda: [None, None])
-    compare: bool = False
-    notes: list[str] = field(default_factory=lambda: ["", ""])
-    waiting: list[list[tuple[str, bytes]]] = field(default_factory=lambda: [[], []])
-    turns: list[Turn] = field(default_factory=list)
-    stop: Event = field(default_factory=Event)
-    busy: Lock = field(default_factory=Lock)
+    compare: bool = False  # whether questions are about both
+    notes: list[str] = field(default_factory=lambda: ["", ""])  # why an upload was not read
+    waiting: list[list[tuple[str, bytes]]] = field(default_factory=lambda: [[], []])  # files of bare numbers
+    turns: list[Turn] = field(default_factory=list)  # the conversation about these recordings; others begin another
+    stop: Event = field(default_factory=Event)  # ends the answer that is being given
+    busy: Lock = field(default_factory=Lock)  # held while one is
 
     def subjects(self) -> list[Recording]:
         """The recordings questions are about."""
@@ -103,7 +82,8 @@ class Session:
     def answering(self) -> Iterator[None]:
         """Stop the answer that is still being given, and hold the session for the next one.
 
-        Raises `ValueError` where the answer before does not end.
+        Raises:
+            ValueError: The answer before does not end.
         """
         self.stop.set()
         if not self.busy.acquire(timeout=60):

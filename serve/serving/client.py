@@ -88,8 +88,8 @@ class EcgChat:
             ServerError: The server cannot be reached, refuses the request or fails.
         """
         reply = self._client.json(_CHAT, self._body(ecgs, question, history, max_tokens))
-        text, cut = reply.at("choices", 0, "message", "content"), reply.at("choices", 0, "finish_reason") == "length"
         prompt_tokens, tokens = (int(reply.at("usage", name)) for name in ("prompt_tokens", "completion_tokens"))
+        text, cut = reply.at("choices", 0, "message", "content"), reply.at("choices", 0, "finish_reason") == "length"
         return Answer((text or "").strip(), self.model, self._hash(reply), cut, prompt_tokens, tokens)
 
     def stream(

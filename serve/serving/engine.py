@@ -74,11 +74,7 @@ def streamed(produce: Callable[[Put, Over], None], stop: Event | None) -> Iterat
 
 
 class RemoteEngine:
-    """A model behind `python -m serve.server`, which is asked over HTTP.
-
-    Raises:
-        ServerError: The server cannot be reached, or does not answer as ours does.
-    """
+    """A model behind `python -m serve.server`, which is asked over HTTP; raises as `EcgChat.models`."""
 
     def __init__(self, chat: EcgChat) -> None:
         self._chat, self.name, self.digest = chat, chat.model, chat.hash()

@@ -63,8 +63,7 @@ class ElmProcessingInfo(BaseProcessingInfo):
 
     def get_hf_config(self) -> ElmConfig:
         """The model's configuration."""
-        config: ElmConfig = self.ctx.get_hf_config(ElmConfig)
-        return config
+        return self.ctx.get_hf_config(ElmConfig)
 
     @property
     def processor(self) -> ElmProcessor:

@@ -87,8 +87,7 @@ class ElmRenderer(HfRenderer):
         one_each = torch.ones(len(ecgs), 1, dtype=torch.bool)
         with self._lock:
             inputs = processor(conversation, ecg_mask=one_each, measured=lines, add_generation_prompt=prompt)
-        ids: list[int] = inputs["input_ids"][0].tolist()
-        return ids
+        return inputs["input_ids"][0].tolist()
 
     def _data(self, ecgs: list[Ecg]) -> dict[str, object]:
         return {"multi_modal_data": {"ecg": ecgs}} if ecgs else {}
