@@ -8,14 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, Cache
 
-import elm
 from data.conversations.rows import QuestionSet, Row, answer_text
 from data.ecg import EcgSource
 from data.experiment.conditions import Altered, condition_named
@@ -23,7 +21,7 @@ from data.measure import NOT_MEASURABLE, version
 from elm import ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.features import encode_ecgs, weights_hash
 from elm.model.attention import positions_of
-from elm.training.run import measured_of, questions_of, stores_of
+from elm.saved.run import SavedRun
 from eval.answerers.base import LEVELS, FeatureSource, MeasuredSource, question_messages
 
 MEAN_OF = 500  # training records: their mean is known to a twentieth of their spread
@@ -267,27 +265,22 @@ def placed(model: ElmForConditionalGeneration, inputs: Tensors) -> dict[str, tor
     return dict(BatchFeature(dict(inputs)).to(model.device, model.dtype))
 
 
-def load_questions(model_dir: Path) -> QuestionSet:
-    """The questions a saved model was trained for, as its folder records them."""
-    return questions_of(model_dir)
-
-
-def load_responder(model_dir: Path, questions: QuestionSet, batch_size: int) -> ModelResponder:
+def load_responder(saved: SavedRun, questions: QuestionSet, batch_size: int) -> ModelResponder:
     """A saved model, ready to be asked, on the GPU if there is one. Its frozen encoder runs once per recording.
 
     An answer may be as long as the longest right one, lest a right answer be cut and count as wrong.
     """
-    model, processor = elm.load(model_dir)
+    model, processor = saved.model, saved.processor
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    features, zeros, altered = stores_of(model_dir, model, processor, questions)
+    stores = saved.stores(questions)
     answers = {answer_text(row["answer"]) for row in questions.test}
     return ModelResponder(
         model,
         processor,
         questions.source,
-        SplitStore(features, altered),
-        zeros=zeros,
-        measured=measured_of(model_dir, questions),
+        SplitStore(stores.features, stores.altered),
+        zeros=stores.zeros,
+        measured=saved.measured(questions),
         training_records=(record for row in questions.train for record in row["ecgs"]),
         batch_size=batch_size,
         max_new_tokens=max(48, *(len(processor.answer_ids(answer)) for answer in answers)),

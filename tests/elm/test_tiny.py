@@ -35,6 +35,7 @@ def test_a_tiny_encoder_is_made_once_and_the_same_each_time(kind, model_type, qu
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tiny-heartlang", "tiny-cnn"])
 def test_it_tells_rhythms_apart_after_seconds(kind, questions, tmp_path):
     """Of patients it has not seen: it learned from reports what a question will ask."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 
 import numpy as np
 import pytest
@@ -13,10 +12,12 @@ from transformers import LlamaConfig, MistralConfig, Qwen3Config
 
 from data.conversations.rows import QuestionSet, assistant, question_row, user
 from data.ecg import LEADS, Ecg
+from data.experiment import conditions
 from data.experiment.conditions import Altered
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.features import FeatureStore
-from elm.training.settings import ElmArguments
+from elm.saved.arguments import ElmArguments
+from elm.saved.run import SavedRun
 from elm.training.tiny import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
 from eval.answerers.base import question_messages
@@ -326,8 +327,6 @@ def test_the_name_tells_what_answers_depend_on(make_model, recordings):
 
 def test_a_saved_model_is_asked_with_its_own_caches(pair, recordings, rows, tmp_path, monkeypatch):
     """Altered recordings apart, by the version of the alterations; answers may be as long as the longest right one."""
-    from elm.training import run as training
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = dataclasses.asdict(ElmArguments(cache_dir=str(tmp_path / "cache")))
     for part in pair:
@@ -336,7 +335,7 @@ def test_a_saved_model_is_asked_with_its_own_caches(pair, recordings, rows, tmp_
     long = {**rows[0], "answer": [" and ".join(WORDS * 6)]}
     patients = dict.fromkeys(recordings, "p")
     questions = QuestionSet("tiny", recordings, "tiny", rows, [*rows, long], [], patients, [])
-    responder = load_responder(tmp_path / "model", questions, 4)
+    responder = load_responder(SavedRun(tmp_path / "model"), questions, 4)
     length = len(pair[1].answer_ids(long["answer"][0]))
     assert length > 48 and responder.max_new_tokens == length
     assert responder.training_records == sorted({record for row in rows for record in row["ecgs"]})
@@ -348,10 +347,8 @@ def test_a_saved_model_is_asked_with_its_own_caches(pair, recordings, rows, tmp_
 
     plain_store, own = (responder.features.stores[altered].folder for altered in (False, True))
     assert own != plain_store != responder.zeros.folder
-    changed = tmp_path / "conditions.py"
-    changed.write_text("another version")
-    monkeypatch.setattr(training.inspect, "getfile", lambda cls: os.fspath(changed))
-    again = load_responder(tmp_path / "model", questions, 4)
+    monkeypatch.setattr(conditions, "VERSION", conditions.VERSION + 1)
+    again = load_responder(SavedRun(tmp_path / "model"), questions, 4)
     assert again.features.stores[False].folder == plain_store
     assert again.features.stores[True].folder != own
 
