@@ -19,8 +19,7 @@ class EcgGenerationMixin(GenerationMixin):
     @property
     def ecg_inputs(self) -> tuple[str, ...]:
         """Every name under which `forward` takes something of an ECG."""
-        names: tuple[str, ...] = self.model.ecg_inputs
-        return names
+        return tuple(self.model.ecg_inputs)
 
     def never_say_placeholders(self) -> None:
         """Without a cache, a placeholder the model said itself would be one more than its ECGs have tokens."""

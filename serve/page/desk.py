@@ -4,7 +4,6 @@ import logging
 import re
 import traceback
 from collections.abc import Iterator, Sequence
-from threading import Thread
 
 from data.readers.budget import Budget, UploadError
 from data.readers.staging import read_uploaded
@@ -39,10 +38,6 @@ class Desk:
 
     def __init__(self, engine: Engine, shelf: Shelf) -> None:
         self.engine, self.shelf, self.sessions = engine, shelf, Sessions()
-
-    def warm(self) -> None:
-        """Measure the shelf in the background."""
-        Thread(target=self.shelf.warm, daemon=True, name="measure the examples").start()
 
     def example(self, session: Session, place: int, number: int) -> None:
         """Take one of the examples."""

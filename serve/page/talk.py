@@ -89,12 +89,9 @@ class Talk:
         yield self._finished(session, note)
 
     def _on_ask(self, words: str, request: gr.Request) -> Iterator[Update]:
-        session = self.desk.sessions[request.session_hash]
-        if problem := self.desk.problem(session, words):
-            yield self._finished(session, problem)
-            return
-        yield {self.question: ""}
-        yield from self._answering(session, self.desk.ask(session, words))
+        if not self.desk.problem(self.desk.sessions[request.session_hash], words):
+            yield {self.question: ""}
+        yield from self._on_suggestion(words, request)
 
     def _on_suggestion(self, words: str, request: gr.Request) -> Iterator[Update]:
         session = self.desk.sessions[request.session_hash]

@@ -19,8 +19,8 @@ Turns = Sequence[tuple[str, str]]  # earlier questions about the same recordings
 def conversation(ecgs: int, question: str, history: Turns = ()) -> list[Message]:
     """A question and the turns before it as messages; the recordings stand in the first of them."""
     messages: list[Message] = []
-    for i, (earlier, answer) in enumerate(history):
-        messages += [user(0 if i else ecgs, earlier), assistant(answer)]
+    for earlier, answer in history:
+        messages += [user(0 if messages else ecgs, earlier), assistant(answer)]
     return [*messages, user(0 if messages else ecgs, question)]
 
 

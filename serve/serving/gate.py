@@ -75,10 +75,6 @@ def _integer(text: str) -> int:
     return number
 
 
-class ClientLeft(Exception):
-    """There is nobody to answer."""
-
-
 class Gate:
     """ASGI middleware. Refusals are JSON in the form of OpenAI's, so that clients show the sentence."""
 
@@ -111,9 +107,8 @@ class Gate:
         refusal, body = self._refusal(scope), b""
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await self._body(receive, keep=refusal is None)
-        except ClientLeft:
-            return
+                if (body := await self._body(receive, keep=refusal is None)) is None:
+                    return
         except TimeoutError:
             refusal = refusal or (408, f"the request was not here after {BODY_SECONDS} seconds")
         if refusal is None and (scope["method"], scope["path"]) == CHAT:
@@ -138,17 +133,17 @@ class Gate:
         headers.append((b"content-length", str(len(body)).encode()))
         await self.app({**scope, "headers": headers}, received, named)
 
-    async def _body(self, receive: Receive, keep: bool) -> bytes:
-        """The body, read within the limit.
+    async def _body(self, receive: Receive, keep: bool) -> bytes | None:
+        """The body, read within the limit; None where the client hangs up before the end, and nobody waits for a reply.
 
         A refused one is read too, though dropped: a client that still sends when the connection ends may not see the
-        reply. Raises `ClientLeft` where the client hangs up before the end.
+        reply.
         """
         parts, room = [], self.max_bytes
         while room > 0:
             event = await receive()
             if event["type"] == "http.disconnect":
-                raise ClientLeft
+                return None
             part = event.get("body", b"")
             room -= len(part)
             if keep:

@@ -104,10 +104,7 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
         return logits
 
     def load_weights(self, weights: Weights) -> set[str]:
-        """Load the weights that `elm.save` wrote.
-
-        Returns:
-            Names of the loaded parameters.
+        """Load the weights that `elm.save` wrote; returns the names of the loaded parameters.
 
         Raises:
             RuntimeError: A weight of encoder or projector is missing, unexpected or misshapen, or vLLM's language model
