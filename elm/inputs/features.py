@@ -246,7 +246,7 @@ class FeatureStore:
             for start in range(0, len(records), batch_size):
                 ecgs = [self.source[record] for record in records[start : start + batch_size]]
                 output = encode_ecgs(encoder, self.extractor, ecgs, self.zero)
-                parts.append((output.last_hidden_state.float().cpu().numpy(), output.mask.cpu().numpy()))
+                parts.append((output["last_hidden_state"].float().cpu().numpy(), output["mask"].cpu().numpy()))
         finally:
             encoder.train(training)
         return np.concatenate([features for features, _ in parts]), np.concatenate([mask for _, mask in parts])

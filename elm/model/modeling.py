@@ -248,7 +248,8 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
 
         The other arguments are those of `ElmModel.forward`.
         """
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        out = self.model(**text, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         hidden = out.last_hidden_state if isinstance(keep, int) else out.last_hidden_state[:, keep]
         logits = self.logits_of(hidden)

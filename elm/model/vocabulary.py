@@ -12,7 +12,7 @@ is trained.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -103,7 +103,8 @@ def planned(
 ) -> EcgByteConfig:
     """The configuration that `encoder` would find, of the largest vocabulary it may learn."""
     if tokenizer is not None:
-        return EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer), lead_tokens)[0].config
+        loaded, _ = EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer), lead_tokens)
+        return cast("EcgByteConfig", loaded.config)
     leads = len(settings.get("leads", LEADS)) if lead_tokens else 0
     return EcgByteConfig(vocabulary=LEVELS + merges + leads, budget=max_tokens + leads)
 
