@@ -1,13 +1,18 @@
-"""Another process beside this one, on CPUs: it ends when this one does, however that is."""
+"""Other processes beside this one, which end when it does, however that is."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import Any, ClassVar, TypeVar
+
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
 
 
 def end_with_parent() -> None:
@@ -22,13 +27,9 @@ def end_with_parent() -> None:
 
 @contextmanager
 def beside(function: Callable[..., object], *args: object) -> Iterator[None]:
-    """Call a function in another process while the block runs; leaving the block waits for it.
+    """Call a function of a module in another process while the block runs; leaving the block waits for it.
 
-    Where the block fails, the other process is ended.
-
-    Args:
-        function: Of a module's top level.
-        args: Its arguments; they are pickled.
+    Where the block fails, the other process is ended. The arguments are pickled.
 
     Raises:
         RuntimeError: The function failed. Its traceback went to standard error.
@@ -51,3 +52,34 @@ def beside(function: Callable[..., object], *args: object) -> Iterator[None]:
 def _call(function: Callable[..., object], args: tuple[object, ...]) -> None:
     end_with_parent()
     function(*args)
+
+
+def in_processes(
+    work: Callable[..., Result], chunks: Sequence[Chunk], *inputs: object, jobs: int, start: str | None = None
+) -> Iterator[Result]:
+    """Results of `work(chunk, *inputs)` for every chunk, in order. Each process is sent work and inputs once.
+
+    With one job this process works alone. `start` is how processes are started: `"spawn"` where torch's threads would
+    not survive a fork.
+    """
+    if jobs <= 1:
+        yield from (work(chunk, *inputs) for chunk in chunks)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context(start), _begin, (work, inputs)) as pool:
+        yield from pool.map(_do, chunks)
+
+
+class _Process:
+    """Work and inputs of a process of the pool."""
+
+    work: ClassVar[Callable[..., Any]]
+    inputs: ClassVar[Sequence[object]]
+
+
+def _begin(work: Callable[..., Result], inputs: Sequence[object]) -> None:
+    end_with_parent()
+    _Process.work, _Process.inputs = work, inputs
+
+
+def _do(chunk: object) -> Any:
+    return _Process.work(chunk, *_Process.inputs)
