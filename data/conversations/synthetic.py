@@ -7,8 +7,6 @@ answers. A question alone therefore tells nothing about its answer, and a model 
 Question types are those of ECG-QA (Oh et al., NeurIPS 2023): `single-verify`, `single-choose`, `single-query`, and
 `comparison_consecutive-*` (two recordings of a patient) and `comparison_irrelevant-*` (of two patients).
 
-With `pairs`, two-ECG questions of training are many about each of so many pairs (`synthetic_pairs`).
-
 Questions about voltage are a negative control (`control="voltage"`): voltage is a gain on the whole recording, which an
 encoder blind to gain cannot read.
 """
@@ -34,27 +32,18 @@ class _Asker:
 
     def __init__(self, cohort: SyntheticCohort, records: Array, per_question: int, rng: np.random.Generator) -> None:
         self.cohort, self.records, self.per_question, self.rng = cohort, records, per_question, rng
-        visits = records.reshape(-1, cohort.records_per_patient)
-        if cohort.records_per_patient > 1:
-            both = np.concatenate([visits[:, :2], visits[:, 1::-1]])  # "new" must not mean "later" only
-        else:
-            both = np.zeros((0, 2), int)
+        per_patient = cohort.records_per_patient
+        visits = records.reshape(-1, per_patient)[:, :2] if per_patient > 1 else np.zeros((0, 2), int)
+        both = np.concatenate([visits, visits[:, ::-1]])  # "new" must not mean "later" only
         others = np.stack([rng.permutation(records), rng.permutation(records)], axis=1)
-        patient = others // cohort.records_per_patient
+        patient = others // per_patient
         self.pairs = {"consecutive": both, "irrelevant": others[patient[:, 0] != patient[:, 1]]}
         self.rows: list[Row] = []
 
     def ask(
-        self,
-        kind: str,
-        template: int,
-        attribute: str,
-        phrasings: Sequence[str],
-        about: Array,
-        answers: Iterable[tuple[Sequence[str], Array]],
-        control: str = "",
-        share: float = 1.0,
-    ) -> None:
+        self, kind: str, template: int, attribute: str, phrasings: Sequence[str], about: Array,
+        answers: Iterable[tuple[Sequence[str], Array]], control: str = "", share: float = 1.0,
+    ) -> None:  # fmt: skip
         """Rows that ask about equally many items of `about` `[items, ecgs]` for each (answer, bool `[items]`).
 
         None where fewer than two answers are given: the question would give its answer away.
@@ -74,14 +63,8 @@ class _Asker:
             for k, item in enumerate(about[self.rng.choice(items, each, replace=False)].tolist()):
                 ids = [records[i] for i in item]
                 phrasing = k % len(phrasings)  # they rotate within each answer, so that each of them is balanced too
-                self.rows.append(
-                    {
-                        **alike[phrasing],
-                        "id": f"{template}/{attribute}/{'+'.join(ids)}/{phrasing}",
-                        "ecgs": ids,
-                        "patient_ids": [patient_of[i] for i in ids],
-                    }
-                )
+                name, patients = f"{template}/{attribute}/{'+'.join(ids)}/{phrasing}", [patient_of[i] for i in ids]
+                self.rows.append({**alike[phrasing], "id": name, "ecgs": ids, "patient_ids": patients})
 
     def all(self) -> list[Row]:
         """Every template about every finding."""
@@ -102,10 +85,9 @@ class _Asker:
             texts = [text.format(a, b) for text in CHOOSE]
             self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.15)
         for template, (name, (text, labels)) in enumerate(QUERIES.items(), start=4):
-            value = cohort.categories[name]
-            if name == "st":
-                value = np.where(cohort.askable(ST_SITES[1]), value, -1)
-            queries = [([label], value[self.records] == i) for i, label in enumerate(labels)]
+            may = cohort.askable(ST_SITES[1]) if name == "st" else True
+            value = np.where(may, cohort.categories[name], -1)[self.records]
+            queries = [([label], value == i) for i, label in enumerate(labels)]
             control = "voltage" if name == "voltage" else ""
             self.ask("single-query", template, name, [text], one, queries, control, share=0.35)
         answers: list[tuple[Sequence[str], Array]]
@@ -125,14 +107,14 @@ class _Asker:
         return self.rows
 
 
-def _report_row(cohort: SyntheticCohort, i: int, rng: np.random.Generator) -> Row:
-    """Asks for the report of recording number `i`."""
-    record = cohort.records[i]
-    text = cohort.report(record, rng)
-    return question_row(
-        id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]], question_type="report",
-        question=_ASK_REPORT[rng.integers(len(_ASK_REPORT))], answer=[text],
-    )  # fmt: skip
+def _report_rows(cohort: SyntheticCohort, records: Array, rng: np.random.Generator) -> list[Row]:
+    """Rows that ask for the reports of these recordings."""
+    return [
+        question_row(
+            id=f"report/{record}", ecgs=[record], patient_ids=[cohort.patient_of[record]], question_type="report",
+            answer=[cohort.report(record, rng)], question=_ASK_REPORT[rng.integers(len(_ASK_REPORT))],
+        ) for record in (cohort.records[i] for i in records.tolist())
+    ]  # fmt: skip
 
 
 def load(
@@ -155,7 +137,8 @@ def load(
             finding is rarer. The other kinds of question get a fixed share of it.
         held_out_questions: The same for the held-out split.
         seed: Seed of the cohort and of the questions.
-        pairs: Of so many pairs of training recordings many questions each, in place of single ones about two ECGs.
+        pairs: Ask many questions about each of so many pairs of training recordings (`synthetic_pairs`), in place of
+            single ones about two ECGs.
         cache: Folder for the simulated recordings.
     """
     if held_out not in ("test", "validation"):
@@ -163,24 +146,23 @@ def load(
     cohort = SyntheticCohort(patients + 2 * held_out_patients, seed=seed, cache=cache)
     visits = np.arange(len(cohort)).reshape(-1, cohort.records_per_patient)
     start = patients + (held_out_patients if held_out == "validation" else 0)
-    train, test = visits[:patients].ravel(), visits[start : start + held_out_patients].ravel()
-    rng = np.random.default_rng([seed, 3])
-    reports = [_report_row(cohort, i, rng) for i in train.tolist()]
-    first_visits = test[:: cohort.records_per_patient][:_HELD_OUT_REPORTS]
-    rng = np.random.default_rng([seed, 6, start])
-    test_reports = [_report_row(cohort, i, rng) for i in first_visits.tolist()]
-    train_rows = _Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all()
+    train, test = visits[:patients], visits[start : start + held_out_patients]
+
+    def rng(*stream: int) -> np.random.Generator:
+        return np.random.default_rng([seed, *stream])
+
+    train_rows = _Asker(cohort, train.ravel(), questions, rng(4)).all()
     if pairs:
         train_rows = [row for row in train_rows if len(row["ecgs"]) == 1]
-        train_rows += pair_rows(cohort, train, pairs, np.random.default_rng([seed, 7]))
+        train_rows += pair_rows(cohort, train.ravel(), pairs, rng(7))
     return QuestionSet(
         name="simulated cohort",
         source=cohort,
         source_key=cohort.key,
         train=train_rows,
-        test=_Asker(cohort, test, held_out_questions, np.random.default_rng([seed, 5, start])).all(),
-        reports=reports,
-        test_reports=test_reports,
+        test=_Asker(cohort, test.ravel(), held_out_questions, rng(5, start)).all(),
+        reports=_report_rows(cohort, train.ravel(), rng(3)),
+        test_reports=_report_rows(cohort, test[:_HELD_OUT_REPORTS, 0], rng(6, start)),
         patient_of=cohort.patient_of,
         notes=[
             f"Simulated recordings with planted findings: {patients} training and {held_out_patients} {held_out} "

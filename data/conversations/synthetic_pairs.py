@@ -27,13 +27,7 @@ def pair_rows(cohort: SyntheticCohort, records: Array, pairs: int, rng: np.rando
     """Up to `PER_PAIR` questions about each of so many pairs of ECGs; every second pair is of one patient.
 
     While rows are drawn, what is ahead of its share (`SHARES`) waits. Half the pairs of two patients share a finding,
-    else "both" would be too rare.
-
-    Args:
-        cohort: The simulated patients.
-        records: Which of its recordings, those of a patient together.
-        pairs: How many pairs.
-        rng: Draws pairs and questions.
+    else "both" would be too rare. In `records`, numbers in the cohort, those of a patient stand together.
     """
     visits = rng.permutation(records.reshape(-1, cohort.records_per_patient))
     present, askable = (np.stack([of(name) for name in FINDINGS]) for of in (cohort.present, cohort.askable))

@@ -35,10 +35,6 @@ QUERIES = {
     "voltage": ("How high is the QRS voltage of this ECG?", VOLTAGES),
 }
 # The family of each finding and of each attribute that is queried.
-GROUPS = {
-    **dict.fromkeys(("rhythm", "atrial fibrillation"), "rhythm"), **dict.fromkeys(("rate", *RATES), "rate"),
-    "first degree AV block": "AV conduction", **dict.fromkeys(("conduction", *CONDUCTIONS), "conduction"),
-    "premature ventricular complexes": "ectopy", **dict.fromkeys(("st", *ST_SITES), "ST"),
-    **dict.fromkeys(("axis", *AXES), "axis"), **dict.fromkeys(("noise", *NOISES), "noise"),
-    **dict.fromkeys(("voltage", *VOLTAGES), "voltage"), "normal ECG": "normal ECG",
+GROUPS = {label: {"st": "ST"}.get(name, name) for name, (_, labels) in QUERIES.items() for label in (name, *labels)} | {
+    "first degree AV block": "AV conduction", "premature ventricular complexes": "ectopy", "normal ECG": "normal ECG",
 }  # fmt: skip
