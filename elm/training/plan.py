@@ -6,11 +6,11 @@ Activations are what autograd keeps of a Llama layer with LoRA; time follows fro
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
+from jinja2 import Environment, StrictUndefined
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -55,32 +55,18 @@ class PlanArguments:
             )
 
 
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Model:
-    """Parameters and bytes, counted on a model without storage.
-
-    Attributes:
-        config: Its configuration.
-        total: Parameters of the model as it is saved.
-        trained: Of LoRA and whatever is trained in full.
-        quantized: Weights held in 4 bits.
-        linear: Weights of the language model's linear layers.
-        lora: Of LoRA alone.
-        weight_bytes: In training, all copies.
-        adapted: Width of the input of each layer with LoRA, of one block.
-    """
+    """Parameters and bytes, counted on a model without storage."""
 
     config: ElmConfig
-    total: int
-    trained: int
-    quantized: int
-    linear: int
-    lora: int
-    weight_bytes: float
-    adapted: dict[str, int]
+    total: int  # parameters of the model as it is saved
+    trained: int  # of LoRA and whatever is trained in full
+    quantized: int  # weights held in 4 bits
+    linear: int  # weights of the language model's linear layers
+    lora: int  # of LoRA alone
+    weight_bytes: float  # in training, all copies
+    adapted: dict[str, int]  # width of the input of each layer with LoRA, of one block
 
 
 def skeleton(
@@ -110,20 +96,14 @@ def skeleton(
 
 def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     """The encoder's configuration, with those of `encoder_args` that it has."""
-    name = arguments.encoder
+    name, changes = arguments.encoder, as_mapping("encoder_args", arguments.encoder_args)
     if name == EcgByteConfig.model_type:
-        return vocabulary.planned(**as_mapping("encoder_args", arguments.encoder_args))
-    kind = ENCODERS.get(name) or find_config(name)
-    config: EcgEncoderConfig
-    if name in tiny_encoder.ENCODERS:
-        config = tiny_encoder.ENCODERS[name].config()
-    else:
-        config = kind() if kind is not None else AutoConfig.from_pretrained(name)
+        return vocabulary.planned(**changes)
+    tiny, kind = tiny_encoder.ENCODERS.get(name), ENCODERS.get(name) or find_config(name)
+    make = tiny.config if tiny is not None else kind
+    config: EcgEncoderConfig = AutoConfig.from_pretrained(name) if make is None else make()
     settings = config.to_dict()
-    changes = {
-        key: value for key, value in as_mapping("encoder_args", arguments.encoder_args).items() if key in settings
-    }
-    return type(config)(**settings | changes)
+    return type(config)(**settings | {key: value for key, value in changes.items() if key in settings})
 
 
 def _first_block(language: PreTrainedModel) -> nn.Module:
@@ -134,8 +114,7 @@ def _first_block(language: PreTrainedModel) -> nn.Module:
     """
     for module in language.modules():
         if isinstance(module, nn.ModuleList) and any("gate_proj" in name for name in linear_layers(module[0])):
-            block: nn.Module = module[0]
-            return block
+            return module[0]
     kind = language.config.model_type
     raise ValueError(f"--plan knows the memory of blocks like those of Llama, Qwen and Gemma, not of {kind}'s")
 
@@ -144,27 +123,26 @@ def count(
     model: ElmForConditionalGeneration, arguments: ElmArguments, model_args: ModelConfig, dtype: torch.dtype
 ) -> Model:
     """Parameters and bytes of a model in training; puts LoRA on it."""
-    config, total = model.config, sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in model.parameters())
     linear = [layer.get_parameter("weight") for layer in linear_layers(model.model.language_model).values()]
     in_4_bits = {id(weight) for weight in linear} if arguments.quantization else set()
-    outside = {id(p) for part in (model.model.encoder, model.model.projector) for p in part.parameters()}
+    in_float32 = {id(p) for part in (model.model.encoder, model.model.projector) for p in part.parameters()}
     tuned = get_peft_model(model, lora(model_args, model, arguments.train_encoder))
-    trained = of_lora = quantized = 0
-    weight_bytes = 0.0
-    for name, parameter in tuned.named_parameters():
-        if parameter.requires_grad:
-            trained += parameter.numel()
-            of_lora += parameter.numel() * ("lora_" in name)
-            weight_bytes += 4 * parameter.numel()
-        elif id(parameter) in in_4_bits:
-            quantized += parameter.numel()
-            weight_bytes += BYTES_PER_WEIGHT * parameter.numel()
-        else:  # encoder and projector are loaded in float32
-            weight_bytes += parameter.numel() * (4 if id(parameter) in outside else dtype.itemsize)
+
+    def bytes_of(parameter: nn.Parameter) -> float:
+        if parameter.requires_grad or id(parameter) in in_float32:
+            return 4 * parameter.numel()
+        return parameter.numel() * (BYTES_PER_WEIGHT if id(parameter) in in_4_bits else dtype.itemsize)
+
+    trained = {name: p.numel() for name, p in tuned.named_parameters() if p.requires_grad}
     block = _first_block(tuned.base_model.model.model.language_model)
-    adapted = {name.rpartition(".")[2]: m.in_features for name, m in block.named_modules() if hasattr(m, "lora_A")}
-    in_linear = sum(weight.numel() for weight in linear)
-    return Model(config, total, trained, quantized, in_linear, of_lora, weight_bytes, adapted)
+    return Model(
+        model.config, total, trained=sum(trained.values()), linear=sum(weight.numel() for weight in linear),
+        quantized=sum(p.numel() for p in tuned.parameters() if id(p) in in_4_bits and not p.requires_grad),
+        lora=sum(size for name, size in trained.items() if "lora_" in name),
+        weight_bytes=float(sum(map(bytes_of, tuned.parameters()))),
+        adapted={name.rpartition(".")[2]: m.in_features for name, m in block.named_modules() if hasattr(m, "lora_A")},
+    )  # fmt: skip
 
 
 def _head_width(text: PreTrainedConfig) -> int:
@@ -180,17 +158,16 @@ def activations_per_token(model: Model, lora_r: int, bf16: bool, dropout: bool) 
     dropout a byte of mask for each input.
     """
     text, size = model.config.text_config, 2 if bf16 else 4
-    head = _head_width(text)
-    queries, keys = head * text.num_attention_heads, head * text.num_key_value_heads
+    queries, keys = (_head_width(text) * heads for heads in (text.num_attention_heads, text.num_key_value_heads))
     inputs = {("q_proj", "k_proj", "v_proj"): text.hidden_size, ("gate_proj", "up_proj"): text.hidden_size}
     inputs |= {("down_proj",): text.intermediate_size}
     shared = sum(width for layers, width in inputs.items() if any(layer in model.adapted for layer in layers))
     copies = sum(model.adapted.values())
-    total = 2 * 4 * text.hidden_size + 2 * 4  # norms
-    total += size * (2 * queries + 2 * keys) + 4 * text.num_attention_heads
-    total += size * 3 * text.intermediate_size
-    total += size * (copies if bf16 else shared) + size * lora_r * len(model.adapted)
-    return float(total + dropout * copies)
+    norms = 2 * 4 * text.hidden_size + 2 * 4
+    attention = size * (2 * queries + 2 * keys) + 4 * text.num_attention_heads
+    feed_forward = size * 3 * text.intermediate_size
+    adapters = size * (copies if bf16 else shared) + size * lora_r * len(model.adapted)
+    return float(norms + attention + feed_forward + adapters + dropout * copies)
 
 
 @dataclass(frozen=True)
@@ -206,7 +183,7 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it, with what is not counted."""
-        return (1 + NOT_COUNTED) * float(sum(dataclasses.astuple(self))) + CONTEXT
+        return (1 + NOT_COUNTED) * float(sum(astuple(self))) + CONTEXT
 
 
 def memory(model: Model, training_args: SFTConfig, model_args: ModelConfig, length: int) -> Memory:
@@ -221,16 +198,8 @@ def memory(model: Model, training_args: SFTConfig, model_args: ModelConfig, leng
     blocks = text.num_hidden_layers * block
     if training_args.gradient_checkpointing:
         blocks = text.num_hidden_layers * (2 if bf16 else 4) * text.hidden_size + block
-    return Memory(
-        weights=model.weight_bytes,
-        gradients=4.0 * model.trained,
-        optimizer=8.0 * model.trained,
-        activations=tokens * blocks,
-        head=8.0 * min(tokens, 4096) * min(text.vocab_size, 32_768),
-    )
-
-
-# --- the data ---------------------------------------------------------------------------------------------------------
+    head = 8.0 * min(tokens, 4096) * min(text.vocab_size, 32_768)
+    return Memory(model.weight_bytes, 4.0 * model.trained, 8.0 * model.trained, tokens * blocks, head)
 
 
 @dataclass(frozen=True)
@@ -251,18 +220,14 @@ def measured(arguments: ElmArguments, questions: QuestionSet, tokens_per_ecg: in
     lengths = [_tokens(row, tokens_per_ecg) for row in rows]
     every = (*questions.train, *questions.test, *questions.reports)
     recordings = len({record for row in every for record in row["ecgs"]})
-    return Data(
-        len(questions.train), len(rows), recordings, sum(lengths) / len(lengths), max(lengths),
-        f"{questions.name}, as it is there; a token is taken for {CHARACTERS_PER_TOKEN} characters",
-    )  # fmt: skip
+    source = f"{questions.name}, as it is there; a token is taken for {CHARACTERS_PER_TOKEN} characters"
+    return Data(len(questions.train), len(rows), recordings, sum(lengths) / len(lengths), max(lengths), source)
 
 
 def _tokens(row: Row, tokens_per_ecg: int) -> int:
-    conversations = [row["messages"], *row.get("others", [])]
-    parts = [part["text"] for messages in conversations for message in messages for part in message["content"]]
-    turns = sum(len(messages) for messages in conversations)
-    words = sum(map(len, parts)) / CHARACTERS_PER_TOKEN
-    return round(len(row["ecgs"]) * tokens_per_ecg + words + TOKENS_PER_TURN * turns / 2 + TOKENS_PER_ROW)
+    messages = [message for messages in (row["messages"], *row.get("others", [])) for message in messages]
+    words = sum(len(part["text"]) for message in messages for part in message["content"]) / CHARACTERS_PER_TOKEN
+    return round(len(row["ecgs"]) * tokens_per_ecg + words + TOKENS_PER_TURN * len(messages) / 2 + TOKENS_PER_ROW)
 
 
 def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
@@ -278,96 +243,49 @@ def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
             "needs the questions in place"
         )
     joined = arguments.turns * arguments.questions_per_row
-    single = PUBLISHED_QUESTIONS // 2
-    rows = PUBLISHED_QUESTIONS - single + -(-single // joined)
+    about_one = -(-(PUBLISHED_QUESTIONS // 2) // joined)
+    about_two = PUBLISHED_QUESTIONS - PUBLISHED_QUESTIONS // 2
+    rows = about_one + about_two
     text = PUBLISHED_CHARACTERS / CHARACTERS_PER_TOKEN + TOKENS_PER_TURN
-    tokens = (
-        PUBLISHED_QUESTIONS * text + (2 * PUBLISHED_QUESTIONS - 2 * single + -(-single // joined)) * tokens_per_ecg
-    ) / rows
-    return Data(
-        PUBLISHED_QUESTIONS, rows, PUBLISHED_RECORDS, tokens + TOKENS_PER_ROW,
-        round(max(2 * tokens_per_ecg + text, tokens_per_ecg + joined * text) * 1.25 + TOKENS_PER_ROW),
+    tokens = (PUBLISHED_QUESTIONS * text + (2 * about_two + about_one) * tokens_per_ecg) / rows + TOKENS_PER_ROW
+    longest = round(max(2 * tokens_per_ecg + text, tokens_per_ecg + joined * text) * 1.25 + TOKENS_PER_ROW)
+    source = (
         f"there is no {settings.get('root')}, so ECG-QA on PTB-XL as published, before any is dropped; taken to be "
         f"half about two ECGs, which are not joined, {PUBLISHED_CHARACTERS} characters each, {CHARACTERS_PER_TOKEN} "
-        "to a token",
-    )  # fmt: skip
+        "to a token"
+    )
+    return Data(PUBLISHED_QUESTIONS, rows, PUBLISHED_RECORDS, tokens, longest, source)
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-def plan(
-    arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments
-) -> list[str]:
+def plan(arguments: ElmArguments, training: SFTConfig, model_args: ModelConfig, device: PlanArguments) -> list[str]:
     """Lines that say what a run would need."""
-    settings = as_mapping("dataset_args", arguments.dataset_args)
-    there = "root" not in settings or Path(settings["root"]).is_dir()
-    questions = questions_for(arguments) if there else None
+    name, settings = model_args.model_name_or_path, as_mapping("dataset_args", arguments.dataset_args)
+    questions = questions_for(arguments) if Path(settings.get("root", ".")).is_dir() else None
     empty = skeleton(arguments, model_args, questions)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else empty.dtype
-    model = count(empty, arguments, model_args, dtype)
-    config, encoder = model.config, model.config.encoder_config
-    per_ecg = config.max_tokens_per_ecg
-    data = (
-        measured(arguments, questions, per_ecg, training_args.seed)
-        if questions is not None
-        else as_published(arguments, per_ecg)
-    )
-    batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-    batch *= training_args.world_size
-    steps = training_args.max_steps if training_args.max_steps > 0 else -(-data.rows // batch)
-    steps = steps if training_args.max_steps > 0 else round(steps * training_args.num_train_epochs)
-    needs = memory(model, training_args, model_args, data.longest)
-    tokens = steps * batch * data.tokens
-    flops = tokens * flops_per_token(model, data.tokens, training_args.gradient_checkpointing)
-    aligned = arguments.align_steps * batch * (per_ecg + TOKENS_PER_ROW + 50)
-    flops += aligned * flops_per_token(model, per_ecg + TOKENS_PER_ROW + 50, training_args.gradient_checkpointing)
+    model, encoder = count(empty, arguments, model_args, dtype), empty.config.encoder_config
+    per_ecg = model.config.max_tokens_per_ecg
+    data = measured(arguments, questions, per_ecg, training.seed) if questions else as_published(arguments, per_ecg)
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    steps = training.max_steps if training.max_steps > 0 else round(-(-data.rows // batch) * training.num_train_epochs)
+    checkpointing, to_align = training.gradient_checkpointing, per_ecg + TOKENS_PER_ROW + 50
+    flops = steps * batch * data.tokens * flops_per_token(model, data.tokens, checkpointing)
+    flops += arguments.align_steps * batch * to_align * flops_per_token(model, to_align, checkpointing)
     runs = 1 + arguments.text_only
-    hours = runs * flops / (plan_args.plan_tflops * 1e12 * plan_args.plan_utilization * training_args.world_size) / 3600
+    speed = device.plan_tflops * 1e12 * device.plan_utilization * training.world_size  # FLOPs a second
     projector = sum(p.numel() for p in empty.model.projector.parameters()) // 2  # PEFT trains a copy
-    align = 4.0 * model.total if not arguments.quantization else 0.0
-    align = align / 4 * dtype.itemsize + 12.0 * projector
-    count_saved = training_args.save_total_limit or -(-steps // max(1, int(training_args.save_steps)))
-    checkpoints = runs * count_saved * (12.0 * model.trained + (align if arguments.align_steps else 0.0))
-    is_published = model_args.model_name_or_path in LANGUAGE_MODELS
-    cache = 4.0 * data.recordings * encoder.max_tokens * encoder.output_dim
-    return [
-        f"What {model_args.model_name_or_path} with {arguments.encoder} would need. Nothing was loaded or trained"
-        + (", shapes are those of elm/training/published.py." if is_published else "."),
-        "",
-        f"Parameters: {model.total:,} in all, {model.trained:,} trained (LoRA and projector), "
-        f"{model.quantized:,} held in 4 bits.",
-        f"Tokens per ECG: {per_ecg}, so {per_ecg} per question about one ECG and {2 * per_ecg} about two.",
-        f"Data: {data.source}.",
-        f"Epoch: {data.questions:,} questions in {data.rows:,} rows of {data.tokens:.0f} tokens on average "
-        f"(longest {data.longest:,}), {data.rows * data.tokens / 1e6:,.1f} million tokens.",
-        f"Steps: {arguments.align_steps:,} align, {steps:,} sft, of {batch} rows over {training_args.world_size} "
-        "process(es).",
-        "",
-        "Memory of each device, without sharding:",
-        f"  weights {_size(needs.weights)}: encoder, projector and LoRA float32, language model {dtype}"
-        + (f", its linear layers {8 * BYTES_PER_WEIGHT:.2f} bits a weight" if model.quantized else ""),
-        f"  gradients {_size(needs.gradients)}: float32, of what is trained",
-        f"  optimizer {_size(needs.optimizer)}: AdamW, two float32 for each weight trained",
-        f"  activations {_size(needs.activations)}: {training_args.per_device_train_batch_size} rows of "
-        f"{data.longest:,} tokens, "
-        + ("inputs of all blocks, one block whole" if training_args.gradient_checkpointing else "all blocks"),
-        f"  head {_size(needs.head)}: a tile of logits",
-        f"  in all {_size(needs.total)}: with {NOT_COUNTED:.0%} for what is not counted and {_size(CONTEXT)} of CUDA",
-        "",
-        f"FLOPs: {runs * flops:.2e}"
-        + (" (twice: text_only trains the same without ECGs, which is less)" if arguments.text_only else "")
-        + ". A frozen encoder runs once per recording and is not counted; neither is the audit.",
-        f"Time: {hours:.2g} h at {plan_args.plan_utilization:.0%} of {plan_args.plan_tflops:g} TFLOP/s on "
-        f"{training_args.world_size} device(s).",
-        f"Disk: {_size(cache)} cache ({data.recordings:,} recordings of {encoder.max_tokens} x {encoder.output_dim} "
-        f"float32), {_size(checkpoints)} checkpoints ({count_saved} kept per stage), "
-        f"{_size(runs * model.total * dtype.itemsize)} saved model.",
-    ]  # fmt: skip
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    aligned = 12.0 * projector + (0 if arguments.quantization else model.total * dtype.itemsize)
+    count_saved = training.save_total_limit or -(-steps // max(1, int(training.save_steps)))
+    template = Path(__file__).with_name("plan.txt.jinja").read_text(encoding="utf-8")
+    return Environment(undefined=StrictUndefined, trim_blocks=True).from_string(template).render(
+        name=name, is_published=name in LANGUAGE_MODELS, arguments=arguments, training=training, device=device,
+        model=model, encoder=encoder, per_ecg=per_ecg, data=data, steps=steps, batch=batch, dtype=dtype,
+        needs=memory(model, training, model_args, data.longest), bits=8 * BYTES_PER_WEIGHT, not_counted=NOT_COUNTED,
+        context=CONTEXT, flops=runs * flops, hours=runs * flops / speed / 3600,
+        cache=4.0 * data.recordings * encoder.max_tokens * encoder.output_dim, count_saved=count_saved,
+        checkpoints=runs * count_saved * (12.0 * model.trained + (aligned if arguments.align_steps else 0.0)),
+        saved=runs * model.total * dtype.itemsize,
+    ).splitlines()  # fmt: skip
 
 
 def flops_per_token(model: Model, length: float, checkpointing: bool) -> float:
@@ -377,6 +295,5 @@ def flops_per_token(model: Model, length: float, checkpointing: bool) -> float:
     checkpointed block again; attention reads the whole row. The head, which reads answers alone, is left out.
     """
     text, again = model.config.text_config, int(checkpointing)
-    head = _head_width(text)
-    attention = 4 * length * head * text.num_attention_heads * text.num_hidden_layers
+    attention = 4 * length * _head_width(text) * text.num_attention_heads * text.num_hidden_layers
     return float((4 + 2 * again) * (model.linear + model.lora) + 2 * model.lora + (3 + again) * attention)
