@@ -6,19 +6,12 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from multiprocessing import parent_process
 
 from datasets.utils.logging import disable_progress_bar as hide_bars_of_datasets
 from tqdm.auto import tqdm
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar as hide_bars_of_transformers
 
 SECONDS = 120.0  # between two lines of a stage, where no terminal shows a bar
@@ -40,49 +33,31 @@ def show(trainer: Trainer, name: str) -> None:
 
 
 class Progress(TrainerCallback):
-    """A bar of steps with the loss, and a line at the end. Where no terminal shows the bar, a line now and then.
-
-    Args:
-        name: Of the stage.
-    """
+    """A bar of a stage's steps with the loss, and a line at the end. Without a terminal, lines in place of the bar."""
 
     def __init__(self, name: str) -> None:
         self.name, self.loss, self.began = name, "", 0
         self.since = self.last_line = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """The bar begins at the step from which a stage goes on."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, **kwargs: object) -> None:
+        """Begin the bar at the step from which a stage goes on."""
         self.since = self.last_line = time.perf_counter()
         self.began = state.global_step
-        hidden = args.disable_tqdm or not state.is_world_process_zero
         self.bar = tqdm(
-            total=state.max_steps,
-            initial=self.began,
-            desc=self.name,
-            unit="step",
-            leave=False,
-            disable=hidden or None,
+            total=state.max_steps, initial=self.began, desc=self.name, unit="step", leave=False,
+            disable=args.disable_tqdm or not state.is_world_process_zero or None,
             position=int(parent_process() is not None),
-        )
+        )  # fmt: skip
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """One step further."""
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        """Move the bar."""
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: object,
+        self, args: object, state: TrainerState, control: object, logs: Mapping[str, float], **kwargs: object
     ) -> None:
-        """The loss of the latest steps."""
-        if logs is None or "loss" not in logs:
+        """Show the loss of the latest steps."""
+        if "loss" not in logs:
             return
         self.loss = f", loss {float(logs['loss']):.3f}"
         self.bar.set_postfix_str(self.loss[2:])
@@ -90,10 +65,8 @@ class Progress(TrainerCallback):
             self._print(state, f"step {state.global_step} of {state.max_steps}")
             self.last_line = time.perf_counter()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """The line that stays."""
+    def on_train_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        """Write the line that stays."""
         self.bar.close()
         self._print(state, f"{state.global_step - self.began} steps in {time.perf_counter() - self.since:.0f} s")
 

@@ -1,14 +1,9 @@
-"""A tiny language model and a tiny ECG encoder, made on the spot: the default job needs no download.
+"""Tiny language models and tiny ECG encoders, trained on the spot: the default job needs no download.
 
-The language model is a Llama trained on text alone: it is given a training patient's report in words, where a recording
-would stand, and answers questions about it or repeats it. It learns the language, and to answer from what it is given;
-it has seen no ECG.
+The language model (`tiny_llama`) learns from text alone to answer from reports; it has seen no ECG. The encoder
+(`tiny_encoder`) learns to predict from an ECG which words its report holds; it never sees a question or an answer.
 
-The encoder learns to predict from a training patient's ECG which words and word pairs the report of it holds; it never
-sees a question or an answer. There are three: MELP's architecture at 100 Hz, HeartLang's, and a plain convolutional
-network, which learns more from a few thousand real recordings.
-
-Both are written to a cache folder under the hash of what made them, and are then loaded like any other model.
+Both are written to a cache folder under the hash of their inputs, and are then loaded like any other model.
 """
 
 from __future__ import annotations
@@ -42,26 +37,16 @@ def parts(
 
 
 def language_model(questions: QuestionSet, cache: Path, seed: int = 0, steps: int = tiny_llama.STEPS) -> Path:
-    """A folder with a tiny Llama and its tokenizer, trained on the text of the training split."""
+    """Folder of a tiny Llama and its tokenizer, trained on the text of the training split."""
     return _cached(cache, "tiny-llama", questions, (seed, steps), partial(tiny_llama.train, questions, seed, steps))
 
 
 def encoder(questions: QuestionSet, cache: Path, seed: int = 0, kind: str = "tiny", steps: int | None = None) -> Path:
-    """A folder with a tiny encoder, trained on the reports of the training split.
-
-    Args:
-        questions: Whose reports and recordings.
-        cache: Folder of what is computed once.
-        seed: Of weights and batches.
-        kind: A name in `ENCODERS`: `"tiny"` has MELP's architecture, `"tiny-heartlang"` HeartLang's, `"tiny-cnn"` is a
-            plain convolutional network.
-        steps: How long it learns, if not as long as its kind should.
-    """
+    """Folder of a tiny encoder, one of `tiny_encoder.ENCODERS`, trained on the reports of the training split."""
     reader = tiny_encoder.ENCODERS[kind]
     steps = reader.steps if steps is None else steps
-    return _cached(
-        cache, f"{kind}-encoder", questions, (seed, steps), partial(tiny_encoder.train, questions, reader, seed, steps)
-    )
+    train = partial(tiny_encoder.train, questions, reader, seed, steps)
+    return _cached(cache, f"{kind}-encoder", questions, (seed, steps), train)
 
 
 def _cached(cache: Path, name: str, questions: QuestionSet, key: object, build: Callable[[Path], None]) -> Path:

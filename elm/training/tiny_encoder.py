@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from tqdm.auto import tqdm
 
 from data.conversations.rows import QuestionSet
 from elm.training.tiny_llama import report_of
+from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.cnn import CnnConfig, CnnEncoder, varied
 from encoders.heartlang import HeartLangConfig, HeartLangModel, QrsTokenizer
 from encoders.hub import save_encoder
@@ -44,76 +48,62 @@ def word_targets(reports: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
 
     Those that nearly all or nearly no reports hold are left out.
     """
-    held = []
-    for text in reports:
-        grams: set[str] = set()
+    held: list[set[str]] = [set() for _ in reports]
+    for text, grams in zip(reports, held, strict=True):
         for sentence in text.lower().replace(",", " ").split("."):
             words = sentence.split()
-            grams.update(words, (" ".join(pair) for pair in zip(words, words[1:], strict=False)))
-        held.append(grams)
+            grams.update(words, map(" ".join, pairwise(words)))
     counts = Counter(gram for grams in held for gram in grams)
     words = sorted(g for g, n in counts.items() if 0.01 * len(reports) < n < 0.99 * len(reports))
     return torch.tensor([[word in grams for word in words] for grams in held], dtype=torch.float32), words
 
 
-Inputs = dict[str, torch.Tensor]  # of an encoder, as its extractor makes them
+class _Reader(nn.Module):
+    """A tiny encoder that says which words a report holds.
 
-
-class _MelpReader(nn.Module):
-    """A tiny MELP that says which words a report holds.
-
-    Each caption token answers for its own share of the words: read off their mean, all would become copies of one
-    vector. The rhythm vector answers for all words, so that the contrast pooler learns too.
+    Each token answers for its own share of the words: read off their mean, all would become copies of one vector. What
+    the encoder says of the `whole` recording answers for all words.
     """
 
-    steps, batch = 441, 64
-    config = staticmethod(melp_config)
+    steps: ClassVar[int]
+    batch: ClassVar[int]
+    config: ClassVar[Callable[[], EcgEncoderConfig]]
+    parts: ClassVar[tuple[type[EcgEncoder], type[EcgFeatureExtractor]]]
+    whole: ClassVar[tuple[str, str]]  # output of the encoder `[B, D]`, and D's name in its configuration
 
     def __init__(self, words: int) -> None:
         super().__init__()
-        self.encoder = MelpModel(config := melp_config())
-        self.extractor = MelpFeatureExtractor.from_config(config)
-        self.owner = torch.arange(words) * config.n_queries_caption // words
-        self.heads = nn.ModuleList([nn.Linear(config.caption_dim, words), nn.Linear(config.shared_dim, words)])
+        config, (model, extractor) = self.config(), self.parts
+        self.encoder, self.extractor = model(config), extractor.from_config(config)
+        self.owner = torch.arange(words) * config.max_tokens // words
+        width = getattr(config, self.whole[1])
+        self.heads = nn.ModuleList([nn.Linear(config.output_dim, words), nn.Linear(width, words)])
 
-    def loss(self, inputs: Inputs, held: torch.Tensor) -> torch.Tensor:
-        """Of recordings and the words their reports hold, `[B, words]`."""
+    def loss(self, inputs: dict[str, torch.Tensor], held: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the words that reports hold, `[B, words]`, given what the extractor made of recordings."""
         out = self.encoder(**inputs)
-        of_token = (out.tokens[:, self.owner] * self.heads[0].weight).sum(dim=-1) + self.heads[0].bias  # [B, words]
-        bce = nn.functional.binary_cross_entropy_with_logits
-        return bce(of_token, held) + 0.3 * bce(self.heads[1](out.rhythm), held)
+        of_token = (out.last_hidden_state[:, self.owner] * self.heads[0].weight).sum(dim=-1) + self.heads[0].bias
+        return cross_entropy(of_token, held) + 0.3 * cross_entropy(self.heads[1](out[self.whole[0]]), held)
 
 
-class _HeartLangReader(nn.Module):
-    """A tiny HeartLang that says which words a report holds.
+class _MelpReader(_Reader):
+    """A tiny MELP; its rhythm vector answers for all words, so that the contrast pooler learns too."""
 
-    As in MELP's, each lead's token answers for its own share of the words, and CLS for all. Tokens of beats answer for
-    none: there is no beat that every recording has.
-    """
+    steps, batch, config = 441, 64, staticmethod(melp_config)
+    parts, whole = (MelpModel, MelpFeatureExtractor), ("rhythm", "shared_dim")
 
-    steps, batch = 700, 32
-    config = staticmethod(heartlang_config)
 
-    def __init__(self, words: int) -> None:
-        super().__init__()
-        self.encoder = HeartLangModel(config := heartlang_config())
-        self.extractor = QrsTokenizer.from_config(config)
-        self.owner = torch.arange(words) * config.num_leads // words
-        self.heads = nn.ModuleList([nn.Linear(config.hidden_size, words) for _ in range(2)])
+class _HeartLangReader(_Reader):
+    """A tiny HeartLang; CLS answers for all words. No token is a beat's: there is no beat that all recordings have."""
 
-    def loss(self, inputs: Inputs, held: torch.Tensor) -> torch.Tensor:
-        """Of recordings and the words their reports hold, `[B, words]`."""
-        out = self.encoder(**inputs)
-        of_lead = (out.last_hidden_state[:, self.owner] * self.heads[0].weight).sum(dim=-1) + self.heads[0].bias
-        bce = nn.functional.binary_cross_entropy_with_logits
-        return bce(of_lead, held) + 0.3 * bce(self.heads[1](out.probe), held)
+    steps, batch, config = 700, 32, staticmethod(heartlang_config)
+    parts, whole = (HeartLangModel, QrsTokenizer), ("probe", "hidden_size")
 
 
 class _CnnReader(nn.Module):
-    """A convolutional network that says which words a report holds, from the mean of its tokens."""
+    """A convolutional network, which answers from the mean of its tokens."""
 
-    steps, batch = 900, 64
-    config = CnnConfig
+    steps, batch, config = 900, 64, CnnConfig
 
     def __init__(self, words: int) -> None:
         super().__init__()
@@ -121,27 +111,21 @@ class _CnnReader(nn.Module):
         self.extractor = PatchFeatureExtractor.from_config(config, normalize="zscore")
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(config.output_dim, words))
 
-    def loss(self, inputs: Inputs, held: torch.Tensor) -> torch.Tensor:
-        """Of recordings and the words their reports hold, `[B, words]`."""
+    def loss(self, inputs: dict[str, torch.Tensor], held: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the words that reports hold, `[B, words]`."""
         tokens = self.encoder(varied(inputs["ecg_values"])).last_hidden_state
-        return nn.functional.binary_cross_entropy_with_logits(self.head(tokens.mean(dim=1)), held)
+        return cross_entropy(self.head(tokens.mean(dim=1)), held)
 
 
 # Every tiny encoder by the name that a config gives it.
-ENCODERS: dict[str, type[_MelpReader] | type[_HeartLangReader] | type[_CnnReader]] = {
+ENCODERS: dict[str, type[_Reader] | type[_CnnReader]] = {
     "tiny": _MelpReader,
     "tiny-heartlang": _HeartLangReader,
     "tiny-cnn": _CnnReader,
 }
 
 
-def train(
-    questions: QuestionSet,
-    kind: type[_MelpReader] | type[_HeartLangReader] | type[_CnnReader],
-    seed: int,
-    steps: int,
-    folder: Path,
-) -> None:
+def train(questions: QuestionSet, kind: type[_Reader] | type[_CnnReader], seed: int, steps: int, folder: Path) -> None:
     """Train an encoder of this kind on the reports of the training split, and write it into a folder."""
     records = [row["ecgs"][0] for row in questions.reports]
     targets, words = word_targets([report_of(row) for row in questions.reports])
@@ -149,9 +133,8 @@ def train(
         raise ValueError(f"{questions.name}: its reports share no words, so there is nothing for an encoder to learn")
     torch.manual_seed(seed)
     reader = kind(len(words)).train()
-    reader.encoder.config.pretrained_on = (
-        f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
-    )
+    learned_from = f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
+    reader.encoder.config.pretrained_on = learned_from
     chunks = [records[i : i + 256] for i in range(0, len(records), 256)]
     parts = [
         reader.extractor([questions.source[r] for r in chunk], return_tensors="pt")

@@ -98,13 +98,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 768) -> PreTrainedTo
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )  # fmt: skip
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    settings = {"vocab_size": vocab_size, "special_tokens": SPECIAL, "initial_alphabet": alphabet}
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(**settings, show_progress=False))
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
         additional_special_tokens=["<ecg>", "<user>", "<assistant>"], chat_template=CHAT_TEMPLATE,
@@ -189,16 +185,12 @@ def encode(shown: str, some: Sequence[tuple[str, str]], ids: Callable[[str], lis
 def losses(model: LlamaForCausalLM, rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the answers' tokens, and of the reports'."""
     width = max(len(row["input_ids"]) for row in rows)
-    batch = {
-        name: torch.tensor([row[name] + [filler] * (width - len(row[name])) for row in rows])
-        for name, filler in PADDING.items()
-    }
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    present = torch.arange(width) < lengths[:, None]
+    padded = {key: [row[key] + [filler] * (width - len(row[key])) for row in rows] for key, filler in PADDING.items()}
+    batch = {key: torch.tensor(values) for key, values in padded.items()}
+    present = torch.arange(width) < torch.tensor([[len(row["input_ids"])] for row in rows])
     mask = mask_of_questions(batch["question_ids"], present, model.config._attn_implementation, torch.float32)
-    hidden = model.model(
-        input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"]
-    ).last_hidden_state[:, :-1]
+    inputs = {key: batch[key] for key in ("input_ids", "position_ids")}
+    hidden = model.model(**inputs, attention_mask=mask).last_hidden_state[:, :-1]
 
     def of(places: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(model.lm_head(hidden[places]), batch["input_ids"][:, 1:][places])
