@@ -46,10 +46,7 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 
 
 def main(
-    arguments: ElmArguments,
-    training_args: SFTConfig,
-    model_args: ModelConfig,
-    plan_args: PlanArguments | None = None,
+    arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments | None = None
 ) -> None:
     """Trains one model, then asks it the held-out questions."""
     if plan_args is not None and plan_args.plan:

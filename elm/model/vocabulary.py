@@ -5,10 +5,8 @@ of rows (`elm.model.projectors.Vocabulary`), looked up where another one compute
 with a bigger vocabulary (`as_plain`), which any engine serves; `from_plain` makes the first of the second.
 
 The vocabulary grows in the order of the tokenizer table's `llm_order`: the token at place n of it is `<|ecg:n|>`, and
-its id is that of `<|ecg:0|>` plus n. What the rows begin with decides whether anything is learned: resizing a table the
-usual way draws new rows from a normal distribution of variance 1e-9 around the mean row, so that all are the same word
-to the model, and LoRA leaves the table as it is. Here a row begins with what its token looks like (`content_rows`), and
-is trained.
+its id is that of `<|ecg:0|>` plus n. Rows added the usual way, at random near the mean row, would all be the same word
+to the model, and LoRA leaves the table as it is: here a row begins with what its token looks like, and is trained.
 """
 
 from pathlib import Path
@@ -24,15 +22,8 @@ from elm.model.configuration import ECG_VOCABULARY, ElmConfig, token_name
 from elm.model.families import fit_vocabulary
 from elm.model.modeling import ElmForConditionalGeneration
 from encoders import save_encoder
-from encoders.ecg_byte import (
-    EcgByteConfig,
-    EcgByteEncoder,
-    EcgByteFeatureExtractor,
-    EcgByteSettings,
-    EcgByteTokenizer,
-    Quantizer,
-)
-from encoders.ecg_byte.quantizing import LEVELS
+from encoders.ecg_byte import EcgByteConfig, EcgByteEncoder, EcgByteFeatureExtractor, EcgByteSettings, EcgByteTokenizer
+from encoders.ecg_byte.quantizing import LEVELS, Quantizer
 
 LEARNED_FROM = 2000  # recordings
 MERGES = 2000
@@ -49,16 +40,11 @@ def encoder(
     lead_tokens: bool = True,
     **settings: Any,
 ) -> Path:
-    """A folder with the ECG-Byte "encoder" of a run: its tokens come from a file, or are learned.
+    """Folder of the ECG-Byte "encoder" of a run, with tokens from a file that `EcgByteTokenizer.save` wrote.
 
-    Args:
-        questions: Tokens are learned from the first `LEARNED_FROM` ECGs of their training split.
-        cache: Folder of what is computed once.
-        tokenizer: A file that `EcgByteTokenizer.save` wrote; then nothing is learned.
-        max_tokens: The most tokens of one recording (`EcgByteTokenizer.fit`).
-        merges: The most tokens to learn.
-        lead_tokens: See `EcgByteFeatureExtractor`.
-        **settings: `low` and `high`, the mV of the first and the last level, and what else is in `EcgByteSettings`.
+    Without a file up to `merges` tokens are learned from the first `LEARNED_FROM` ECGs of the training split, such that
+    no recording has more than `max_tokens` (`EcgByteTokenizer.fit`). `settings` are `low` and `high`, the mV of the
+    first and the last level, and those of `EcgByteSettings`; for `lead_tokens` see `EcgByteFeatureExtractor`.
 
     Raises:
         ValueError: Neither or both of `tokenizer` and `max_tokens` are given, a setting is unknown, or recordings do
@@ -110,14 +96,12 @@ def planned(
 
 
 def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Rows for ECG tokens that begin with what each looks like, as far apart as words are.
+    """Rows `[len(llm_order), H]` for ECG tokens that begin with what each looks like, as far apart as words are.
 
     A token is described by its waveform, where it begins and ends, and its length. Half of a row's variance is linear
     in that, so that one attention head can read a voltage; half are random Fourier features of it (Rahimi and Recht,
     2007), whose cosine is near 1 for tokens that differ by a level and near 0 for most, so that every token is a word
-    of its own. Mean and spread of the rows, in each dimension, are those of the words'.
-
-    Takes rows of words, `like` `[V, H]`, and gives `[len(llm_order), H]` in their type.
+    of its own. Mean and spread of the rows, in each dimension, are those of the words' rows `like` `[V, H]`.
     """
     waves = torch.from_numpy(byte.waveforms(_POINTS))
     levels = waves / waves.std().clamp(min=1e-6)
@@ -147,9 +131,8 @@ def extend(
 ) -> int:
     """Add an ECG's tokens to a language model and its tokenizer.
 
-    Input rows are `content_rows`; those of lead tokens are drawn like words. Where the head has rows of its own
-    (untied), new ones are the mean of the words': no answer is an ECG token, and the language model learns that of all
-    of them at once.
+    Input rows are `content_rows`; those of lead tokens are drawn like words. New rows of an untied head are the mean of
+    the words': no answer is an ECG token, and the language model learns that of all of them at once.
 
     Returns the id of the first; raises `ValueError` where the tokenizer has such tokens already.
     """
