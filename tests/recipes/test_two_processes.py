@@ -64,11 +64,12 @@ def test_two_processes_write_the_bytes_of_one(alone, flags, tmp_path):
 @pytest.mark.slow
 def test_killed_both_end_and_go_on_to_the_same_bytes(alone, flags, tmp_path):
     one, _ = alone
-    process = start(flags, tmp_path, processes=2, save_steps=1)
+    process = start(flags, tmp_path, processes=2, save_steps=1, save_total_limit=6)  # of which none is removed
     checkpoints = [tmp_path / "out" / place / "checkpoints" / "sft" / "checkpoint-2" for place in (".", "text-only")]
     deadline = time.monotonic() + 400
-    while not all(path.exists() for path in checkpoints) and time.monotonic() < deadline:
+    while not all(path.exists() for path in checkpoints) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert all(path.exists() for path in checkpoints) and process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)  # the pipe closes when the last process that writes to it has ended
     assert not (tmp_path / "out" / "ablation" / "report.json").exists()
