@@ -51,13 +51,14 @@ class _Asker:
         items_of = [(answer, np.flatnonzero(where)) for answer, where in answers]
         each = min(round(self.per_question * share), *(len(items) for _, items in items_of)) if len(items_of) > 1 else 0
         records, patient_of = self.cohort.records, self.cohort.patient_of
-        groups = {GROUPS[name] for name in attribute.split(" / ")}
+        names = attribute.split(" / ")
+        groups = {GROUPS[name] for name in names}
         group = groups.pop() if len(groups) == 1 else "several"
         for answer, items in items_of:
             alike = [
                 question_row(
-                    id="", ecgs=[""] * about.shape[1], patient_ids=[], question_type=kind, question=text, answer=answer,
-                    template_id=template, attribute=attribute, group=group, control=control,
+                    id="", ecgs=[""] * about.shape[1], patient_ids=[], question=text.format(*names), answer=answer,
+                    question_type=kind, template_id=template, attribute=attribute, group=group, control=control,
                 ) for text in phrasings
             ]  # fmt: skip
             for k, item in enumerate(about[self.rng.choice(items, each, replace=False)].tolist()):
@@ -72,38 +73,33 @@ class _Asker:
         for control, names, share in (("", FINDINGS, 1.0), ("voltage", VOLTAGES[1:], 0.4)):
             for name in names:
                 has, may = cohort.present(name)[self.records], cohort.askable(name)[self.records]
-                texts = [text.format(name) for text in VERIFY]
-                self.ask("single-verify", 1, name, texts, one, [(["yes"], has), (["no"], ~has & may)], control, share)
+                self.ask("single-verify", 1, name, VERIFY, one, [(["yes"], has), (["no"], ~has & may)], control, share)
         normal = cohort.present("normal ECG")[self.records]
-        texts = ["Is this a normal ECG?"]
-        self.ask("single-verify", 2, "normal ECG", texts, one, [(["yes"], normal), (["no"], ~normal)])
+        answers = [(["yes"], normal), (["no"], ~normal)]
+        self.ask("single-verify", 2, "normal ECG", ["Is this a normal ECG?"], one, answers)
         for a, b in PAIRS:
             may = (cohort.askable(a) & cohort.askable(b))[self.records]
             in_a, in_b = cohort.present(a)[self.records], cohort.present(b)[self.records]
             choices = (([a], in_a & ~in_b), ([b], in_b & ~in_a), (["none"], ~in_a & ~in_b), ([a, b], in_a & in_b))
             possible = [(answer, where & may) for answer, where in choices if (where & may).any()]
-            texts = [text.format(a, b) for text in CHOOSE]
-            self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.15)
+            self.ask("single-choose", 3, f"{a} / {b}", CHOOSE, one, possible, share=0.15)
         for template, (name, (text, labels)) in enumerate(QUERIES.items(), start=4):
             may = cohort.askable(ST_SITES[1]) if name == "st" else True
             value = np.where(may, cohort.categories[name], -1)[self.records]
             queries = [([label], value == i) for i, label in enumerate(labels)]
             control = "voltage" if name == "voltage" else ""
             self.ask("single-query", template, name, [text], one, queries, control, share=0.35)
-        answers: list[tuple[Sequence[str], Array]]
         for template, (relation, pairs) in zip((11, 12), self.pairs.items(), strict=True):
             for name in FINDINGS if len(pairs) else ():
                 first, second = cohort.present(name)[pairs].T
                 may = cohort.askable(name)[pairs].all(axis=1)
-                texts = [text.format(name) for text in NEW]
-                answers = [(["yes"], second & ~first & may), (["no"], ~(second & ~first) & may)]
-                self.ask(f"comparison_{relation}-verify", template, name, texts, pairs, answers, share=0.06)
-                texts = [text.format(name) for text in WHICH]
-                answers = [
+                new = [(["yes"], second & ~first & may), (["no"], ~(second & ~first) & may)]
+                self.ask(f"comparison_{relation}-verify", template, name, NEW, pairs, new, share=0.06)
+                which = [
                     (["first ECG"], first & ~second & may), (["second ECG"], second & ~first & may),
                     (["none"], ~first & ~second & may), (["first ECG", "second ECG"], first & second & may),
                 ]  # fmt: skip
-                self.ask(f"comparison_{relation}-query", template + 2, name, texts, pairs, answers, share=0.03)
+                self.ask(f"comparison_{relation}-query", template + 2, name, WHICH, pairs, which, share=0.03)
         return self.rows
 
 

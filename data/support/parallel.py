@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 
 
@@ -55,7 +54,7 @@ def _call(function: Callable[..., object], args: tuple[object, ...]) -> None:
 
 
 def in_processes(
-    work: Callable[..., Result], chunks: Sequence[Chunk], *inputs: object, jobs: int, start: str | None = None
+    work: Callable[..., Result], chunks: Sequence[object], *inputs: object, jobs: int, start: str | None = None
 ) -> Iterator[Result]:
     """Results of `work(chunk, *inputs)` for every chunk, in order. Each process is sent work and inputs once.
 
@@ -69,17 +68,13 @@ def in_processes(
         yield from pool.map(_do, chunks)
 
 
-class _Process:
-    """Work and inputs of a process of the pool."""
-
-    work: ClassVar[Callable[..., Any]]
-    inputs: ClassVar[Sequence[object]]
+_work: list[Callable[[object], Any]] = []  # in a process of a pool, the one thing it does
 
 
-def _begin(work: Callable[..., Result], inputs: Sequence[object]) -> None:
+def _begin(work: Callable[..., object], inputs: Sequence[object]) -> None:
     end_with_parent()
-    _Process.work, _Process.inputs = work, inputs
+    _work[:] = [lambda chunk: work(chunk, *inputs)]
 
 
 def _do(chunk: object) -> Any:
-    return _Process.work(chunk, *_Process.inputs)
+    return _work[0](chunk)

@@ -117,15 +117,12 @@ class _CnnReader(nn.Module):
         return cross_entropy(self.head(tokens.mean(dim=1)), held)
 
 
+Reader = type[_Reader] | type[_CnnReader]
 # Every tiny encoder by the name that a config gives it.
-ENCODERS: dict[str, type[_Reader] | type[_CnnReader]] = {
-    "tiny": _MelpReader,
-    "tiny-heartlang": _HeartLangReader,
-    "tiny-cnn": _CnnReader,
-}
+ENCODERS: dict[str, Reader] = {"tiny": _MelpReader, "tiny-heartlang": _HeartLangReader, "tiny-cnn": _CnnReader}
 
 
-def train(questions: QuestionSet, kind: type[_Reader] | type[_CnnReader], seed: int, steps: int, folder: Path) -> None:
+def train(questions: QuestionSet, kind: Reader, seed: int, steps: int, folder: Path) -> None:
     """Train an encoder of this kind on the reports of the training split, and write it into a folder."""
     records = [row["ecgs"][0] for row in questions.reports]
     targets, words = word_targets([report_of(row) for row in questions.reports])

@@ -138,8 +138,7 @@ def train(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
                 two = TWO if step > TWO_FROM * steps else TWO_BEFORE
                 rows = [encode(*curriculum.pieces(two), ids) for _ in range(BATCH * 16)]
                 rows.sort(key=lambda row: len(row["input_ids"]))
-                batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-                batches = [batches[i] for i in curriculum.rng.permutation(len(batches))]
+                batches = [rows[BATCH * i : BATCH * (i + 1)] for i in curriculum.rng.permutation(16)]
             answers, words = losses(model, batches.pop())
             model.zero_grad()
             (answers + 0.1 * words).backward()  # what is answered matters; what is read is learned a little, too
