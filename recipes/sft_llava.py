@@ -27,9 +27,8 @@ from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.questions import questions_for
 from elm.training import dev
-from elm.training import plan as planning
 from elm.training.build import parts
-from elm.training.plan import PlanArguments
+from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
 from elm.training.run import Run, share
 from elm.training.settings import check_launch, check_settings, for_dev
@@ -50,7 +49,7 @@ def main(
 ) -> None:
     """Trains one model, then asks it the held-out questions."""
     if plan_args is not None and plan_args.plan:
-        print("\n".join(planning.plan(arguments, training_args, model_args, plan_args)))
+        print("\n".join(plan(arguments, training_args, model_args, plan_args)))
         return
     quiet()
     check_launch()

@@ -142,22 +142,21 @@ def load(
     cohort = SyntheticCohort(patients + 2 * held_out_patients, seed=seed, cache=cache)
     visits = np.arange(len(cohort)).reshape(-1, cohort.records_per_patient)
     start = patients + (held_out_patients if held_out == "validation" else 0)
-    train, test = visits[:patients], visits[start : start + held_out_patients]
+    train, test = visits[:patients].ravel(), visits[start : start + held_out_patients]
 
     def rng(*stream: int) -> np.random.Generator:
         return np.random.default_rng([seed, *stream])
 
-    train_rows = _Asker(cohort, train.ravel(), questions, rng(4)).all()
+    train_rows = _Asker(cohort, train, questions, rng(4)).all()
     if pairs:
-        train_rows = [row for row in train_rows if len(row["ecgs"]) == 1]
-        train_rows += pair_rows(cohort, train.ravel(), pairs, rng(7))
+        train_rows = [row for row in train_rows if len(row["ecgs"]) == 1] + pair_rows(cohort, train, pairs, rng(7))
     return QuestionSet(
         name="simulated cohort",
         source=cohort,
         source_key=cohort.key,
         train=train_rows,
         test=_Asker(cohort, test.ravel(), held_out_questions, rng(5, start)).all(),
-        reports=_report_rows(cohort, train.ravel(), rng(3)),
+        reports=_report_rows(cohort, train, rng(3)),
         test_reports=_report_rows(cohort, test[:_HELD_OUT_REPORTS, 0], rng(6, start)),
         patient_of=cohort.patient_of,
         notes=[

@@ -2,8 +2,6 @@
 
 from data.synthetic import AXES, CONDUCTIONS, NOISES, RATES, ST_SITES, VOLTAGES
 
-RHYTHMS = ("sinus rhythm", "atrial fibrillation")
-
 VERIFY = ("Does this ECG show {0}?", "Is there {0} in this ECG?", "Is {0} present in this ECG?")
 CHOOSE = ("Which does this ECG show, {0} or {1}?",)
 NEW = (
@@ -26,7 +24,7 @@ PAIRS = (
     ("premature ventricular complexes", "first degree AV block"), ("right bundle branch block", "muscle noise"),
 )  # fmt: skip
 QUERIES = {
-    "rhythm": ("What is the rhythm of this ECG?", RHYTHMS),
+    "rhythm": ("What is the rhythm of this ECG?", ("sinus rhythm", "atrial fibrillation")),
     "rate": ("Is the heart rate normal, slow or fast in this ECG?", RATES),
     "conduction": ("How is the intraventricular conduction of this ECG?", CONDUCTIONS),
     "st": ("Where does this ECG show ST elevation?", ST_SITES),

@@ -47,8 +47,7 @@ def encoder(
     first and the last level, and those of `EcgByteSettings`; for `lead_tokens` see `EcgByteFeatureExtractor`.
 
     Raises:
-        ValueError: Neither or both of `tokenizer` and `max_tokens` are given, a setting is unknown, or recordings do
-            not fit.
+        ValueError: Both or none of `tokenizer` and `max_tokens` are set, a setting is unknown, or an ECG does not fit.
     """
     if (tokenizer is None) == (max_tokens is None) or (tokenizer is not None and settings):
         raise ValueError(
@@ -80,19 +79,14 @@ def encoder(
 
 
 def planned(
-    *,
-    tokenizer: str | None = None,
-    max_tokens: int = 1024,
-    merges: int = MERGES,
-    lead_tokens: bool = True,
-    **settings: Any,
+    *, tokenizer: str | None = None, max_tokens: int = 1024, lead_tokens: bool = True, **settings: Any
 ) -> EcgByteConfig:
     """The configuration that `encoder` would find, of the largest vocabulary it may learn."""
     if tokenizer is not None:
         loaded, _ = EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer), lead_tokens)
         return cast("EcgByteConfig", loaded.config)
     leads = len(settings.get("leads", LEADS)) if lead_tokens else 0
-    return EcgByteConfig(vocabulary=LEVELS + merges + leads, budget=max_tokens + leads)
+    return EcgByteConfig(vocabulary=LEVELS + settings.get("merges", MERGES) + leads, budget=max_tokens + leads)
 
 
 def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> torch.Tensor:

@@ -66,6 +66,7 @@ class Model:
     linear: int  # weights of the language model's linear layers
     lora: int  # of LoRA alone
     weight_bytes: float  # in training, all copies
+    head: int  # width of an attention head
     adapted: dict[str, int]  # width of the input of each layer with LoRA, of one block
 
 
@@ -123,7 +124,7 @@ def count(
     model: ElmForConditionalGeneration, arguments: ElmArguments, model_args: ModelConfig, dtype: torch.dtype
 ) -> Model:
     """Parameters and bytes of a model in training; puts LoRA on it."""
-    total = sum(p.numel() for p in model.parameters())
+    text, total = model.config.text_config, sum(p.numel() for p in model.parameters())
     linear = [layer.get_parameter("weight") for layer in linear_layers(model.model.language_model).values()]
     in_4_bits = {id(weight) for weight in linear} if arguments.quantization else set()
     in_float32 = {id(p) for part in (model.model.encoder, model.model.projector) for p in part.parameters()}
@@ -140,13 +141,10 @@ def count(
         model.config, total, trained=sum(trained.values()), linear=sum(weight.numel() for weight in linear),
         quantized=sum(p.numel() for p in tuned.parameters() if id(p) in in_4_bits and not p.requires_grad),
         lora=sum(size for name, size in trained.items() if "lora_" in name),
+        head=int(vars(text).get("head_dim") or text.hidden_size // text.num_attention_heads),
         weight_bytes=float(sum(map(bytes_of, tuned.parameters()))),
         adapted={name.rpartition(".")[2]: m.in_features for name, m in block.named_modules() if hasattr(m, "lora_A")},
     )  # fmt: skip
-
-
-def _head_width(text: PreTrainedConfig) -> int:
-    return int(vars(text).get("head_dim") or text.hidden_size // text.num_attention_heads)
 
 
 def activations_per_token(model: Model, lora_r: int, bf16: bool, dropout: bool) -> float:
@@ -158,7 +156,7 @@ def activations_per_token(model: Model, lora_r: int, bf16: bool, dropout: bool) 
     dropout a byte of mask for each input.
     """
     text, size = model.config.text_config, 2 if bf16 else 4
-    queries, keys = (_head_width(text) * heads for heads in (text.num_attention_heads, text.num_key_value_heads))
+    queries, keys = (model.head * heads for heads in (text.num_attention_heads, text.num_key_value_heads))
     inputs = {("q_proj", "k_proj", "v_proj"): text.hidden_size, ("gate_proj", "up_proj"): text.hidden_size}
     inputs |= {("down_proj",): text.intermediate_size}
     shared = sum(width for layers, width in inputs.items() if any(layer in model.adapted for layer in layers))
@@ -295,5 +293,5 @@ def flops_per_token(model: Model, length: float, checkpointing: bool) -> float:
     checkpointed block again; attention reads the whole row. The head, which reads answers alone, is left out.
     """
     text, again = model.config.text_config, int(checkpointing)
-    attention = 4 * length * _head_width(text) * text.num_attention_heads * text.num_hidden_layers
+    attention = 4 * length * model.head * text.num_attention_heads * text.num_hidden_layers
     return float((4 + 2 * again) * (model.linear + model.lora) + 2 * model.lora + (3 + again) * attention)

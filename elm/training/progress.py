@@ -36,8 +36,7 @@ class Progress(TrainerCallback):
     """A bar of a stage's steps with the loss, and a line at the end. Without a terminal, lines in place of the bar."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.loss, self.began = name, "", 0
-        self.since = self.last_line = 0.0
+        self.name, self.loss = name, ""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, **kwargs: object) -> None:
         """Begin the bar at the step from which a stage goes on."""

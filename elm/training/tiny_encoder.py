@@ -112,13 +112,11 @@ class _CnnReader(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(config.output_dim, words))
 
     def loss(self, inputs: dict[str, torch.Tensor], held: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the words that reports hold, `[B, words]`."""
         tokens = self.encoder(varied(inputs["ecg_values"])).last_hidden_state
         return cross_entropy(self.head(tokens.mean(dim=1)), held)
 
 
 Reader = type[_Reader] | type[_CnnReader]
-# Every tiny encoder by the name that a config gives it.
 ENCODERS: dict[str, Reader] = {"tiny": _MelpReader, "tiny-heartlang": _HeartLangReader, "tiny-cnn": _CnnReader}
 
 
@@ -132,10 +130,9 @@ def train(questions: QuestionSet, kind: Reader, seed: int, steps: int, folder: P
     reader = kind(len(words)).train()
     learned_from = f"{questions.name}: ECGs and reports of the training split (report-word prediction)"
     reader.encoder.config.pretrained_on = learned_from
-    chunks = [records[i : i + 256] for i in range(0, len(records), 256)]
     parts = [
-        reader.extractor([questions.source[r] for r in chunk], return_tensors="pt")
-        for chunk in tqdm(chunks, desc="Reading ECGs", unit="batch", disable=None, leave=False)
+        reader.extractor([questions.source[r] for r in records[i : i + 256]], return_tensors="pt")
+        for i in tqdm(range(0, len(records), 256), desc="Reading ECGs", unit="batch", disable=None, leave=False)
     ]
     inputs = {name: torch.cat([part[name] for part in parts]) for name in reader.encoder.ecg_inputs}
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)

@@ -54,7 +54,8 @@ class Curriculum:
         self.rng = rng
         self.reports = {row["ecgs"][0]: report_of(row) for row in questions.reports}
         self.requests = [row["question"] for row in questions.reports]
-        self.one, self.two = (self._by_ecgs(questions.train, count) for count in (1, 2))
+        pools = (self._by_ecgs(questions.train, count) for count in (1, 2))
+        self.pools = [pool for pool in pools if pool]  # questions about one recording, then about two
 
     def _by_ecgs(self, rows: Sequence[Row], count: int) -> list[Drawn]:
         """Questions by the recordings they are about, where all of these have reports."""
@@ -67,11 +68,10 @@ class Curriculum:
     def draw(self, two: float) -> Drawn:
         """A row, with this probability about two reports."""
         chance, rng = self.rng.random(), self.rng
-        pools = [pool for pool in (self.one, self.two) if pool]
-        if chance < REPORTS or not pools:
+        if chance < REPORTS or not self.pools:
             record = list(self.reports)[rng.integers(len(self.reports))]
             return [record], [self._request(record)]
-        pool = pools[-1 if chance < REPORTS + two else 0]
+        pool = self.pools[-1 if chance < REPORTS + two else 0]
         ecgs, some = pool[rng.integers(len(pool))]
         some = [some[i] for i in rng.permutation(len(some))[:QUESTIONS]]
         if len(ecgs) == 1 and rng.random() < REPORT_TOO:
@@ -128,8 +128,7 @@ def train(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
 
     @cache
     def ids(text: str) -> list[int]:
-        encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return encoded
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     line = int(parent_process() is not None)  # a second process has its bar below that of the first
     with tqdm(range(steps), "Tiny Llama learns the language", unit="step", disable=None, position=line) as progress:
@@ -155,8 +154,7 @@ def train(questions: QuestionSet, seed: int, steps: int, folder: Path) -> None:
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the matrices of the layers: comparing is learned in half the steps."""
     matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
-    is_matrix = set(map(id, matrices))
-    others = [parameter for parameter in model.parameters() if id(parameter) not in is_matrix]
+    others = [parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in matrices)]
     return [
         torch.optim.AdamW(others, lr=RATE, betas=(0.9, 0.98), weight_decay=0.01),
         torch.optim.Muon(matrices, lr=RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
