@@ -3,8 +3,6 @@
 The same report gives the same bytes: no dates, no versions, the font that comes with matplotlib.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import textwrap

@@ -3,8 +3,6 @@
 Written for a reader who knows ECGs and not this project. Everything that comes from data is escaped by the template.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Flip pairs as a page shows them: the leads of two ECGs one below the other on paper, at the same scale."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

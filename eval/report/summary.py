@@ -1,7 +1,5 @@
 """The short of a report, for the model card and the chat page (`elm.saved.audit`)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The audit as people read it: `report.html` (one page), `report.md`, figures, `report.json`, `predictions.jsonl`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Sequence
