@@ -1,7 +1,5 @@
 """Asking a saved model. The only file of `eval` that knows how the model is called."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Answers by functions: the responders an evaluation is tested on, whose reading is known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from data.conversations.rows import Row

@@ -4,8 +4,6 @@ An ECG travels as an `audio_url` part, a kind that vLLM's chat API knows and han
 `data.wire`. Recordings are altered on this side and sent like any other.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Simulated audits of answerers whose reading is known: how often is the verdict wrong?"""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping

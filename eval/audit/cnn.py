@@ -4,9 +4,8 @@ The network of `encoders/cnn`, the mean of its tokens, one linear layer; recordi
 and over its standard deviation. A minute on one CPU core for a thousand recordings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ class CnnClassifier:
             self.encoder = CnnEncoder(config)
             self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(config.output_dim, classes))
 
-    def fit(self, source: EcgSource, records: Sequence[str], labels: NDArray[np.bool_]) -> CnnClassifier:
+    def fit(self, source: EcgSource, records: Sequence[str], labels: NDArray[np.bool_]) -> Self:
         """Learn from recordings and their labels `[records, classes]`; both answers of a class weigh the same.
 
         Raises:

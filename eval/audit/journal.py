@@ -5,8 +5,6 @@ asked together is planned before anything is asked, and a line is written in one
 started again leaves the bytes that an uninterrupted one leaves.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -14,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Self, TypedDict
 from zlib import crc32
 
 from filelock import FileLock, Timeout
@@ -122,7 +120,7 @@ class Journal:
         self._file.close()
         self._lock.release()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

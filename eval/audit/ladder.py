@@ -19,8 +19,6 @@ questions its state is probed on, so that its states lie further apart there tha
 a little lower than what could be told from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """The questions of an audit, their conditions and ECGs. Settled before anything is asked."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -44,7 +42,7 @@ class Plan:
         self.options = (lambda row: None) if reports else key.options
         self._donors: dict[str, dict[str, Donor]] = {}
 
-    def of_reports(self) -> Plan:
+    def of_reports(self) -> "Plan":
         """The plan of asking for the reports of the held-out recordings."""
         return Plan(self.questions, self.questions.test_reports, self.key, self.seed, reports=True)
 

@@ -1,7 +1,5 @@
 """The audit from question to report: ask, score, judge, write."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """PTB-XL's five super-classes: yes/no answers as a classifier's scores, beside a plain CNN on the same items."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 

@@ -5,8 +5,6 @@ not count; every other difference does. A comma in brackets is part of a term: "
 ventricular)" is one answer of ECG-QA.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Effects of another ECG: flip pairs, changed answers, likelihoods, and the verdict that follows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

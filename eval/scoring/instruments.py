@@ -1,7 +1,5 @@
 """Measures of the whole that rest on probabilities, simulated recordings or written reports."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 

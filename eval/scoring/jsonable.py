@@ -1,7 +1,5 @@
 """Frozen dataclasses as JSON objects and back: the fields are the keys, in their order."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import types

@@ -1,7 +1,5 @@
 """Probabilities of a closed question's options: the likeliest one, the margin of yes over no, calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,13 +1,11 @@
 """Scored answers: the lines of predictions.jsonl, one per question and condition, from which every number follows."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from data.conversations.rows import QuestionSet, Row
 from data.experiment.donors import Donor
@@ -89,7 +87,7 @@ class Key:
     majority_by_question: Majority  # most common answer of each question
 
     @classmethod
-    def of(cls, questions: QuestionSet) -> Key:
+    def of(cls, questions: QuestionSet) -> Self:
         """The key to a question set.
 
         Raises:

@@ -4,8 +4,6 @@ Numbers are given for all ordinary questions, for each kind, group of attributes
 controls apart from all of these.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The numbers of an audit, typed: `report.json` is `Report.to_json()`. Shares are of 1, intervals 95 % by patient."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self

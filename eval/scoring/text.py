@@ -10,8 +10,6 @@ All scores lie between 0 and 1 (BLEU is sacrebleu's divided by 100), but for BER
 prediction scores 0 and is never left out: leaving it out would flatter a model that says nothing.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module

@@ -7,12 +7,10 @@ zeros, decides nothing: a guesser may break there, and a reader need not (`britt
 `eval.calibrate` measures how often the rule errs, on answerers whose reading is known.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +68,7 @@ class Answers:
     real_as_flip: Flags
     without: Mapping[str, Flags]
 
-    def take(self, index: NDArray[np.intp]) -> Answers:
+    def take(self, index: NDArray[np.intp]) -> Self:
         """The answers to some questions, by their indices."""
         flags = {
             name: getattr(self, name)[index]
