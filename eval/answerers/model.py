@@ -20,7 +20,7 @@ from data.experiment.conditions import Altered, condition_named, zero_features
 from data.measure import NOT_MEASURABLE, version
 from elm import ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.features import weights_hash
-from elm.training.run import measured_of, questions_of, stores_of
+from elm.training.run import measured_of, stores_of
 from eval.answerers.base import LEVELS, FeatureSource, MeasuredSource, question_messages
 
 MEAN_OF = 500  # training records: their mean is known to a twentieth of their spread
@@ -155,13 +155,10 @@ class ModelResponder:
     def _go_on(
         self, cache: Cache, last: torch.Tensor, mask: torch.Tensor, pairs: Sequence[tuple[int, str]]
     ) -> list[float]:
-        """Log p of answers to questions the model has read.
+        """Log p of answers (row of the question, text) to questions the model has read.
 
-        Args:
-            cache: Keys and values of the questions; stays as it is.
-            last: Hidden states of the questions' last tokens, `[B, H]`.
-            mask: Attention mask of the questions, `[B, S]`.
-            pairs: Row of the question, and answer.
+        The cache holds keys and values of the questions, and stays as it is; `last` are the hidden states of their last
+        tokens `[B, H]`, `mask` is their attention mask `[B, S]`.
         """
         rows = torch.tensor([row for row, _ in pairs], device=mask.device)
         ids = [torch.tensor(self._ids(text), device=mask.device) for _, text in pairs]
@@ -265,11 +262,6 @@ def _rows_of(cache: Cache, rows: torch.Tensor) -> Cache:
 def placed(model: ElmForConditionalGeneration, inputs: Tensors) -> dict[str, torch.Tensor]:
     """Inputs on the model's device, signals in its precision."""
     return dict(BatchFeature(dict(inputs)).to(model.device, model.dtype))
-
-
-def load_questions(model_dir: Path) -> QuestionSet:
-    """The questions a saved model was trained for, as its folder records them."""
-    return questions_of(model_dir)
 
 
 def load_responder(model_dir: Path, questions: QuestionSet, batch_size: int) -> ModelResponder:

@@ -138,9 +138,8 @@ class ServerResponder:
     def _score(self, row: Row, question: list[int], option: str) -> float:
         """Log p of the option's tokens, without the white space that a chat template puts behind the end of turn."""
         messages = [*self._messages(row), {"role": "assistant", "content": option}]
-        reply = self._chat(
-            messages, max_tokens=1, return_token_ids=True, add_generation_prompt=False, prompt_logprobs=0
-        )
+        settings = {"max_tokens": 1, "return_token_ids": True, "add_generation_prompt": False, "prompt_logprobs": 0}
+        reply = self._chat(messages, **settings)
         ids, table = reply.at("prompt_token_ids"), reply.at("prompt_logprobs")
         if ids[: len(question)] != question or len(ids) == len(question) or len(table) != len(ids):
             raise ServerError(
@@ -154,11 +153,7 @@ class ServerResponder:
 
     @cached_property
     def _checked(self) -> bool:
-        """Whether the server confirms that it does not cache prefixes.
-
-        Raises:
-            ServerError: It says that it does.
-        """
+        """Whether the server confirms that it does not cache prefixes; a `ServerError` where it says that it does."""
         try:
             metrics = self._client.text("/metrics")
         except ServerError as error:
@@ -182,6 +177,5 @@ class ServerResponder:
             return list(pool.map(fn, items))
 
     def _chat(self, messages: list[Message], **settings: int) -> Reply:
-        return self._client.json(
-            self._chat_path, {"model": self.model, "messages": messages, "temperature": 0, **settings}
-        )
+        request = {"model": self.model, "messages": messages, "temperature": 0, **settings}
+        return self._client.json(self._chat_path, request)

@@ -12,8 +12,9 @@ from data.experiment.conditions import condition_named
 from data.support.files import written_whole
 from elm.saved import card
 from elm.saved.folder import resolve, training_digest
+from elm.training.run import questions_of
 from eval.answerers.base import Responder
-from eval.answerers.model import ModelResponder, load_questions, load_responder
+from eval.answerers.model import ModelResponder, load_responder
 from eval.answerers.server import ServerResponder
 from eval.audit import super_classes
 from eval.audit.examples import examples
@@ -36,11 +37,8 @@ REPORT_CONDITIONS = ("real", "swap", "none")  # under which reports are asked fo
 def run(settings: AuditSettings, *, responder: Responder | None = None, questions: QuestionSet | None = None) -> Report:
     """Ask, score, judge, write the report.
 
-    Args:
-        settings: With `rescore`, only the answers of the last audit are scored again. With `responder` and `questions`,
-            only the name of `model` is used.
-        responder: Who answers, in place of the saved model.
-        questions: What to ask, in place of what the model's folder records.
+    With `rescore`, only the answers of the last audit are scored again. A responder answers in place of the saved
+    model; questions are asked in place of those the model's folder records. With both, only its name is used.
 
     Raises:
         FileNotFoundError: A folder is not a saved model.
@@ -59,7 +57,7 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
         _require(folder, "config.json", "so it is not a saved model")
     if questions is None:
         _require(folder, "training.json", "so what it was trained on is not known")
-        questions = with_simulated(load_questions(folder))
+        questions = with_simulated(questions_of(folder))
 
     # What can fail does so before hours of asking.
     rows = sample(questions.test, settings.limit, settings.seed)
@@ -136,19 +134,12 @@ def _answers(
     plan: Plan, responder: Responder, conditions: Iterable[str], settings: AuditSettings, label: str | None = None
 ) -> list[Line]:
     """Scored answers under some conditions; `label` stands in their lines in place of the condition."""
-    header = {
-        "model": responder.name,
-        "questions": plan.digest,
-        "limit": settings.limit,
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
-    }
-    with Journal(settings.folder, header) as journal:
-        return [
-            line
-            for condition in conditions
-            for line in plan.ask(responder, condition, journal, settings.batch_size, label)
-        ]
+    size, lines = settings.batch_size, []
+    header = {"model": responder.name, "questions": plan.digest, "limit": settings.limit, "seed": settings.seed}
+    with Journal(settings.folder, {**header, "batch_size": size}) as journal:
+        for condition in conditions:
+            lines += plan.ask(responder, condition, journal, size, label)
+    return lines
 
 
 def _ladder(
@@ -171,10 +162,8 @@ def _super_classes(responder: Responder, questions: QuestionSet, settings: Audit
     """PTB-XL's super-classes beside a plain CNN; None for other recordings, and for who gives no log-probabilities."""
     if not responder.scores or (split := super_classes.folds_of(questions)) is None:
         return None
-    ptbxl, train_folds, test_folds = split
-    return super_classes.measure(
-        responder, ptbxl, test_folds, (ptbxl, train_folds), draws=settings.draws, seed=settings.seed
-    )
+    ptbxl, train, test = split
+    return super_classes.measure(responder, ptbxl, test, (ptbxl, train), draws=settings.draws, seed=settings.seed)
 
 
 def _write(out: Path, report: Report, lines: Sequence[Line], shown: Sequence[Example]) -> None:

@@ -3,6 +3,7 @@
 from data.experiment.conditions import CONDITIONS
 from eval.report.parts import (
     Items,
+    Part,
     Section,
     Table,
     auroc_span,
@@ -32,7 +33,7 @@ def super_classes(report: Report) -> Section | None:
     if (numbers := report.super_classes) is None:
         return None
     about, *others = super_class_sentences(numbers)
-    parts = [about, super_class_table(numbers), *others]
+    parts: list[Part] = [about, super_class_table(numbers), *others]
     return Section("super-classes", "PTB-XL's super-classes, beside a plain CNN", parts)
 
 
@@ -126,7 +127,7 @@ def ladder(report: Report) -> Section | None:
         read = words("ladder read", fraction=percent(numbers.fraction_read, 0), limits=limits)
     table = Table(["told from", "AUROC", "change"], rows)
     details = Items([f"An ECG's {numbers.representation}.", *numbers.notes])
-    parts = [words("ladder", ladder=numbers), table, picture("ladder"), read, details]
+    parts: list[Part] = [words("ladder", ladder=numbers), table, picture("ladder"), read, details]
     return Section("ladder", "From encoder to answer", parts)
 
 

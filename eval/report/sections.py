@@ -27,12 +27,7 @@ from eval.scoring.verdict import LEAST_ANSWERED, LEAST_GAP, LEAST_PAIRS, LEAST_P
 
 
 def sections(report: Report, pictures: Collection[str] = ()) -> list[Section]:
-    """Everything a report has to say, without title, verdict and examples.
-
-    Args:
-        report: The numbers.
-        pictures: Names of the figures that were drawn (`eval.report.figures.draw`).
-    """
+    """Everything a report has to say, without title, verdict and examples; `pictures` are figures that were drawn."""
     all_sections = [
         _verdict(report),
         _conditions(report),
@@ -66,14 +61,8 @@ def _verdict(report: Report) -> Section | None:
     if report.verdict is None or not numbers:
         return None
     evidence = report.verdict.evidence
-    enough = words(
-        "enough",
-        least_pairs=LEAST_PAIRS,
-        least_patients=LEAST_PATIENTS,
-        least_answered=100 * LEAST_ANSWERED,
-        pairs=pairs(evidence),
-        answered=percent(evidence.answered),
-    )
+    least = {"least_pairs": LEAST_PAIRS, "least_patients": LEAST_PATIENTS, "least_answered": 100 * LEAST_ANSWERED}
+    enough = words("enough", **least, pairs=pairs(evidence), answered=percent(evidence.answered))
     if NOISE in report.verdict.groups:
         enough += " " + words("no noise")
     return Section("verdict", "The verdict", [Facts(numbers), enough, picture("gap", least_gap=100 * LEAST_GAP)])

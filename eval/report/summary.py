@@ -49,11 +49,9 @@ def _results(report: Report, evidence: Evidence | None) -> list[Result]:
             ("paired_flip", "both answers of a flip pair right", evidence.paired_flip, None, evidence.pairs),
             ("over_majority", over, evidence.over_majority, evidence.over_majority_interval, evidence.questions),
         ]
-        results += [
-            Result(kind, label, value, _finite(limits), n)
-            for kind, label, value, limits, n in numbers
-            if value is not None
-        ]
+        for kind, label, value, limits, n in numbers:
+            if value is not None:
+                results.append(Result(kind, label, value, _finite(limits), n))
     return results
 
 
@@ -67,11 +65,10 @@ def _card(report: Report, evidence: Evidence | None) -> str:
         gap = f"{points(gap_value)} points{_limits(evidence.gap_interval)}"
         over = f"{points(evidence.over_majority)} points{_limits(evidence.over_majority_interval)}"
         lines += [
-            f"- Swap-flip gap: {gap}. So much more often an answer is given "
-            "about the ECG it is right about than about one whose right answer is another: "
-            f"{evidence.pairs:,} pairs of ECGs, {evidence.patients:,} patients.",
-            f"- Both answers of a pair right: {percent(both)}; with the two ECGs exchanged "
-            f"{percent(exchanged)}, p {p}.",
+            f"- Swap-flip gap: {gap}. So much more often an answer is given about the ECG it is right about than about "
+            f"one whose right answer is another: {evidence.pairs:,} pairs of ECGs, {evidence.patients:,} patients.",
+            f"- Both answers of a pair right: {percent(both)}; "
+            f"with the two ECGs exchanged {percent(exchanged)}, p {p}.",
             f"- Over the {BY_QUESTION}: {over}.",
             "",
         ]

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from eval.scoring.answers import is_correct, normalise
 from eval.scoring.lines import Line
+from eval.statistics import Floats
 
 
 def likeliest_is_right(line: Line) -> bool | None:
@@ -30,11 +31,7 @@ def p_yes(line: Line) -> float:
 
 
 def choice(options: Sequence[str], logp: ArrayLike) -> str:
-    """The option with the highest log probability; of equal ones the first.
-
-    Args:
-        options: Answer texts.
-        logp: Natural log of the probability of each `[options]`.
+    """The option with the highest natural log of its probability `[options]`; of equal ones the first.
 
     Raises:
         ValueError: There is no option, or not one finite number or -inf for each; names the option.
@@ -42,7 +39,7 @@ def choice(options: Sequence[str], logp: ArrayLike) -> str:
     return options[int(np.argmax(_checked(options, logp)))]
 
 
-def probabilities(logp: ArrayLike) -> NDArray[np.float64]:
+def probabilities(logp: ArrayLike) -> Floats:
     """Probabilities `[options]` that sum to 1, given that the answer is one of the options (softmax of `logp`).
 
     Raises:
@@ -52,8 +49,7 @@ def probabilities(logp: ArrayLike) -> NDArray[np.float64]:
     if np.isneginf(logp).all():
         raise ValueError(f"all {len(logp)} options have probability zero: there is nothing to compare")
     weights = np.exp(logp - logp.max())
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
+    return np.asarray(weights / weights.sum())
 
 
 def yes_margin(options: Sequence[str], logp: ArrayLike) -> float | None:
@@ -61,17 +57,16 @@ def yes_margin(options: Sequence[str], logp: ArrayLike) -> float | None:
 
     Errors as `choice`; also where both are impossible.
     """
-    logp = _checked(options, logp)
-    place = {normalise(option): i for i, option in enumerate(options)}
-    if not {"yes", "no"} <= place.keys():
+    by_option = dict(zip(map(normalise, options), _checked(options, logp)))
+    if not {"yes", "no"} <= by_option.keys():
         return None
-    yes, no = logp[place["yes"]], logp[place["no"]]
+    yes, no = by_option["yes"], by_option["no"]
     if np.isneginf(yes) and np.isneginf(no):
         raise ValueError("yes and no both have probability zero: there is nothing to compare")
     return float(yes - no)
 
 
-def _checked(options: Sequence[str] | None, logp: ArrayLike) -> NDArray[np.float64]:
+def _checked(options: Sequence[str] | None, logp: ArrayLike) -> Floats:
     logp = np.asarray(logp, dtype=np.float64)
     if logp.ndim != 1 or not len(logp) or (options is not None and len(options) != len(logp)):
         wanted = "" if options is None else f" for {len(options)} options"
@@ -105,10 +100,7 @@ def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Seque
     Args:
         confidence: The higher, the surer `[n]`.
         right: Whether each answer is right `[n]`.
-        coverages: Shares of the answers to keep, above 0 and up to 1.
-
-    Returns:
-        One accuracy per share; the last is the accuracy of all answers where the share is 1.
+        coverages: Shares of the answers to keep, above 0 and up to 1 (all answers).
 
     Raises:
         ValueError: No answers, shapes that do not match, a confidence that is NaN, or a share outside that range.
@@ -125,12 +117,9 @@ def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Seque
     return [float(accuracy) for accuracy in np.interp(wanted, answers, hit) / wanted]
 
 
-def _paired(
-    name: str, values: ArrayLike, other_name: str, others: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _paired(name: str, values: ArrayLike, other_name: str, others: ArrayLike) -> tuple[Floats, Floats]:
     first, second = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
-        raise ValueError(
-            f"{name} and {other_name} must be one number per answer, got shapes {first.shape} and {second.shape}"
-        )
+        shapes = f"{first.shape} and {second.shape}"
+        raise ValueError(f"{name} and {other_name} must be one number per answer, got shapes {shapes}")
     return first, second

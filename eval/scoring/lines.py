@@ -23,7 +23,6 @@ class Answer(NamedTuple):
     gold_logp: float | None  # log p of the right answer's text, or `None` where the responder does not score
 
 
-@dataclass(frozen=True)
 class Planted(Json):
     """Parameter moved in a simulated recording, its value, and the direction in which "yes" lies."""
 
@@ -43,7 +42,6 @@ class Asked:
     planted: Planted | None = None  # what was moved in the recording, if anything
 
 
-@dataclass(frozen=True)
 class Line(Json):
     """One scored answer."""
 
@@ -116,9 +114,9 @@ def line(condition: str, asked: Asked, answer: Answer, key: Key) -> Line:
         control=row["control"],
         patient_ids=row["patient_ids"],
         ecgs=row["ecgs"],
+        answer=row["answer"],
         donors=[] if donor is None else donor.ecgs,
         donor_patients=asked.donor_patients,
-        answer=row["answer"],
         shown_answer=row["answer"] if donor is None else donor.answer or None,
         prediction=answer.text,
         options=asked.options,

@@ -7,6 +7,7 @@ zeros, decides nothing: a guesser may break there, and a reader need not (`britt
 `eval.calibrate` measures how often the rule errs, on answerers whose reading is known.
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.scoring.jsonable import INLINE, Json
-from eval.statistics import Clusters, Interval, cluster_intervals, holm, patients_of, robust_interval, sign_flip_p
+from eval.statistics import (
+    Clusters,
+    Floats,
+    Interval,
+    cluster_intervals,
+    holm,
+    patients_of,
+    robust_interval,
+    sign_flip_p,
+)
 
 Verdict = Literal["reads", "partly", "brittle", "ignores", "inconclusive"]
 Flags = NDArray[np.bool_]
@@ -70,19 +80,24 @@ class Answers:
 
     def take(self, index: NDArray[np.intp]) -> Self:
         """The answers to some questions, by their indices."""
-        flags = {
-            name: getattr(self, name)[index]
-            for name in ("real", "answered", "majority", "paired", "flip_still", "flip_follows", "real_as_flip")
-        }
-        return Answers(
-            clusters=[self.clusters[int(i)] for i in index],
-            pair_clusters=[self.pair_clusters[int(i)] for i in index],
+        columns = {name: column[index] for name, column in vars(self).items() if isinstance(column, np.ndarray)}
+        return dataclasses.replace(
+            self,
+            clusters=[self.clusters[i] for i in index.tolist()],
+            pair_clusters=[self.pair_clusters[i] for i in index.tolist()],
             without={name: right[index] for name, right in self.without.items()},
-            **flags,
+            **columns,
         )
 
+    @property
+    def pairs(self) -> tuple[list[Sequence[str]], Floats, Floats, Floats]:
+        """Flip pairs: their patients, and `[pairs]` the gap, both right, both right had the ECGs been exchanged."""
+        paired = np.flatnonzero(self.paired)
+        real, still = self.real[paired].astype(float), self.flip_still[paired].astype(float)
+        clusters = [self.pair_clusters[i] for i in paired.tolist()]
+        return clusters, real - still, real * self.flip_follows[paired], self.real_as_flip[paired] * still
 
-@dataclass(frozen=True)
+
 class Evidence(Json):
     """The numbers a verdict is made of; `judge` derives it from them, and from the p-value after correction."""
 
@@ -121,29 +136,17 @@ def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
     columns = np.column_stack([real - answers.majority, *(real - answers.without[name] for name in names)])
     over, *breaking = cluster_intervals(columns, answers.clusters, draws, seed)
     lows = [interval.low for interval in breaking if not np.isnan(interval.low)]
-    paired = np.flatnonzero(answers.paired)
-    clusters = [answers.pair_clusters[i] for i in paired.tolist()]
-    gap: float | None = None
-    both: float | None = None
-    exchanged: float | None = None
-    gap_interval, p = Interval(np.nan, np.nan), math.nan
-    if len(paired):
-        drop = real[paired] - answers.flip_still[paired]
-        right = answers.real[paired] & answers.flip_follows[paired]
-        crossed = answers.real_as_flip[paired] & answers.flip_still[paired]
-        gap, both, exchanged = float(drop.mean()), float(right.mean()), float(crossed.mean())
-        gap_interval = robust_interval(drop, clusters)
-        p = sign_flip_p(right.astype(float) - crossed, clusters, draws=FLIPS, seed=seed)
+    clusters, gap, both, exchanged = answers.pairs
     return Evidence(
         questions=len(real),
-        pairs=len(paired),
+        pairs=len(gap),
         patients=len(patients_of(clusters)),
         answered=float(answers.answered.mean()),
-        gap=gap,
-        gap_interval=gap_interval,
-        paired_flip=both,
-        exchanged=exchanged,
-        p=p,
+        gap=float(gap.mean()) if len(gap) else None,
+        gap_interval=robust_interval(gap, clusters) if len(gap) else Interval(math.nan, math.nan),
+        paired_flip=float(both.mean()) if len(gap) else None,
+        exchanged=float(exchanged.mean()) if len(gap) else None,
+        p=sign_flip_p(both - exchanged, clusters, draws=FLIPS, seed=seed) if len(gap) else math.nan,
         over_majority=float(columns[:, 0].mean()),
         over_majority_interval=over,
         breaks=max(lows) if lows else None,
@@ -151,12 +154,7 @@ def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
 
 
 def judge(evidence: Evidence, p: float | None = None) -> Verdict:
-    """The verdict on one set of questions.
-
-    Args:
-        evidence: From `weigh`.
-        p: The p-value after correction for several sets; the evidence's own when not given.
-    """
+    """The verdict on one set of questions; `p` is the p-value after correction for several sets."""
     p = next((value for value in (p, evidence.p) if value is not None), math.nan)
     low, high = evidence.gap_interval
     if (
@@ -176,7 +174,6 @@ def judge(evidence: Evidence, p: float | None = None) -> Verdict:
     return "brittle" if evidence.breaks is not None and evidence.breaks >= LEAST_GAP else "ignores"
 
 
-@dataclass(frozen=True)
 class GroupVerdict(Json):
     """The verdict on one group of questions."""
 
@@ -186,7 +183,6 @@ class GroupVerdict(Json):
     counts: bool  # whether the group takes part in the verdict on the model
 
 
-@dataclass(frozen=True)
 class ModelVerdict(Json):
     """The verdict on a model: on all questions that count, and on each group of attributes."""
 
@@ -214,15 +210,9 @@ def _sentence(verdict: Verdict, evidence: Evidence, groups: Mapping[str, GroupVe
 def verdict(
     answers: Answers, groups: Sequence[str], excluded: Collection[str] = ("noise",), draws: int = 2000, seed: int = 0
 ) -> ModelVerdict:
-    """The verdict on a model.
+    """The verdict on a model, from the answers to all ordinary questions and the group of attributes of each.
 
-    Args:
-        answers: To all ordinary questions; controls are not among them.
-        groups: The group of attributes of each question.
-        excluded: Groups that are judged and shown, but neither count for nor against the verdict: seeing noise is not
-            reading an ECG.
-        draws: Resamples of the intervals.
-        seed: Seed of resamples and sign flips.
+    Excluded groups are judged and shown, but neither count for nor against it: seeing noise is not reading an ECG.
 
     Raises:
         ValueError: Groups and answers differ in number, or no question counts.
@@ -244,8 +234,6 @@ def verdict(
     overall = judge(everything)
     clear = [group.verdict for group in judged.values() if group.counts and group.verdict != "inconclusive"]
     reading = clear.count("reads")
-    if overall == "reads" and clear and 2 * reading < len(clear):
-        overall = "partly"
-    if overall in ("ignores", "brittle", "inconclusive") and reading:
+    if (overall == "reads" and 2 * reading < len(clear)) or (overall not in ("reads", "partly") and reading):
         overall = "partly"
     return ModelVerdict(overall, _sentence(overall, everything, judged), everything, judged)

@@ -392,7 +392,7 @@ def saved(cohort, tmp_path, monkeypatch):
     for name in ("config.json", "training.json"):
         (tmp_path / name).write_text("{}")
     folder = SimpleNamespace(path=tmp_path, responder=None)
-    monkeypatch.setattr(ablation, "load_questions", lambda _: cohort.questions)
+    monkeypatch.setattr(ablation, "questions_of", lambda _: cohort.questions)
     monkeypatch.setattr(ablation, "load_responder", lambda *_: folder.responder)
     monkeypatch.setattr(card, "write_card", lambda folder: (folder / "README.md").write_text("card"))
     return folder
