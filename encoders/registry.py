@@ -37,9 +37,9 @@ def register(model: type[EcgEncoder], extractor: type[EcgFeatureExtractor]) -> N
         ValueError: The `model_type`, or the name of the extractor's class, is taken: saved folders refer to both.
     """
     config = model.config_class
-    for given, base in ((model, EcgEncoder), (config, EcgEncoderConfig), (extractor, EcgFeatureExtractor)):
-        if not (isinstance(given, type) and issubclass(given, base)):
-            raise TypeError(f"encoder {model.__name__}: {given!r} does not derive from encoders.base.{base.__name__}")
+    for part, base in ((model, EcgEncoder), (config, EcgEncoderConfig), (extractor, EcgFeatureExtractor)):
+        if not (isinstance(part, type) and issubclass(part, base)):
+            raise TypeError(f"encoder {model.__name__}: {part!r} does not derive from encoders.base.{base.__name__}")
     if config.model_type in CONFIG_MAPPING:
         raise ValueError(f"encoder {model.__name__}: the model_type {config.model_type!r} is taken, choose another")
     if feature_extractor_class_from_name(extractor.__name__) not in (None, extractor):
@@ -81,8 +81,8 @@ def find_config(model_type: str) -> type[EcgEncoderConfig] | None:
         _import(model_type, entries)
     if model_type not in CONFIG_MAPPING:
         return None
-    found: type = CONFIG_MAPPING[model_type]  # one of transformers' own, it may be
-    return found if issubclass(found, EcgEncoderConfig) else None
+    config: type = CONFIG_MAPPING[model_type]  # one of transformers' own, it may be
+    return config if issubclass(config, EcgEncoderConfig) else None
 
 
 def config_class(model_type: str) -> type[EcgEncoderConfig]:
@@ -92,10 +92,10 @@ def config_class(model_type: str) -> type[EcgEncoderConfig]:
         ImportError: An installed package declares the type, but cannot be imported; names the package.
         ValueError: There is no such type.
     """
-    found = find_config(model_type)
-    if found is None:
+    config = find_config(model_type)
+    if config is None:
         raise ValueError(f"unknown encoder type {model_type!r}: is the package that provides it installed?")
-    return found
+    return config
 
 
 def _import(name: str, entries: Sequence[EntryPoint], *, ours: bool = False) -> None:

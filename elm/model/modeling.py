@@ -192,7 +192,7 @@ class ElmModel(ElmPreTrainedModel):
 
 
 class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
-    """Answers questions about ECGs. Load with `elm.load`, or `from_pretrained` after `import elm`."""
+    """Answers questions about ECGs. Load with `elm.load`, or `from_pretrained` after `import elm.auto`."""
 
     def __init__(self, config: ElmConfig) -> None:
         super().__init__(config)

@@ -3,7 +3,7 @@
 A wav2vec 2.0 style network (four convolutions, a convolution for positions, post-norm transformer layers) and two
 attention poolers on top of it. Written anew after HKU-MedAI/MELP `src/melp/models/ecgfm_model.py` and
 `fairseq_signals_backbone/models/wav2vec2`; every parameter keeps its published name less one `ecg_encoder.` prefix, but
-for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/convert.py`).
+for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/upstream.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
-from encoders.checkpoints import load_weights, told_by
-from encoders.melp import convert
+from encoders.checkpoints import built, not_default
+from encoders.melp import upstream
 from encoders.melp.configuration import MelpConfig
 from encoders.melp.convolution import WideConv1d
 
@@ -50,38 +50,19 @@ class MelpOutput(EcgEncoderOutput):
     token_attention: torch.FloatTensor | None = None
 
 
-class MelpConvFrontend(nn.Module):
-    """Recording to frames, by convolutions over time."""
-
-    def __init__(self, config: MelpConfig):
-        super().__init__()
-        sizes = zip([config.in_channels, *config.conv_dim], config.conv_dim, config.conv_kernel, config.conv_stride)
-        convs = [nn.Conv1d(i, o, kernel, stride, bias=False) for i, o, kernel, stride in sizes]
-        # One group per channel: each is normalised over time, so gain and offset of a recording vanish here. The
-        # Identity stands where upstream has a dropout of 0 and keeps the published numbering.
-        norm = nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
-        self.conv_layers = nn.ModuleList(
+def frontend(config: MelpConfig) -> nn.Sequential:
+    """Recording `[B, leads, L]` to frames `[B, C, T]`, by convolutions over time."""
+    sizes = zip([config.in_channels, *config.conv_dim], config.conv_dim, config.conv_kernel, config.conv_stride)
+    convs = [nn.Conv1d(i, o, kernel, stride, bias=False) for i, o, kernel, stride in sizes]
+    # One group per channel: each is normalised over time, so gain and offset of a recording vanish here. The
+    # Identity stands where upstream has a dropout of 0 and keeps the published numbering.
+    norm = nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
+    return nn.Sequential(
+        *(
             nn.Sequential(conv, nn.Identity(), *([norm] if index == 0 else []), nn.GELU())
             for index, conv in enumerate(convs)
         )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, leads, L] -> [B, C, T]`."""
-        for layer in self.conv_layers:
-            x = layer(x)
-        return x
-
-
-class MelpConvPosition(nn.Module):
-    """What is added to the frames to tell their position: a convolution over the frames around."""
-
-    def __init__(self, config: MelpConfig):
-        super().__init__()
-        self.pos_conv = nn.Sequential(WideConv1d(config.hidden_size, config.conv_pos_kernel, config.conv_pos_groups))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, T, D] -> [B, T, D]`."""
-        return F.gelu(self.pos_conv(x.mT)).mT
+    )
 
 
 class MelpAttention(nn.Module):
@@ -143,18 +124,20 @@ class MelpBackbone(nn.Module):
 
     def __init__(self, config: MelpConfig):
         super().__init__()
-        self.feature_extractor = MelpConvFrontend(config)
+        self.feature_extractor = nn.ModuleDict({"conv_layers": frontend(config)})
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1])
         self.post_extract_proj = nn.Linear(config.conv_dim[-1], config.hidden_size)
         self.dropout_input = nn.Dropout(config.dropout_input)
-        self.conv_pos = MelpConvPosition(config)
+        # What tells the frames their position: a convolution over the frames around.
+        position = WideConv1d(config.hidden_size, config.conv_pos_kernel, config.conv_pos_groups)
+        self.conv_pos = nn.ModuleDict({"pos_conv": nn.Sequential(position)})
         self.encoder = MelpTransformer(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, leads, L] -> [B, T, D]`."""
-        frames = self.layer_norm(self.feature_extractor(x).mT)  # [B, T, C]
+        frames = self.layer_norm(self.feature_extractor["conv_layers"](x).mT)  # [B, T, C]
         frames = self.dropout_input(self.post_extract_proj(frames))  # [B, T, D]
-        return self.encoder(frames + self.conv_pos(frames))
+        return self.encoder(frames + F.gelu(self.conv_pos["pos_conv"](frames.mT)).mT)
 
 
 class MelpPooler(nn.Module):
@@ -220,22 +203,19 @@ class MelpModel(EcgEncoder):
     def from_upstream(cls, path: str | Path, config: MelpConfig | None = None) -> Self:
         """The encoder of a checkpoint that upstream's code wrote, in eval mode.
 
-        Args:
-            path: As `encoders.melp.convert.read_published` takes it.
-            config: What no tensor shows: heads, `output`, dropout. Sizes are read from the weights.
+        The path is as `encoders.melp.upstream.read_published` takes it; a configuration says what no tensor shows:
+        heads, `output`, dropout.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not finite.
         """
-        found = convert.read_published(path, **told_by(config))
-        model = cls(found.config)
-        load_weights(model, found.weights, source=str(path))
-        return model.eval()
+        published = upstream.read_published(path, **not_default(config))
+        return built(cls(published.config), published.weights, source=str(path))
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution: what PEFT and gradient checkpointing hook to make inputs require gradients."""
-        return self.ecg_encoder.feature_extractor.conv_layers[0]
+        return self.get_submodule("ecg_encoder.feature_extractor.conv_layers.0")
 
     @can_return_tuple
     def forward(

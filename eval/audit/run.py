@@ -11,9 +11,9 @@ from data.conversations.rows import QuestionSet, answer_text
 from data.experiment.conditions import condition_named
 from data.support.files import written_whole
 from elm.saved import card
-from elm.saved.folder import resolve, training_digest
-from elm.training.run import questions_of
+from elm.saved.run import SavedRun
 from eval.answerers.base import Responder
+from eval.answerers.memory import remembering
 from eval.answerers.model import ModelResponder, load_responder
 from eval.answerers.server import ServerResponder
 from eval.audit import super_classes
@@ -50,14 +50,13 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     for name in settings.conditions or ():
         condition_named(name)
     settings = _with_text_only(settings)
-    folder = settings.model
-    if (responder is None or questions is None) and not folder.is_dir():
-        folder = resolve(folder)
+    saved = SavedRun(settings.model)
+    named_only = responder is not None and questions is not None and not settings.model.is_dir()
     if responder is None and settings.server is None:
-        _require(folder, "config.json", "so it is not a saved model")
+        _require(saved.folder, "config.json", "so it is not a saved model")
     if questions is None:
-        _require(folder, "training.json", "so what it was trained on is not known")
-        questions = with_simulated(questions_of(folder))
+        _require(saved.folder, "training.json", "so what it was trained on is not known")
+        questions = with_simulated(saved.questions)
 
     # What can fail does so before hours of asking.
     rows = sample(questions.test, settings.limit, settings.seed)
@@ -67,19 +66,19 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     if responder is None and settings.server is not None:
         responder = _served(settings, questions)
     elif responder is None:
-        responder = load_responder(folder, questions, settings.batch_size)
+        responder = load_responder(saved, questions, settings.batch_size)
     names, notes = choose_conditions(settings.conditions, settings.full, responder, plan)
 
     lines = _answers(plan, responder, names, settings)
     if settings.full and questions.test_reports:
         lines += _answers(plan.of_reports(), responder, REPORT_CONDITIONS, settings)
     if settings.text_only is not None:
-        blind = load_responder(settings.text_only, questions, settings.batch_size)
+        blind = load_responder(SavedRun(settings.text_only), questions, settings.batch_size)
         lines += _answers(plan, blind, ["none"], settings, TEXT_ONLY)
     about = About(
         model=str(settings.model),
         # So that no other model passes for audited.
-        training=training_digest(folder) if (folder / "training.json").is_file() else None,
+        training=None if named_only else saved.digest or None,
         dataset=questions.name,
         command=settings.command,
         seed=settings.seed,
@@ -134,11 +133,11 @@ def _answers(
     plan: Plan, responder: Responder, conditions: Iterable[str], settings: AuditSettings, label: str | None = None
 ) -> list[Line]:
     """Scored answers under some conditions; `label` stands in their lines in place of the condition."""
-    size, lines = settings.batch_size, []
+    size, lines, memory = settings.batch_size, [], remembering(responder)
     header = {"model": responder.name, "questions": plan.digest, "limit": settings.limit, "seed": settings.seed}
     with Journal(settings.folder, {**header, "batch_size": size}) as journal:
         for condition in conditions:
-            lines += plan.ask(responder, condition, journal, size, label)
+            lines += plan.ask(memory, condition, journal, size, label)
     return lines
 
 

@@ -13,7 +13,7 @@ from data.ecg import EcgSource
 from data.experiment.conditions import apply
 from data.experiment.donors import Donor, choose_donors, derangement
 from data.experiment.planted import Beside
-from elm.training.run import questions_of
+from elm.saved.run import SavedRun
 from eval.answerers.base import Responder
 from eval.answerers.model import load_responder
 from eval.audit.cnn import CnnClassifier
@@ -188,7 +188,8 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     Raises:
         ValueError: It was not trained along PTB-XL's folds; or as `measure`.
     """
-    questions = questions_of(settings.model)
+    saved = SavedRun(settings.model)
+    questions = saved.questions
     if (split := folds_of(questions)) is None:
         raise ValueError(f"{settings.model} was trained on {questions.name}, which is not split along PTB-XL's folds")
     trained, train_folds, test_folds = split
@@ -196,5 +197,5 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     folds = settings.folds or test_folds
     rows = super_class_rows(recordings, folds)
     questions = dataclasses.replace(questions, source=recordings, source_key=recordings.key, test=rows)
-    responder = load_responder(settings.model, questions, batch_size=256)
+    responder = load_responder(saved, questions, batch_size=256)
     return str(recordings.root), measure(responder, recordings, folds, (trained, train_folds), seed=settings.seed)

@@ -9,10 +9,9 @@ from threading import Event, Lock
 import torch
 from transformers import PreTrainedModel, StoppingCriteriaList, TextStreamer
 
-import elm
 from data.ecg import Ecg
 from elm import ElmProcessor
-from elm.saved.folder import resolve, training_digest
+from elm.saved.run import SavedRun
 from serve.serving.client import Turns, conversation
 from serve.serving.engine import LOOK, Over, Put, streamed
 
@@ -36,9 +35,8 @@ class LocalEngine:
         self.name = str(folder).rstrip("/").rpartition("/")[2] if Path(folder).is_dir() else str(folder)
         self.digest = ""
         if loaded is None:
-            where = resolve(folder)
-            loaded = elm.load(where)
-            self.digest = training_digest(where) if (where / "training.json").exists() else ""
+            saved = SavedRun(folder)
+            loaded, self.digest = (saved.model, saved.processor), saved.digest
             loaded[0].to("cuda" if torch.cuda.is_available() else "cpu")
         self._model, self._processor = loaded
         self._lock = Lock()

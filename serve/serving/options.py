@@ -9,7 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from elm.model.configuration import ElmConfig
-from elm.saved.folder import resolve, training_digest
+from elm.saved.folder import resolve
+from elm.saved.run import SavedRun
 from serve.serving.gate import API_KEY, MAX_BYTES, MODELS
 from serve.serving.settings import CPU_CACHE_GB, LENGTH, Settings
 from serve.vllm_plugin import WORDS
@@ -55,13 +56,15 @@ def options(settings: Settings, on_cpu: bool) -> tuple[list[str], dict[str, str]
 def model_hash(folder: Path | str) -> str:
     """Hash of the model in a saved folder: `TRAINING-FILES`, 16 hexadecimal digits each.
 
-    The first part is that by which an audit's report names the training (`elm.saved.folder.training_digest`); the
+    The first part is that by which an audit's report names the training (`elm.saved.run.SavedRun.digest`); the
     second is of the bytes of weights, tokenizer, processor and configurations.
 
     Raises:
         FileNotFoundError: It is no saved model.
     """
-    return f"{training_digest(Path(folder))}-{_digest(Path(folder))}"
+    if not (digest := SavedRun(folder).digest):
+        raise FileNotFoundError(f"{folder} is no saved model: it has no training.json")
+    return f"{digest}-{_digest(Path(folder))}"
 
 
 def _digest(folder: Path) -> str:

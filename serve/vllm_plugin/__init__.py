@@ -30,7 +30,7 @@ def register() -> None:
         from vllm.renderers.registry import RENDERER_REGISTRY
         from vllm.tokenizers.registry import TokenizerRegistry
 
-        import elm  # noqa: F401  (registers the Auto classes)
+        import elm.auto  # noqa: F401  (registers the Auto classes)
         from serve.vllm_plugin.settings import ElmSettings
     except ImportError as error:
         raise ImportError(
