@@ -40,31 +40,20 @@ class ServerResponder:
     option, end of turn included. With prefix caching the numbers depend on the order of requests
     (github.com/vllm-project/vllm/issues/42019), so the caller must say that it is off; /metrics is asked whether
     that is so, where the server has it.
-
-    Args:
-        url: Base of the API, such as `http://127.0.0.1:8000/v1`.
-        model: Name under which the server knows the model.
-        source: The recordings, from which `data.experiment.conditions` makes altered ones.
-        api_key: Sent as a bearer token.
-        prefix_caching_off: The server was started with `--no-enable-prefix-caching`.
-        concurrency: Requests in flight.
-        max_new_tokens: Where an answer is cut.
-        timeout: Seconds until a silent server counts as unreachable.
-        retries: How often a request is repeated while the server is unreachable, too busy (429) or failing (5xx).
     """
 
     levels = frozenset({"row", "recording"})
 
-    url: str
-    model: str
-    source: EcgSource
-    api_key: str | None = field(default=None, repr=False)
+    url: str  # base of the API, such as `http://127.0.0.1:8000/v1`
+    model: str  # name under which the server knows the model
+    source: EcgSource  # the recordings, from which `data.experiment.conditions` makes altered ones
+    api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
     _: KW_ONLY
-    prefix_caching_off: bool = False
-    concurrency: int = 16
-    max_new_tokens: int = 48
-    timeout: float = 120.0
-    retries: int = 5
+    prefix_caching_off: bool = False  # the server was started with `--no-enable-prefix-caching`
+    concurrency: int = 16  # requests in flight
+    max_new_tokens: int = 48  # where an answer is cut
+    timeout: float = 120.0  # seconds until a silent server counts as unreachable
+    retries: int = 5  # how often a request is repeated while the server is unreachable, too busy (429) or failing (5xx)
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -25,21 +26,19 @@ SIMULATED_PATIENTS = 25  # beside the recordings of a corpus
 SCORED_ONLY = ("question-swap", "both-swap", "planted")  # what they measure is a likelihood, not words
 
 
+@dataclass
 class Plan:
-    """The questions of each condition, and what is known about the right answers.
+    """The questions of each condition, and what is known about the right answers."""
 
-    Args:
-        questions: The question set.
-        rows: Those of its test rows that are asked.
-        key: What answers are scored with.
-        seed: Seed of donors.
-        reports: The rows ask for reports: they are among its `test_reports`, and open.
-    """
+    questions: QuestionSet
+    rows: Sequence[Row]  # those of its test rows that are asked
+    key: Key  # what answers are scored with
+    seed: int  # seed of donors
+    reports: bool = False  # the rows ask for reports: they are among the `test_reports`, and open
 
-    def __init__(self, questions: QuestionSet, rows: Sequence[Row], key: Key, seed: int, reports: bool = False) -> None:
-        self.questions, self.rows, self.key, self.seed = questions, rows, key, seed
-        self.everything = questions.test_reports if reports else questions.test
-        self.options = (lambda row: None) if reports else key.options
+    def __post_init__(self) -> None:
+        self.everything = self.questions.test_reports if self.reports else self.questions.test
+        self.options = (lambda row: None) if self.reports else self.key.options
         self._donors: dict[str, dict[str, Donor]] = {}
 
     def of_reports(self) -> "Plan":

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no window
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure  # no pyplot: no global state, no window
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
@@ -229,9 +228,7 @@ def _ladder(report: Report) -> Figure | None:
 
 
 def _canvas(height: float, width: float = WIDTH) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _title(figure: Figure, text: str) -> None:
@@ -240,7 +237,6 @@ def _title(figure: Figure, text: str) -> None:
 
 
 def _head(axes: Axes, text: str, y: float) -> None:
-    """Draw the head of some rows beside the axis."""
     words = axes.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points")
     words.set(ha="right", va="center", fontsize=9, fontweight="bold", color=INK)
 
@@ -284,7 +280,6 @@ def _number(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float,
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
-    """Explain the colours where rows have no names, and the dashed line."""
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=7, label=CONDITIONS[name].label)
         for name, (colour, marker) in ((name, STYLE.get(name, OTHER)) for name in names)

@@ -110,10 +110,8 @@ def upstream_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str
     A prediction is right if it equals the answer's terms joined by single spaces, in their order and case, after
     stripping both. Pairs with an empty prediction or answer are left out, which flatters a model that says nothing, and
     no other wording is accepted. A set of several terms is right only in its own order and without commas: a model that
-    was trained on `answer_text` never says it so.
-
-    Returns:
-        The accuracy, None where no pair is left; and the number of pairs that were counted.
+    was trained on `answer_text` never says it so. Returns the accuracy, None where no pair is left, and the number of
+    pairs that were counted.
 
     Raises:
         ValueError: There are not as many predictions as answers.

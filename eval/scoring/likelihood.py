@@ -92,15 +92,10 @@ def brier(p_yes: ArrayLike, is_yes: ArrayLike) -> float:
 
 
 def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Sequence[float]) -> list[float]:
-    """Accuracy among the most confident share of the answers (El-Yaniv and Wiener, JMLR 2010).
+    """Accuracy among the most confident share of the answers, by share (El-Yaniv and Wiener, JMLR 2010).
 
     Answers of equal confidence each count with the mean of their group, which is what choosing among them at random
     gives on average: the result does not depend on their order. A share that ends within an answer counts it in part.
-
-    Args:
-        confidence: The higher, the surer `[n]`.
-        right: Whether each answer is right `[n]`.
-        coverages: Shares of the answers to keep, above 0 and up to 1 (all answers).
 
     Raises:
         ValueError: No answers, shapes that do not match, a confidence that is NaN, or a share outside that range.

@@ -50,33 +50,20 @@ FLIPS = 10_000  # sign flips of the permutation test
 
 @dataclass(frozen=True)
 class Answers:
-    """Columns that the rule looks at, per question `[n]`.
+    """Columns that the rule looks at, per question `[n]`."""
 
-    Attributes:
-        clusters: Patients of each question.
-        pair_clusters: Patients of each flip pair: the question's, and those of the other ECG. Every ECG is in two
-            pairs, as the question's own and as the other one; without the second patients intervals would be too
-            narrow by a factor of about 1.4.
-        real: Right about the real ECG.
-        answered: A valid answer about the real ECG, right or wrong.
-        majority: The most common answer to the question in training is right.
-        paired: The question was also asked about an ECG whose right answer differs. The next three are read there only.
-        flip_still: The answer about the other ECG is the one that was right about the real ECG.
-        flip_follows: The answer about the other ECG is right about that one.
-        real_as_flip: The answer about the real ECG would have been right about the other one.
-        without: Right under conditions that take the ECG away (`zero`, `none`), where they were asked.
-    """
-
-    clusters: Clusters
+    clusters: Clusters  # patients of each question
+    # Patients of each flip pair: the question's, and those of the other ECG. Every ECG is in two pairs, as the
+    # question's own and as the other one; without the second patients intervals would be too narrow by about 1.4.
     pair_clusters: Clusters
-    real: Flags
-    answered: Flags
-    majority: Flags
-    paired: Flags
-    flip_still: Flags
-    flip_follows: Flags
-    real_as_flip: Flags
-    without: Mapping[str, Flags]
+    real: Flags  # right about the real ECG
+    answered: Flags  # a valid answer about the real ECG, right or wrong
+    majority: Flags  # the most common answer to the question in training is right
+    paired: Flags  # also asked about an ECG whose right answer differs; the next three are read there only
+    flip_still: Flags  # the answer about the other ECG is the one that was right about the real ECG
+    flip_follows: Flags  # the answer about the other ECG is right about that one
+    real_as_flip: Flags  # the answer about the real ECG would have been right about the other one
+    without: Mapping[str, Flags]  # right under conditions that take the ECG away (`zero`, `none`), where asked
 
     def take(self, index: NDArray[np.intp]) -> Self:
         """The answers to some questions, by their indices."""
