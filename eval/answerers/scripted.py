@@ -7,13 +7,7 @@ from eval.answerers.base import LEVELS
 
 
 class ScriptedResponder:
-    """Answers by functions.
-
-    Args:
-        fn: `(row, condition) -> text`.
-        score: `(row, condition, options) -> log-probabilities`.
-        name: What stands for it in a journal.
-    """
+    """Answers by `fn(row, condition)`, scores by `score(row, condition, options)`; a journal knows it by `name`."""
 
     levels = LEVELS
 

@@ -22,12 +22,7 @@ CHUNK = 256  # recordings read, or scored, at once
 
 
 class CnnClassifier:
-    """Scores of classes that do not exclude each other.
-
-    Args:
-        classes: How many.
-        seed: Seed of weights, batches and augmentation.
-    """
+    """Scores of classes that do not exclude each other; `seed` is that of weights, batches and augmentation."""
 
     def __init__(self, classes: int, seed: int = 0) -> None:
         self.seed = seed

@@ -23,7 +23,6 @@ import dataclasses
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ Array = NDArray[np.float64]
 LEAST = 10  # patients with "yes" and with "no", in training and held out
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LadderSettings:
     """Settings of a ladder.
 
@@ -90,15 +89,9 @@ def ladder(
     `eval.audit.rungs.WIDEST` numbers, else, at both, by the mean and standard deviation of its tokens: a step between
     them is then not one between representations.
 
-    Args:
-        responder: A model, adapters merged, whose encoder's outputs are stored.
-        questions: Their training rows are what probes are fitted to.
-        answers: log p(yes) - log p(no) by id of the row, for each yes/no question of `rows` about its own ECG.
-        rows: Held-out questions. Those that `verify_rows` does not keep are not looked at.
-        settings: Resamples, seed and size of the probes' training.
-
-    Returns:
-        None, with a warning, where no finding has `LEAST` patients with each answer, in training and held out.
+    Probes are fitted to the training rows of `questions`. `answers` are log p(yes) - log p(no) by id of the row, for
+    each yes/no question of `rows` (held out; those that `verify_rows` does not keep are not looked at). None, with a
+    warning, where no finding has `LEAST` patients with each answer, in training and held out.
 
     Raises:
         ValueError: A question has no answer or one that is not finite, or a patient is in training and held out; names
@@ -106,7 +99,6 @@ def ladder(
     """
     if (features := responder.features) is None:
         raise ValueError("a ladder needs the encoder's outputs: give ModelResponder features")
-    seed = settings.seed
     findings, notes = _findings(questions, rows, answers, settings)
     if all(finding.group == NOISE for finding in findings):
         logger.warning("no ladder: no finding has %d patients with each answer, in training and held out", LEAST)
@@ -122,7 +114,7 @@ def ladder(
     tables = ((encoder, ecg_of), (projected, ecg_of), (state, place))
     scores = []
     for finding in tqdm(findings, desc="fitting probes", unit="finding"):
-        probes = [_probed(finding, table, line_of, seed) for table, line_of in tables]
+        probes = [_probed(finding, table, line_of, settings.seed) for table, line_of in tables]
         scores.append(np.column_stack([*probes, [answers[row["id"]] for row in finding.test]]))
     numbers = _numbers(findings, scores, settings)
     if numbers.fraction_read is None:

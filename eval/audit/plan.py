@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +25,7 @@ SIMULATED_PATIENTS = 25  # beside the recordings of a corpus
 SCORED_ONLY = ("question-swap", "both-swap", "planted")  # what they measure is a likelihood, not words
 
 
-@dataclass
+@dataclasses.dataclass
 class Plan:
     """The questions of each condition, and what is known about the right answers."""
 
@@ -40,10 +39,6 @@ class Plan:
         self.everything = self.questions.test_reports if self.reports else self.questions.test
         self.options = (lambda row: None) if self.reports else self.key.options
         self._donors: dict[str, dict[str, Donor]] = {}
-
-    def of_reports(self) -> "Plan":
-        """The plan of asking for the reports of the held-out recordings."""
-        return Plan(self.questions, self.questions.test_reports, self.key, self.seed, reports=True)
 
     @property
     def digest(self) -> str:

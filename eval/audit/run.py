@@ -71,7 +71,8 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
 
     lines = _answers(plan, responder, names, settings)
     if settings.full and questions.test_reports:
-        lines += _answers(plan.of_reports(), responder, REPORT_CONDITIONS, settings)
+        plan_of_reports = dataclasses.replace(plan, rows=questions.test_reports, reports=True)
+        lines += _answers(plan_of_reports, responder, REPORT_CONDITIONS, settings)
     if settings.text_only is not None:
         blind = load_responder(SavedRun(settings.text_only), questions, settings.batch_size)
         lines += _answers(plan, blind, ["none"], settings, TEXT_ONLY)
@@ -112,8 +113,8 @@ def rescore(out: Path | str) -> Report:
     before = Unscored.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
     vocabulary = frozenset(before.about.vocabulary)
     lines = [scored(line, vocabulary) for line in read(out / "predictions.jsonl")]
-    report = measure(by_condition(lines), before.about)
-    report = dataclasses.replace(report, ladder=before.ladder, super_classes=before.super_classes)
+    scores = measure(by_condition(lines), before.about)
+    report = dataclasses.replace(scores, ladder=before.ladder, super_classes=before.super_classes)
     shown = json.loads((out / "examples.json").read_text(encoding="utf-8"))
     _write(out, report, lines, [Example.from_json(example) for example in shown])
     return report

@@ -3,7 +3,6 @@
 from data.experiment.conditions import CONDITIONS
 from eval.report.parts import (
     Items,
-    Part,
     Section,
     Table,
     auroc_span,
@@ -33,8 +32,8 @@ def super_classes(report: Report) -> Section | None:
     if (numbers := report.super_classes) is None:
         return None
     about, *others = super_class_sentences(numbers)
-    parts: list[Part] = [about, super_class_table(numbers), *others]
-    return Section("super-classes", "PTB-XL's super-classes, beside a plain CNN", parts)
+    table = super_class_table(numbers)
+    return Section("super-classes", "PTB-XL's super-classes, beside a plain CNN", [about, table, *others])
 
 
 def likelihood(report: Report) -> Section | None:
@@ -127,11 +126,14 @@ def ladder(report: Report) -> Section | None:
         read = words("ladder read", fraction=percent(numbers.fraction_read, 0), limits=limits)
     table = Table(["told from", "AUROC", "change"], rows)
     details = Items([f"An ECG's {numbers.representation}.", *numbers.notes])
-    parts: list[Part] = [words("ladder", ladder=numbers), table, picture("ladder"), read, details]
-    return Section("ladder", "From encoder to answer", parts)
+    text = words("ladder", ladder=numbers)
+    return Section("ladder", "From encoder to answer", [text, table, picture("ladder"), read, details])
 
 
 def dose_name(name: str) -> tuple[str, str, str]:
     """Parameter, unit and finding of a name in `dose_response`."""
     parameter, question = name.split(": ", 1)
     return *PARAMETERS.get(parameter, (parameter.replace("_", " "), "")), question
+
+
+INSTRUMENTS = (super_classes, likelihood, calibration, shapley, reports, dose, ladder)

@@ -78,9 +78,6 @@ class Section(NamedTuple):
     parts: Sequence[Part]
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
 @cache
 def _texts() -> Mapping[str, str]:
     path = Path(__file__).with_name("words.yaml")
@@ -95,9 +92,6 @@ def words(key: str, **values: object) -> str:
 def picture(name: str, **values: object) -> Picture:
     """A figure with its words."""
     return Picture(f"{name}.png", words(f"{name} alt"), words(f"{name} caption", **values))
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def percent(value: float, places: int = 1) -> str:

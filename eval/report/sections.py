@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
-from eval.report import instruments
 from eval.report.headline import VERDICTS, facts, pairs
+from eval.report.instruments import INSTRUMENTS
 from eval.report.parts import (
     Command,
     Facts,
@@ -28,25 +28,13 @@ from eval.scoring.verdict import LEAST_ANSWERED, LEAST_GAP, LEAST_PAIRS, LEAST_P
 
 def sections(report: Report, pictures: Collection[str] = ()) -> list[Section]:
     """Everything a report has to say, without title, verdict and examples; `pictures` are figures that were drawn."""
+    measured = (_verdict, _conditions, _flips, _groups, _types, _findings, *INSTRUMENTS, _controls, _detectable)
+    notes = report.about.notes
     all_sections = [
-        _verdict(report),
-        _conditions(report),
-        _flips(report),
-        _groups(report),
-        _types(report),
-        _findings(report),
-        instruments.super_classes(report),
-        instruments.likelihood(report),
-        instruments.calibration(report),
-        instruments.shapley(report),
-        instruments.reports(report),
-        instruments.dose(report),
-        instruments.ladder(report),
-        _controls(report),
-        _detectable(report),
+        *(section_of(report) for section_of in measured),
         Section("terms", "How to read this", [Terms(_terms(report))]),
         Section("limits", "What this does not show", [Items(_limits(report))]),
-        Section("notes", "Notes on the questions", [Items(report.about.notes)]) if report.about.notes else None,
+        Section("notes", "Notes on the questions", [Items(notes)]) if notes else None,
         Section("again", "How to repeat it", [Command(report.about.command), words("again")]),
     ]
     return [

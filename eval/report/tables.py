@@ -68,24 +68,16 @@ def corrected_p(block: Block) -> float | None:
     return None if block.swap_test is None else block.swap_test.swap_p_corrected
 
 
-# --- PTB-XL's super-classes -------------------------------------------------------------------------------------------
-
-
 def super_class_table(numbers: SuperClasses) -> Table:
     """One line per class, and their means."""
 
     def line(name: str, result: ClassResult) -> list[str]:
         model, cnn, difference = result.model, result.cnn, result.auroc_difference
-        return [
-            name,
-            "" if result.positives is None else f"{result.positives}",
-            auroc_span(model.auroc.value, model.auroc.interval),
-            auroc_span(cnn.auroc.value, cnn.auroc.interval),
-            signed_span(difference.value, difference.interval, 3),
-            percent(model.balanced_accuracy.value),
-            percent(cnn.balanced_accuracy.value),
-            f"{result.swap.auroc.value:.3f}",
-        ]
+        areas = [auroc_span(scores.auroc.value, scores.auroc.interval) for scores in (model, cnn)]
+        accuracies = [percent(scores.balanced_accuracy.value) for scores in (model, cnn)]
+        change = signed_span(difference.value, difference.interval, 3)
+        positives = "" if result.positives is None else f"{result.positives}"
+        return [name, positives, *areas, change, *accuracies, f"{result.swap.auroc.value:.3f}"]
 
     head = ["class", "positives", "AUROC", "AUROC, CNN", "difference"]
     head += ["balanced accuracy", "the same, CNN", "AUROC, another's ECG"]

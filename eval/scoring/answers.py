@@ -154,23 +154,18 @@ class Majority:
 
 
 def majority_by_question(train_rows: Sequence[Row]) -> Majority:
-    """Learn the most common answer set of every question; of two equally common ones, the first in alphabetical order.
+    """Learn the most common answer set of every question. Ties and errors as `majority`."""
+    return majority(train_rows, _by_question)
+
+
+def majority(train_rows: Sequence[Row], keys: Callable[[Row], list[Hashable]] = _by_type) -> Majority:
+    """Learn the most common answer set of every question type, whatever is asked: the plainest baseline.
+
+    Of two equally common ones it is the first in alphabetical order.
 
     Raises:
         ValueError: There are no training rows. (The test rows must not stand in: their majority is an upper bound.)
     """
-    return _learn(train_rows, _by_question)
-
-
-def majority(train_rows: Sequence[Row]) -> Majority:
-    """Learn the most common answer set of every question type, whatever is asked: the plainest baseline.
-
-    Ties and errors as `majority_by_question`.
-    """
-    return _learn(train_rows, _by_type)
-
-
-def _learn(train_rows: Sequence[Row], keys: Callable[[Row], list[Hashable]]) -> Majority:
     if not train_rows:
         raise ValueError("the majority answer is learned from training rows, and there are none")
     counts: dict[Hashable, Counter[AnswerSet]] = {}

@@ -65,8 +65,7 @@ class Line(Json):
     gold_logp: float | None  # the same of the right answer
     majority_right: bool  # whether the most common answer to this kind of question is right
     majority_by_question_right: bool  # whether the most common answer to this question is right
-    # What was moved in the recording, under the condition `planted`.
-    planted: Planted | None = field(default=None, metadata=INLINE)
+    planted: Planted | None = field(default=None, metadata=INLINE)  # what was moved, under the condition of that name
     parsed: Sequence[str] | None = None  # terms of the prediction; None where it is no answer
     outcome: Outcome = "unparsed"  # what became of it
     correct: bool = False  # whether it is right about the question's own ECGs
@@ -86,11 +85,7 @@ class Key:
 
     @classmethod
     def of(cls, questions: QuestionSet) -> Self:
-        """The key to a question set.
-
-        Raises:
-            ValueError: It has no training rows to learn from.
-        """
+        """The key to a question set; a `ValueError` where it has no training rows to learn from."""
         return cls(
             score.vocabulary([*questions.train, *questions.test]),
             score.options_by_question(questions.train),

@@ -36,6 +36,9 @@ class TextScore(NamedTuple):
     settings: str  # words to state beside the number, so that it can be repeated
 
 
+Metric = Callable[[Sequence[str], Sequence[str]], dict[str, TextScore]]
+
+
 def report_scores(
     predictions: Sequence[str],
     references: Sequence[str],
@@ -55,12 +58,8 @@ def report_scores(
       Porter stemmer. A text that equals its reference scores less than 1, the shorter the less.
     - `bertscore` gives `bertscore`: Zhang et al., ICLR 2020, F, by bert-score, neither idf-weighted nor rescaled.
 
-    Args:
-        predictions: What was written `[n]`, beside the references: what should have been.
-        references: One each.
-        which: Names of `METRICS`, and the order of the scores.
-        bert_model: Hub name or folder of the model that BERTScore compares embeddings of.
-        bert_layers: The layer whose output is compared; needed for a model that bert-score does not know by name.
+    `which` are names of `METRICS`. BERTScore compares embeddings of `bert_model`, a hub name or folder, at the layer
+    `bert_layers`, which is needed for a model that bert-score does not know by name.
 
     Raises:
         ValueError: Nothing to score, different numbers of texts, an empty reference, an unknown metric, or no
@@ -79,14 +78,8 @@ def report_scores(
     # A lone period would match the reference's for BLEU.
     predictions = ["" if is_empty(prediction) else prediction for prediction in predictions]
     scores: dict[str, TextScore] = {}
-    bertscore = partial(_bertscore, model=bert_model, layers=bert_layers)
-    metrics: dict[str, Callable[..., dict[str, TextScore]]] = {
-        "bleu": _bleu,
-        "rouge": _rouge,
-        "f1": _f1,
-        "meteor": _meteor,
-        "bertscore": bertscore,
-    }
+    metrics: dict[str, Metric] = {"bleu": _bleu, "rouge": _rouge, "f1": _f1, "meteor": _meteor}
+    metrics["bertscore"] = partial(_bertscore, model=bert_model, layers=bert_layers)
     for name in which:
         scores |= metrics[name](predictions, references)
     return scores

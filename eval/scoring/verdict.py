@@ -10,7 +10,6 @@ zeros, decides nothing: a guesser may break there, and a reader need not (`britt
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, Self
 
 import numpy as np
@@ -48,7 +47,7 @@ LEAST_ANSWERED = 0.5  # share of valid answers about the real ECG
 FLIPS = 10_000  # sign flips of the permutation test
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Answers:
     """Columns that the rule looks at, per question `[n]`."""
 
@@ -165,7 +164,7 @@ class GroupVerdict(Json):
     """The verdict on one group of questions."""
 
     verdict: Verdict  # by `p_corrected`, the p-value corrected for the number of groups
-    evidence: Evidence = field(metadata=INLINE)  # what it is made of
+    evidence: Evidence = dataclasses.field(metadata=INLINE)  # what it is made of
     p_corrected: float | None
     counts: bool  # whether the group takes part in the verdict on the model
 
@@ -175,7 +174,7 @@ class ModelVerdict(Json):
 
     verdict: Verdict  # after the groups' verdicts have corrected that on all questions
     sentence: str  # the verdict in words, with the groups it rests on
-    evidence: Evidence = field(metadata=INLINE)  # numbers of all questions that count
+    evidence: Evidence = dataclasses.field(metadata=INLINE)  # numbers of all questions that count
     groups: Mapping[str, GroupVerdict]  # by name
 
 
