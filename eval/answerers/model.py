@@ -15,10 +15,11 @@ from transformers import BatchFeature, Cache
 
 from data.conversations.rows import QuestionSet, Row, answer_text
 from data.ecg import EcgSource
-from data.experiment.conditions import Altered, condition_named, zero_features
+from data.experiment.conditions import Altered, condition_named
 from data.measure import NOT_MEASURABLE, version
 from elm import ElmForConditionalGeneration, ElmProcessor
-from elm.inputs.features import weights_hash
+from elm.inputs.features import encode_ecgs, weights_hash
+from elm.model.attention import positions_of
 from elm.saved.run import SavedRun
 from eval.answerers.base import LEVELS, FeatureSource, MeasuredSource, question_messages
 
@@ -151,7 +152,7 @@ class ModelResponder:
 
     def _score(self, inputs: Tensors, options: Sequence[Sequence[str]]) -> list[list[float]]:
         mask = inputs["attention_mask"]
-        questions = self.model.model(**inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
+        questions = self.model.model(**inputs, position_ids=positions_of(mask), use_cache=True)
         last = questions.last_hidden_state[:, -1]  # [B, H]
         pairs = [(row, text) for row, texts in enumerate(options) for text in dict.fromkeys(texts)]
         logp: dict[tuple[int, str], float] = {}
@@ -224,11 +225,8 @@ class ModelResponder:
         store = self.zeros if zero else self.features
         if store is not None:
             return store.get(records)
-        encoder = self.model.model.encoder
-        tensors = placed(self.model, self.processor.feature_extractor([self.source[record] for record in records]))
-        if zero:
-            tensors = zero_features(tensors, encoder.ecg_inputs, encoder.zero_token)
-        encoded = encoder(**tensors)
+        ecgs = [self.source[record] for record in records]
+        encoded = encode_ecgs(self.model.model.encoder, self.processor.feature_extractor, ecgs, zero)
         return {"ecg_features": encoded.last_hidden_state, "ecg_mask": encoded.mask}
 
     @cached_property
