@@ -3,8 +3,6 @@
 Rows only: messages, answers, identifiers. Recordings are never uploaded; whoever has them joins by record id.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """`Corpus`: recordings together with what is known of them. `data.corpora` holds those of this project, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, Protocol

@@ -1,11 +1,9 @@
 """`Ecg`: the one in-memory recording, and the names of its leads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +83,7 @@ class Ecg:
         """Length in seconds."""
         return float(self.signal.shape[1] / self.fs)
 
-    def select(self, leads: Iterable[str]) -> Ecg:
+    def select(self, leads: Iterable[str]) -> Self:
         """The named leads in the given order, in any spelling; `-aVR` gives aVR inverted.
 
         Raises:
@@ -105,11 +103,11 @@ class Ecg:
             raise ValueError(f"{self._who}: no lead was asked for; it has {', '.join(self.leads)}")
         return replace(self, signal=np.stack(rows), leads=names)
 
-    def resample(self, fs: float) -> Ecg:
+    def resample(self, fs: float) -> Self:
         """The recording at another sampling rate (Hz), band-limited: same duration, to one sample."""
         return self if fs == self.fs else replace(self, signal=resample(self.signal, self.fs, fs), fs=fs)
 
-    def crop(self, start: float, seconds: float) -> Ecg:
+    def crop(self, start: float, seconds: float) -> Self:
         """The `seconds` that begin at `start` (both in seconds).
 
         Raises:
@@ -120,7 +118,7 @@ class Ecg:
             raise ValueError(f"{self._who}: cannot crop {seconds} s from {start} s: it lasts {self.duration:g} s")
         return replace(self, signal=self.signal[:, first : first + count])
 
-    def pad(self, seconds: float, value: float = 0.0) -> Ecg:
+    def pad(self, seconds: float, value: float = 0.0) -> Self:
         """The recording lengthened at its end to `seconds` with a constant (mV).
 
         Raises:

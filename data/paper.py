@@ -11,8 +11,6 @@ time. Traces may run into their neighbours' rows, as on paper, and are cut off a
 as it is: nothing is filtered or centred.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

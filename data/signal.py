@@ -1,7 +1,5 @@
 """Signal operations on arrays `[..., samples]`: pure functions, no state."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from functools import cache
 

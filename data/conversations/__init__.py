@@ -1,7 +1,5 @@
 """Question and instruction sets, each as a `QuestionSet`; `load_questions(name, **settings)` finds one by name."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """What every question set keeps to, as checks: `load_questions` runs them, and so can whoever makes a set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from data.conversations.rows import QuestionSet, Row, answer_text, question_row

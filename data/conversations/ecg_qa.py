@@ -14,8 +14,6 @@ folds; a test row comes from `valid` or `test` and its ECGs lie in test folds. W
 in the notes.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """ECG-QA's files of questions: read, checked against their schema, and made rows."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Reports of recordings of any corpus: where they may come from, and which of them a record has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 

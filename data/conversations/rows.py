@@ -3,8 +3,6 @@
 A row names its recordings, it does not hold them: arrays stay in an `EcgSource` (`source[record_id] -> Ecg`).
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence

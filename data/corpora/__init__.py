@@ -3,8 +3,6 @@
 An installed package provides a corpus by an entry point of the group `ecg_elm.corpora` that names such a class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules

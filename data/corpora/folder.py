@@ -1,7 +1,5 @@
 """What corpora that lie in a folder have in common: how they are named, read, and their tables opened."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 from collections.abc import Iterator

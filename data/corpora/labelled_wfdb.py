@@ -4,8 +4,6 @@ A table has one row per recording and one column of 0 and 1 per class. Classes a
 benchmarks order the same columns differently in their train and test files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar

@@ -14,8 +14,6 @@ when asked for.
 Age and sex are in the clinical database alone (MIMIC-IV, credentialed access). The corpus has no published split.
 """
 
-from __future__ import annotations
-
 import csv
 from array import array
 from collections.abc import Iterable, Iterator, Mapping

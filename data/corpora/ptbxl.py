@@ -12,8 +12,6 @@ share patients; the makers recommend 1-8 for training, 9 for validation and 10 f
 38 recordings twice, under two ids each: `data.experiment.leaks` finds them where they lie on both sides of a split.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import re

@@ -32,8 +32,6 @@ Shapley values are made; answers are held against the row's own in all four.
 docs/audit.md says what the alterations become in each family of inputs, and what stays readable under them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -16,8 +16,6 @@ often than chance has it, because a row is not its own donor: in a question of n
 Everything depends on the seed and on the rows, not on their order; and a question's donors on no other question.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args

@@ -15,8 +15,6 @@ Beats are not those of `data.measure`: what counts is that two copies give the s
 in a millisecond and without NeuroKit2, which is optional and takes far longer.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

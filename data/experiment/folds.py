@@ -1,7 +1,5 @@
 """Folds of a split in words."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

@@ -8,8 +8,6 @@ Simulated recordings are drawn one by one from few parameters and not compared: 
 alike as copies.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

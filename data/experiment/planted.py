@@ -19,8 +19,6 @@ What moves with a dose although only its parameter is set:
 The thresholds of rate, PR interval, axis and gain are those by which the cohort names its findings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Recordings to pretrain an encoder on, and the held-out patients' to measure it on."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar

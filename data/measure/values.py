@@ -1,7 +1,5 @@
 """What is measured in a recording, and its words for a prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal

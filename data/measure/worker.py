@@ -1,7 +1,5 @@
 """Measures recordings in processes of their own, which are ended where one takes too long."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -4,8 +4,6 @@ To add a format, write its reader (`accepts`, `read`) and add an entry to `READE
 the contract that every reader must pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

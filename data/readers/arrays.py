@@ -4,8 +4,6 @@ Neither says what its numbers mean, so the caller must: sampling rate, units and
 names of the leads may stand in the file, as the header row of a table.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What an upload may be: limits, and the refusal that may be shown to its sender."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

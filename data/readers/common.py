@@ -1,7 +1,5 @@
 """What all readers share: lead names and missing samples mean the same in every format."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Stages an uploaded WFDB record: checks its header, and writes one of ours with nothing but its numbers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

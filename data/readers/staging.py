@@ -13,8 +13,6 @@ one second and 100 MB, nearly all of it to start the child, so servers bound how
 limits are Linux's.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

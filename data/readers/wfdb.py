@@ -5,8 +5,6 @@ sampling rate of -500 and a length of 9e12 in silence. Samples of format 16, whi
 this module; the `wfdb` package reads the other formats.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

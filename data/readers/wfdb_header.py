@@ -3,8 +3,6 @@
 Format: https://physionet.org/physiotools/wag/header-5.htm
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ and ST level can be measured back from the waveform. What is planted, and which 
 `data.synthetic.parameters`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path

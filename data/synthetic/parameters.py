@@ -11,11 +11,9 @@ Voltage is a gain on the **whole** recording, noise and ST shift included: a wav
 would betray the voltage in proportions, and then an encoder blind to gain could seem to read millivolts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +56,9 @@ class Parameters:
     gain: Array  # of the whole recording: the voltage
     noise: Array  # index into NOISES
 
-    def take(self, index: Array | slice | list[int]) -> Parameters:
+    def take(self, index: Array | slice | list[int]) -> Self:
         """The parameters of some recordings."""
-        return Parameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 def draw_parameters(numbers: Array) -> Parameters:

@@ -6,8 +6,6 @@ I + III = II and the electrical axis hold exactly, and Dower's rows for V1-V6 (D
 1980).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

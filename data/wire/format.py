@@ -6,8 +6,6 @@
 recording it is stays with the sender. In an HTTP request it is a `data:` URL of the type `application/x-ecg+json`.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -1,7 +1,5 @@
 """Requests to a chat server: no redirections, as recordings and keys go to nobody else, and errors in its own words."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time
@@ -9,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -45,7 +43,7 @@ class Reply:
     headers: Mapping[str, str]
 
     @classmethod
-    def parse(cls, url: str, data: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+    def parse(cls, url: str, data: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Self:
         """The reply in these bytes.
 
         Raises:
