@@ -55,9 +55,8 @@ class Ecg:
         leads = tuple(canonical_lead(name) for name in self.leads)
         signal = np.array(self.signal, dtype=np.float32)  # a copy: no caller can change a frozen recording
         if signal.ndim != 2 or signal.shape[1] == 0:
-            raise ValueError(
-                f"{who}: signal must be [leads, samples] with at least one sample, got shape {signal.shape}"
-            )
+            shape = f"[leads, samples] with at least one sample, got shape {signal.shape}"
+            raise ValueError(f"{who}: signal must be {shape}")
         if signal.shape[0] != len(leads):
             raise ValueError(f"{who}: {signal.shape[0]} rows of signal but {len(leads)} lead names {leads}")
         if len(set(leads)) != len(leads):
@@ -65,10 +64,9 @@ class Ecg:
         if not (np.isfinite(self.fs) and self.fs > 0):
             raise ValueError(f"{who}: sampling rate must be positive, got {self.fs}")
         signal.flags.writeable = False
-        object.__setattr__(self, "signal", signal)
-        object.__setattr__(self, "fs", float(self.fs))
-        object.__setattr__(self, "leads", leads)
-        object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+        checked = {"signal": signal, "fs": float(self.fs), "leads": leads, "meta": MappingProxyType(dict(self.meta))}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A MappingProxyType cannot be pickled; loader workers and `copy.deepcopy` need to.
@@ -135,4 +133,3 @@ class EcgSource(Protocol):
 
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording of that id; `KeyError` when there is none."""
-        ...

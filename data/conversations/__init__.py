@@ -27,29 +27,13 @@ def load_questions(name: str, **settings: Any) -> QuestionSet:
         ValueError: An unknown name or setting, a name that two packages provide, or questions that would be trained or
             counted wrongly.
     """
-    load = _load_function(name)
+    load = plugins.find("dataset", name, GROUP, _SETS)
     names = inspect.signature(load).parameters
     if unknown := settings.keys() - names.keys():
         raise ValueError(f"dataset {name!r} has no setting {', '.join(sorted(unknown))}: it has {', '.join(names)}")
     questions = load(**settings)
     if not isinstance(questions, QuestionSet):
-        raise ValueError(
-            f"dataset {name!r} gives a {type(questions).__name__}, not a data.conversations.rows.QuestionSet"
-        )
+        kind = type(questions).__name__
+        raise ValueError(f"dataset {name!r} gives a {kind}, not a data.conversations.rows.QuestionSet")
     check_questions(questions)
     return questions
-
-
-def _load_function(name: str) -> Callable[..., QuestionSet]:
-    installed = plugins.providers(GROUP)
-    entries = installed.get(name, [])
-    plugins.refuse_several("dataset", name, entries, ours=name in _SETS)
-    if name in _SETS:
-        return _SETS[name]
-    if not entries:
-        raise ValueError(
-            f"unknown dataset {name!r}: one of {', '.join([*_SETS, *sorted(installed)])}; "
-            "is the package that provides it installed?"
-        )
-    load: Callable[..., QuestionSet] = plugins.load("dataset", entries[0])
-    return load

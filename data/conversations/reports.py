@@ -16,10 +16,7 @@ KINDS = {
 def check_kinds(kinds: Sequence[str], translator: Path | str | None, english_only: str = "") -> None:
     """Refuse kinds of reports that are unknown or do not go together, before anything is read.
 
-    Args:
-        kinds: Names in `KINDS`.
-        translator: Hub id or folder of a translator, where there is one.
-        english_only: What to call the corpus, where it has English reports alone.
+    `english_only` is what to call the corpus, where it has English reports alone.
 
     Raises:
         ValueError: No kind, an unknown one, one that the corpus cannot have, two languages, or a translator that is
@@ -60,8 +57,7 @@ def find_reports(
         records: Record ids.
         kinds: Names in `KINDS`, checked by `check_kinds`: the first of these that a record has is taken.
         translated: English by German text, for `"translated"`.
-        voltage: Whether to keep what is said of voltage, which only true millivolts show, and only to an encoder that
-            keeps them.
+        voltage: Whether to keep what is said of voltage, which an encoder must keep millivolts to see.
     """
     texts: dict[str, str] = {}
     used: list[str] = []

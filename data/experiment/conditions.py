@@ -53,45 +53,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the table above.
+    """One line of the table above."""
 
-    Attributes:
-        name: What commands and files call it.
-        label: What tables and pictures call it.
-        level: Who does it, see the module.
-        donors: The rule by which the donors are to be chosen that `apply` must be given; empty where it needs none.
-        questions: Whether `apply` must be given other questions.
-    """
-
-    name: str
-    label: str
-    level: Literal["row", "recording", "input", "embedding"]
-    donors: Literal["", "any", "flip", "same"] = ""
-    questions: bool = False
+    name: str  # what commands and files call it
+    label: str  # what tables and pictures call it
+    level: Literal["row", "recording", "input", "embedding"]  # who does it, see the module
+    donors: Literal["", "any", "flip", "same"] = ""  # rule by which donors for `apply` are chosen; empty without any
+    questions: bool = False  # whether `apply` must be given other questions
 
 
-CONDITIONS: Mapping[str, Condition] = MappingProxyType(
-    {
-        condition.name: condition
-        for condition in (
-            Condition("real", "the real ECG", "row"),
-            Condition("swap", "another patient's ECG", "row", donors="any"),
-            Condition("swap-flip", "another patient's ECG, other answer", "row", donors="flip"),
-            Condition("swap-same", "another patient's ECG, same answer", "row", donors="same"),
-            Condition("zero", "zeros for the ECG", "input"),
-            Condition("flat", "a flat line", "recording"),
-            Condition("none", "no ECG", "row"),
-            Condition("mean", "the mean ECG token", "embedding"),
-            Condition("noise", "noise of the same variance", "recording"),
-            Condition("phase", "the same spectrum without waves", "recording"),
-            Condition("lead-drop", "the leads in question at 0 mV", "recording"),
-            Condition("reverse", "the ECG backwards", "recording"),
-            Condition("question-swap", "another question", "row", questions=True),
-            Condition("both-swap", "another question, another patient's ECG", "row", donors="any", questions=True),
-            Condition("planted", "simulated ECGs, one quantity moved", "recording"),
-        )
-    }
+_CONDITIONS = (
+    Condition("real", "the real ECG", "row"),
+    Condition("swap", "another patient's ECG", "row", donors="any"),
+    Condition("swap-flip", "another patient's ECG, other answer", "row", donors="flip"),
+    Condition("swap-same", "another patient's ECG, same answer", "row", donors="same"),
+    Condition("zero", "zeros for the ECG", "input"),
+    Condition("flat", "a flat line", "recording"),
+    Condition("none", "no ECG", "row"),
+    Condition("mean", "the mean ECG token", "embedding"),
+    Condition("noise", "noise of the same variance", "recording"),
+    Condition("phase", "the same spectrum without waves", "recording"),
+    Condition("lead-drop", "the leads in question at 0 mV", "recording"),
+    Condition("reverse", "the ECG backwards", "recording"),
+    Condition("question-swap", "another question", "row", questions=True),
+    Condition("both-swap", "another question, another patient's ECG", "row", donors="any", questions=True),
+    Condition("planted", "simulated ECGs, one quantity moved", "recording"),
 )
+CONDITIONS: Mapping[str, Condition] = MappingProxyType({condition.name: condition for condition in _CONDITIONS})
 FAST = ("real", "swap", "swap-flip", "zero", "none")
 
 
@@ -245,7 +233,7 @@ def split_id(record_id: str) -> tuple[str, str | None]:
 
 def is_altered(record_id: str) -> bool:
     """Whether an id names a change."""
-    return split_id(record_id)[1] is not None
+    return "~" in record_id
 
 
 _ALTERATIONS: Mapping[str, Callable[[Ecg], Ecg]] = {"flat": flat, "noise": noise, "phase": phase, "reverse": reverse}
@@ -328,17 +316,13 @@ def zero_features(features: Mapping[str, Any], names: Iterable[str], zero_token:
     (ECG-Byte) that of a sample at 0. Other integers and booleans are positions and masks, which say
     where the signal is and not what it looks like. Features called masks are left alone whatever their type.
 
-    Args:
-        features: What a feature extractor or processor returned.
-        names: The inputs of the encoder (`model.ecg_inputs`).
-        zero_token: The token of a sample at 0 (`encoder.zero_token`).
+    `names` are the inputs of the encoder (`model.ecg_inputs`), `zero_token` is the token of a sample at 0.
 
     Raises:
         ValueError: A name is missing, there are tokens but no `zero_token`, or nothing was left to zero: the answers
             would be those of `real`.
     """
-    zeroed = dict(features)
-    names = list(names)
+    zeroed, names = dict(features), list(names)
     if missing := [name for name in names if name not in zeroed]:
         raise ValueError(f"cannot zero {missing}: the features are {sorted(zeroed)}")
     signals = {name: 0 for name in names if "mask" not in name and _is_floating(zeroed[name])}

@@ -25,14 +25,7 @@ from tempfile import TemporaryDirectory
 
 from data.ecg import Ecg
 from data.readers.arrays import is_csv, is_npy
-from data.readers.budget import (
-    Budget,
-    UploadError,
-    Words,
-    checked_words,
-    require_number_of_files,
-    require_plausible,
-)
+from data.readers.budget import Budget, UploadError, Words, checked_words, require_count, require_plausible
 from data.readers.child import read_in_child
 from data.readers.staged_wfdb import stage_wfdb
 
@@ -80,10 +73,9 @@ def read_upload(
     if len(names) != len(paths):
         raise UploadError(f"names: {len(names)} names were given for {len(paths)} files: give one each")
     budget = budget or Budget()
-    require_number_of_files(len(paths), budget)
-    files: list[tuple[str, bytes]] = []
-    for number, (path, name) in enumerate(zip(paths, names), start=1):
-        files.append((name, _contents(path, f"file {number}", budget)))
+    require_count(len(paths), budget)
+    contents = [_contents(path, f"file {number}", budget) for number, path in enumerate(paths, start=1)]
+    files = list(zip(names, contents))
     return read_uploaded(files, fs=fs, units=units, leads=leads, budget=budget)
 
 
@@ -103,10 +95,10 @@ def read_uploaded(
         UploadError: The files are not a recording that can be read, or too much of one.
     """
     budget = budget or Budget()
-    require_number_of_files(len(files), budget)
+    require_count(len(files), budget)
     size = sum(len(content) for _, content in files)
     if size > budget.file_bytes:
-        raise UploadError(_too_long(budget))
+        raise UploadError(f"files: more than {budget.file_bytes} bytes: upload a shorter recording")
     if empty := [str(number) for number, (_, content) in enumerate(files, start=1) if not content]:
         raise UploadError(f"file {' and '.join(empty)}: empty: upload it again")
     words = checked_words(fs, units, leads, budget)
@@ -121,10 +113,6 @@ def read_uploaded(
             raise UploadError(_to_sender(str(error), folder)) from None
     require_plausible(ecg, budget)
     return replace(ecg, record_id="upload")
-
-
-def _too_long(budget: Budget) -> str:
-    return f"files: more than {budget.file_bytes} bytes: upload a shorter recording"
 
 
 def _contents(path: Path | str, which: str, budget: Budget) -> bytes:

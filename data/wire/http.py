@@ -17,29 +17,19 @@ WAIT = (0.5, 30.0)  # s before the first repetition, doubled for each further on
 
 
 class ServerError(RuntimeError):
-    """A request failed for good; names it, the status and the server's message.
-
-    Attributes:
-        status: Status of the reply; None where there was none.
-    """
+    """A request failed for good; names it, the status and the server's message."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = status  # of the reply; None where there was none
 
 
 @dataclass(frozen=True)
 class Reply:
-    """JSON from a server.
+    """JSON from a server."""
 
-    Attributes:
-        url: The address that was asked.
-        value: The parsed JSON.
-        headers: Headers of the reply.
-    """
-
-    url: str
-    value: Any
+    url: str  # the address that was asked
+    value: Any  # the parsed JSON
     headers: Mapping[str, str]
 
     @classmethod
