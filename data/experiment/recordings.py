@@ -16,22 +16,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Recordings:
-    """Recordings of a corpus, split so that no patient is on both sides.
+    """Recordings of a corpus, split so that no patient is on both sides."""
 
-    Attributes:
-        name: Names the corpus and the folds trained on, for `pretrained_on`.
-        source: The corpus.
-        key: Tells sources apart that use the same record ids.
-        train: Record ids to train on.
-        held_out: Record ids to measure on.
-        patient_of: Patient of each record.
-    """
-
-    name: str
+    name: str  # names the corpus and the folds trained on, for `pretrained_on`
     source: Corpus
-    key: str
-    train: list[str]
-    held_out: list[str]
+    key: str  # tells sources apart that use the same record ids
+    train: list[str]  # record ids to train on
+    held_out: list[str]  # record ids to measure on
     patient_of: Mapping[str, str]
 
     @property
@@ -50,13 +41,8 @@ def load_recordings(
 ) -> Recordings:
     """The recordings of a corpus in the folds to train on and in those held out.
 
-    Corpora without published folds get ten by `fold_by_patient`.
-
-    Args:
-        corpus: Name of the corpus, such as `"ptbxl"`, `"mimic_iv_ecg"` or `"synthetic"` (`data.corpora`).
-        train_folds: From 1 to 10.
-        held_out_folds: From 1 to 10.
-        **settings: Settings of the corpus: `root` and `rate`; for simulated recordings those of `SyntheticCohort`.
+    Folds are numbered from 1 to 10; corpora without published folds get ten by `fold_by_patient`. Name and settings of
+    the corpus are those of `load_corpus`.
 
     Raises:
         ValueError: The corpus is unknown or not there, a fold is not from 1 to 10 or on both sides, a side has no
@@ -75,14 +61,12 @@ def load_recordings(
             sides["train"].append(record)
         elif fold in held_out_folds:
             sides["held out"].append(record)
-    patients = {side: {source.patient_of[record] for record in records} for side, records in sides.items()}
-    for side, folds in (("train", train_folds), ("held out", held_out_folds)):
-        if not sides[side]:
-            raise ValueError(
-                f"{source.key}: none of its {len(source.records):,} recordings is in folds "
-                f"{fold_ranges(folds)} ({side})"
-            )
-    if shared := sorted(patients["train"] & patients["held out"]):
+    for (side, records), folds in zip(sides.items(), (train_folds, held_out_folds)):
+        if not records:
+            count, ranges = len(source.records), fold_ranges(folds)
+            raise ValueError(f"{source.key}: none of its {count:,} recordings is in folds {ranges} ({side})")
+    patients = [{source.patient_of[record] for record in records} for records in sides.values()]
+    if shared := sorted(set.intersection(*patients)):
         raise ValueError(f"{source.key}: patient {shared[0]} is in a fold to train on and in one held out")
     return Recordings(
         name=f"{source.title}{'' if source.fold_of else ' by patient'}, folds {fold_ranges(train_folds)}",

@@ -24,7 +24,7 @@ class Budget:
     fs: tuple[float, float] = (50.0, 2000.0)  # Hz
     seconds: tuple[float, float] = (1.0, 600.0)  # of a recording
     gain: tuple[float, float] = (1.0, 1e6)  # stored units per mV
-    # Absolute value of a sample, mV: microvolts that a file calls millivolts exceed it wherever the ECG exceeds 0.02 mV.
+    # Absolute value of a sample, mV: microvolts that a file calls millivolts exceed it where the ECG exceeds 0.02 mV.
     # Values that are too *small* cannot be told from an ECG of low voltage.
     peak: float = 20.0
     # Bytes the child may claim beyond what the interpreter and the packages hold when it begins to read (RLIMIT_AS
