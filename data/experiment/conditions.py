@@ -1,35 +1,18 @@
 """What can be done to the ECG of a question in an experiment, or to the question itself.
 
-| condition       | the model is given                           | level     | what it tells                        |
-|-----------------|----------------------------------------------|-----------|--------------------------------------|
-| `real`          | the ECG the question is about                | row       | accuracy, to be compared             |
-| `swap`          | another patient's ECG, whatever its answer   | row       | what is right without the right ECG  |
-| `swap-flip`     | another patient's ECG with another answer    | row       | whether the answer follows the ECG   |
-| `swap-same`     | another patient's ECG with the same answer   | row       | whether it follows the finding alone |
-| `zero`          | zeros where the normalised signal was        | input     | whether zeros upset it, not more     |
-| `flat`          | 0 mV in all leads, before any normaliser     | recording | what it says where nothing is there  |
-| `none`          | the words alone, the ECG's place taken out   | row       | the question's prior, other format   |
-| `mean`          | its training mean at each ECG token          | embedding | the question's prior, same format    |
-| `noise`         | white noise of each lead's mean and variance | recording | whether it needs an ECG              |
-| `phase`         | each lead's spectrum, but no waves           | recording | whether it needs waves               |
-| `lead-drop`     | 0 mV in the leads in question, or in half    | recording | whether it looks where it should     |
-| `reverse`       | the recording backwards                      | recording | whether it needs the waves' order    |
-| `question-swap` | another question of the same type            | row       | what the ECG alone is worth          |
-| `both-swap`     | another question, another patient's ECG      | row       | what neither is worth                |
-| `planted`       | simulated ECGs, one quantity moved           | recording | whether the answer follows the dose  |
+docs/audit.md has the table of conditions: what the model is given under each and what it tells, what alterations become
+in each family of inputs, and what stays readable under them.
 
-The level says who does it. *row*: `apply` changes the row. *recording*: `apply` names derived recordings, such as
-`"s02000-1~noise"`, which `Altered(source)` makes in mV before any feature extractor: the same for every family of
-encoders, and a server can be asked. *input*: whoever asks the model zeroes its inputs (`zero_features`). *embedding*:
-whoever asks the model replaces the projected tokens. Donors and other questions are chosen in
-`data/experiment/donors.py`.
+The level of a condition says who does it. *row*: `apply` changes the row. *recording*: `apply` names derived
+recordings, such as `"s02000-1~noise"`, which `Altered(source)` makes in mV before any feature extractor: the same for
+every family of encoders, and a server can be asked. *input*: whoever asks the model zeroes its inputs
+(`zero_features`). *embedding*: whoever asks the model replaces the projected tokens. Donors and other questions are
+chosen in `data/experiment/donors.py`.
 
 `swap-flip` beside `real` is what tells a reader of ECGs from a guesser. Zeros, flat lines, noise and absent ECGs are
 inputs a model may never have seen: a blind model can break on them and then looks as if it had read the ECG.
 `question-swap`, `both-swap`, `swap` and `real` are the four coalitions of two players, question and ECG, of which the
 Shapley values are made; answers are held against the row's own in all four.
-
-docs/audit.md says what the alterations become in each family of inputs, and what stays readable under them.
 """
 
 import re
@@ -53,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the table above."""
+    """What is done, and by whom."""
 
     name: str  # what commands and files call it
     label: str  # what tables and pictures call it
@@ -106,10 +89,10 @@ def apply(
     """The rows as they are asked under a condition. Nothing is changed in place.
 
     `patient_ids` stay those of the question, also under `swap`: they are the unit of statistics. `answer` stays, too:
-    what is right about a donor's ECGs is `Donor.answer`.
+    what is right about a donor's ECGs is `Donor.answer`. What is done to inputs or embeddings leaves rows as they are.
 
     Args:
-        condition: A name of `CONDITIONS`. What is done to inputs or embeddings leaves rows as they are.
+        condition: A name of `CONDITIONS`.
         rows: Questions; for `planted`, those of `data.experiment.planted.planted_rows`.
         donors: One per row, where the condition names a rule: `data.experiment.donors.choose_donors`.
         questions: One per row, where the condition asks others: `data.experiment.donors.choose_questions`.
@@ -129,11 +112,9 @@ def apply(
         if ordinary := [row for row in changed if row["control"] != "planted"]:
             raise ValueError(f"row {ordinary[0]['id']!r} is not planted: see data.experiment.planted.planted_rows")
         return changed
-    if rule.level == "recording":
-        return [
-            {**row, "ecgs": [altered_id(ecg, _change(condition, row, ecg)) for ecg in row["ecgs"]]} for row in changed
-        ]
-    return changed
+    if rule.level != "recording":
+        return changed
+    return [{**row, "ecgs": [altered_id(ecg, _change(condition, row, ecg)) for ecg in row["ecgs"]]} for row in changed]
 
 
 def _each(

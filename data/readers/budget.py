@@ -85,9 +85,8 @@ def expected_rate(budget: Budget) -> str:
 def require_duration(seconds: float, budget: Budget) -> None:
     """Refuse a recording that is too short or too long."""
     if not budget.seconds[0] <= seconds <= budget.seconds[1]:
-        raise UploadError(
-            f"duration: {seconds:g} s, {budget.seconds[0]:g} to {budget.seconds[1]:g} s are read: cut the recording"
-        )
+        limits = f"{budget.seconds[0]:g} to {budget.seconds[1]:g} s"
+        raise UploadError(f"duration: {seconds:g} s, {limits} are read: cut the recording")
 
 
 def require_plausible(ecg: Ecg, budget: Budget) -> None:

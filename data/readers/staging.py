@@ -54,9 +54,9 @@ def read_upload(
     Args:
         paths: A `.npy`, a `.csv`, or a WFDB header and its one sample file in any order. The folders they lie in are
             the server's: only the last component of a path may not be a link.
-        fs: Sampling rate, Hz. `.npy` and `.csv` need it; a WFDB header must agree with it. So are the next two.
-        units: Units of the samples: V, mV, uV or nV, in any case.
-        leads: Names of the leads, in order; a `.csv` may name them in its first row instead.
+        fs: As for `read_ecg`: `.npy` and `.csv` need it, a WFDB header must agree with it. So are the next two.
+        units: V, mV, uV or nV, in any case.
+        leads: Names in order; a `.csv` may name them in its first row instead.
         names: What the sender called the files, where the server saved them under other names. A WFDB header refers to
             its sample file by this name; nothing is opened by it.
         budget: Limits other than the usual ones.
@@ -164,10 +164,9 @@ def _stage(files: Sequence[tuple[str, bytes]], words: Words, folder: Path, budge
             "file 1: not a known format: upload a NumPy array (.npy), a table (.csv) with commas, or a WFDB header "
             "(.hea) and its sample file"
         )
-    # A table may name its leads itself, which the child will see.
-    needed = {"fs": "sampling rate (fs)", "units": "units", "leads": "names of the leads (leads)"}
-    if kind == "csv":
-        del needed["leads"]
+    needed = {"fs": "sampling rate (fs)", "units": "units"}
+    if kind == "npy":  # a table may name its leads itself, which the child will see
+        needed["leads"] = "names of the leads (leads)"
     if unsaid := [what for word, what in needed.items() if words[word] is None]:
         raise UploadError(f"{', '.join(unsaid)}: not in a .{kind} file, which holds bare numbers: give them with it")
     file = "array.npy" if kind == "npy" else "table.csv"
@@ -203,9 +202,8 @@ def _require_npy(content: bytes) -> None:
     shape = [int(size) for size in header["shape"].split(",")]
     need = start + math.prod(shape) * int(header["type"][-1])
     if need != len(content):
-        raise UploadError(
-            f"array.npy: {len(content)} bytes, its header promises {need}: the file is cut off or more than an array"
-        )
+        sizes = f"{len(content)} bytes, its header promises {need}"
+        raise UploadError(f"array.npy: {sizes}: the file is cut off or more than an array")
 
 
 def _require_text(content: bytes) -> None:

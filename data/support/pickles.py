@@ -64,8 +64,7 @@ def load_npy(path: Path | str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > _LIMIT:
+    if (size := path.stat().st_size) > _LIMIT:
         raise ValueError(f"{path}: has {size:,} bytes; a table or a recording has no more than {_LIMIT:,}")
     return path.read_bytes()
 
@@ -79,12 +78,7 @@ def _load(path: Path, content: bytes, names: Mapping[str, Callable[..., object]]
 
 
 def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
-    """Carry out a pickle's instructions.
-
-    Args:
-        content: The pickle.
-        names: By "module name", what it may name; called with the arguments that it gives.
-    """
+    """Carry out a pickle's instructions; `names` are what it may name ("module name"), and what is called for it."""
     stack: list[object] = []
     marks: list[int] = []  # heights of the stack
     memo: dict[object, object] = {}
@@ -102,7 +96,8 @@ def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name in _TUPLES:
-            at = _height(stack, _TUPLES[name])
+            if (at := len(stack) - _TUPLES[name]) < 0:
+                raise IndexError("a tuple of more than there is")
             stack[at:] = [tuple(stack[at:])]
         elif name == "TUPLE":
             stack.append(tuple(since_mark()))
@@ -143,12 +138,6 @@ def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"it has the instruction {name}")
     raise ValueError("it does not end")
-
-
-def _height(stack: list[object], below: int) -> int:
-    if below > len(stack):
-        raise IndexError("a tuple of more than there is")
-    return len(stack) - below
 
 
 def _of(kind: type[T], value: object) -> T:

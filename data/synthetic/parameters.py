@@ -65,10 +65,7 @@ def draw_parameters(numbers: Array) -> Parameters:
     """Findings, independent but for the exclusions of the module's docstring.
 
     Categories are separated by margins (bradycardia < 54, normal 62-92, tachycardia > 108 per minute, ...), so that
-    every answer has one right value.
-
-    Args:
-        numbers: Random numbers between 0 and 1, `[NUMBERS, records]`.
+    every answer has one right value. `numbers` are random, between 0 and 1, `[NUMBERS, records]`.
     """
     left = iter(numbers)
 
@@ -137,13 +134,7 @@ def findings(p: Parameters) -> dict[str, tuple[Array, Array]]:
 
 
 def report_sentences(values: Mapping[str, int], present: Callable[[str], bool], rng: np.random.Generator) -> list[str]:
-    """All that is planted in a recording, each in one of several phrasings.
-
-    Args:
-        values: Each attribute as an index into its tuple of values.
-        present: Whether a finding is planted.
-        rng: Draws the phrasings.
-    """
+    """All that is planted in a recording, each in one of several phrasings; `values` are indices as of `categories`."""
 
     def say(*phrasings: str) -> str:
         return phrasings[rng.integers(len(phrasings))]
