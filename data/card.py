@@ -28,13 +28,8 @@ class Source:
     words: str  # pattern that finds it in the name of a question set or corpus
 
 
-MIMIC = Source(
-    "MIMIC-IV-ECG 1.0",
-    "ODbL 1.0 (share alike); notes and other tables of MIMIC-IV only under a data use agreement",
-    "odbl",
-    "https://physionet.org/content/mimic-iv-ecg/",
-    r"mimic",
-)
+_ODBL = "ODbL 1.0 (share alike); notes and other tables of MIMIC-IV only under a data use agreement"
+MIMIC = Source("MIMIC-IV-ECG 1.0", _ODBL, "odbl", "https://physionet.org/content/mimic-iv-ecg/", r"mimic")
 _DERIVED = "questions derived from PTB-XL's labels in ECG-QA's schema; they are NOT ECG-QA"
 SOURCES = (
     Source("simulated ECGs of this project", "MIT", "mit", "", r"simulated|synthetic"),

@@ -181,16 +181,14 @@ class Drawing:
         axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         for stroke in self.strokes:
             colour, width = _STYLES[stroke.style]
-            ends = {"capstyle": "round", "joinstyle": "round", "antialiaseds": True}
-            lines = LineCollection(
-                [line * _UNIT for line in stroke.lines], colors=colour, linewidths=width * points, **ends
-            )
-            lines.set_snap(False)  # to whole pixels: boxes would differ in size
+            lines = LineCollection([line * _UNIT for line in stroke.lines], colors=colour, linewidths=width * points)
+            # Snapped to whole pixels, boxes would differ in size.
+            lines.set(capstyle="round", joinstyle="round", antialiased=True, snap=False)
             axes.add_collection(lines, autolim=False)
         for text in self.texts:
             colour, height = _STYLES[text.style]
-            font = {"color": colour, "fontsize": height * points, "family": "DejaVu Sans"}
-            axes.text(text.x, text.y, text.text, va="baseline", ha="left", parse_math=False, **font)
+            words = axes.text(text.x, text.y, text.text, color=colour, fontsize=height * points, parse_math=False)
+            words.set(family="DejaVu Sans", va="baseline", ha="left")
         out = io.BytesIO()
         FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})  # type: ignore[no-untyped-call]
         return out.getvalue()

@@ -18,9 +18,8 @@ __all__ = ["check_questions", "load_questions"]
 def load_questions(name: str, **settings: Any) -> QuestionSet:
     """The named question set, checked (`check_questions`).
 
-    Args:
-        name: `"synthetic"`, `"ecg_qa"`, or one that an installed package provides (docs/extending.md).
-        **settings: The arguments of its `load` function.
+    It is `"synthetic"`, `"ecg_qa"`, or one that an installed package provides (docs/extending.md); settings are the
+    arguments of its `load` function.
 
     Raises:
         ImportError: An installed package provides it, but cannot be imported.

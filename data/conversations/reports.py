@@ -52,12 +52,8 @@ def find_reports(
 ) -> tuple[dict[str, str], list[str]]:
     """The report of each record that has one, and notes on where they came from.
 
-    Args:
-        source: The corpus.
-        records: Record ids.
-        kinds: Names in `KINDS`, checked by `check_kinds`: the first of these that a record has is taken.
-        translated: English by German text, for `"translated"`.
-        voltage: Whether to keep what is said of voltage, which an encoder must keep millivolts to see.
+    The first of the kinds that a record has is taken. `translated` gives English by German text. Without `voltage` they
+    leave out what is said of it, which only true millivolts show, and only to an encoder that keeps them.
     """
     texts: dict[str, str] = {}
     used: list[str] = []

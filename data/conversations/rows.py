@@ -47,10 +47,7 @@ class Row(TypedDict):
 
 @dataclass
 class QuestionSet:
-    """Questions of one corpus, split by patient, with the recordings they are about.
-
-    The folds of record ids are those of their corpus' published split, where there is one.
-    """
+    """Questions of one corpus, split by patient, with the recordings they are about."""
 
     name: str  # what the report and the model card call it
     source: EcgSource  # gives the recording of every id in the rows
@@ -62,7 +59,7 @@ class QuestionSet:
     notes: list[str] = field(default_factory=list)  # what was dropped and why, in sentences for the model card
     traits: dict[str, Traits] = field(default_factory=dict)  # what donors are matched on, of each record id
     test_reports: list[Row] = field(default_factory=list)  # rows that ask for the report of one held-out recording
-    fold_of: dict[str, str] = field(default_factory=dict)
+    fold_of: dict[str, str] = field(default_factory=dict)  # of each record id in its corpus' published split, if any
 
 
 def user(n_ecgs: int, text: str) -> Message:

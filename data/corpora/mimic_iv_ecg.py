@@ -135,8 +135,8 @@ def _rows(table: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, int, lis
         reader = csv.reader(file)
         header = next(reader, [])
         if lacking := [column for column in chain(_IDS, columns) if column not in header]:
-            columns = ", ".join(map(repr, lacking))
-            raise ValueError(f"{table}: no column {columns}: not the table of MIMIC-IV-ECG; {_WHERE}")
+            names = ", ".join(map(repr, lacking))
+            raise ValueError(f"{table}: no column {names}: not the table of MIMIC-IV-ECG; {_WHERE}")
         subject, study = (header.index(column) for column in _IDS)
         places = [header.index(column) for column in columns]
         for row in reader:

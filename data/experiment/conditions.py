@@ -16,7 +16,7 @@ Shapley values are made; answers are held against the row's own in all four.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -119,7 +119,7 @@ def apply(
 
 def _each(
     condition: Condition, rows: Sequence[Row], values: Sequence[T | None] | None, what: str
-) -> list[tuple[Row, T]]:
+) -> Iterator[tuple[Row, T]]:
     """Rows, each with its value; refuses where there is none for a row."""
     if values is None or len(values) != len(rows):
         count = "no" if values is None else str(len(values))
@@ -127,14 +127,11 @@ def _each(
             f"condition {condition.name!r} of {len(rows)} rows was given {count} {what}: "
             f"see data.experiment.donors.choose_{what}"
         )
-    pairs = []
     for row, value in zip(rows, values):
         if value is None:
-            raise ValueError(
-                f"row {row['id']!r} has none of the {what} that condition {condition.name!r} needs: leave it out"
-            )
-        pairs.append((row, value))
-    return pairs
+            needs = f"none of the {what} that condition {condition.name!r} needs"
+            raise ValueError(f"row {row['id']!r} has {needs}: leave it out")
+        yield row, value
 
 
 def _with_ecgs(row: Row, donor: Donor) -> Row:
@@ -144,11 +141,11 @@ def _with_ecgs(row: Row, donor: Donor) -> Row:
 
 
 def _with_question(row: Row, other: Question) -> Row:
-    turns = [i for i, message in enumerate(row["messages"]) if message["role"] == "user"]
-    if len(turns) != 1:
-        raise ValueError(f"row {row['id']!r} has {len(turns)} turns: only a single question can be exchanged")
-    messages = list(row["messages"])
-    messages[turns[0]] = user(len(row["ecgs"]), other.text)
+    turns = sum(message["role"] == "user" for message in row["messages"])
+    if turns != 1:
+        raise ValueError(f"row {row['id']!r} has {turns} turns: only a single question can be exchanged")
+    turn = user(len(row["ecgs"]), other.text)
+    messages = [turn if message["role"] == "user" else message for message in row["messages"]]
     return {**row, "messages": messages, "question": other.text}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from data.conversations.rows import QuestionSet
 from data.corpora import registered
 from data.experiment.duplicates import VERSION, Duplicate, find_duplicates
-from data.experiment.folds import fold_order, folds_in_words
+from data.experiment.recordings import fold_order, folds_in_words
 from data.support.cache import cache_key, computed_once
 from data.synthetic import SyntheticCohort
 

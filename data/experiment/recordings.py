@@ -1,13 +1,12 @@
-"""Recordings to pretrain an encoder on, and the held-out patients' to measure it on."""
+"""Recordings to pretrain an encoder on, and the held-out patients' to measure it on; folds of a split, in words."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from zlib import crc32
 
 from data.corpora import load_corpus
 from data.corpus import Corpus
-from data.experiment.folds import fold_ranges
 
 FOLDS = 10
 
@@ -34,6 +33,29 @@ class Recordings:
 def fold_by_patient(patient: str) -> int:
     """A fold from 1 to 10 that follows from the patient's id alone, for corpora without published folds."""
     return crc32(patient.encode()) % FOLDS + 1
+
+
+def fold_order(fold: int | str) -> tuple[int, str]:
+    """A key to sort folds by: numbers first, in their order."""
+    name = str(fold)
+    return (int(name), "") if name.isdecimal() else (1 << 30, name)
+
+
+def fold_ranges(folds: Iterable[int | str]) -> str:
+    """`1-8, 10` for the folds 1, 2, ..., 8 and 10."""
+    runs: list[list[str]] = []
+    for fold in map(str, sorted(folds, key=fold_order)):
+        if runs and fold.isdecimal() and runs[-1][-1].isdecimal() and int(fold) == int(runs[-1][-1]) + 1:
+            runs[-1].append(fold)
+        else:
+            runs.append([fold])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def folds_in_words(folds: Iterable[int | str]) -> str:
+    """`folds 1-8, 10`, or `fold 9`."""
+    folds = list(folds)
+    return f"{'fold' if len(folds) == 1 else 'folds'} {fold_ranges(folds)}"
 
 
 def load_recordings(

@@ -14,11 +14,7 @@ NOT_MEASURABLE = "Measured: not measurable."
 
 @dataclass(frozen=True)
 class Measurements:
-    """What is measured in a recording; None where it cannot be determined.
-
-    The axis is the direction of the net area of the QRS complex in the frontal plane, in (-180, 180]: 0 towards lead I,
-    90 towards aVF. `r` and `s` are of each lead that was recorded.
-    """
+    """What is measured in a recording; None where it cannot be determined."""
 
     quality: Quality  # `"failed"` where nothing is measured, `"poor"` where it should be taken with care
     reason: str = ""  # why it is not `"good"`; empty where it is
@@ -27,9 +23,10 @@ class Measurements:
     qrs: float | None = None  # duration of the QRS complex, ms
     qt: float | None = None  # onset of QRS to end of T, ms
     qtc: float | None = None  # QT for a rate of 60/min after Bazett, QT / sqrt(RR / 1 s), ms
-    axis: float | None = None  # degrees
-    r: Mapping[str, float] = field(default_factory=dict)  # highest point of QRS over its onset, mV (0 or more)
-    s: Mapping[str, float] = field(default_factory=dict)  # lowest point (0 or less)
+    axis: float | None = None  # direction of the net QRS area, degrees in (-180, 180]: 0 towards lead I, 90 towards aVF
+    # Of each lead that was recorded, mV: highest (0 or more) and lowest point (0 or less) of QRS over its onset.
+    r: Mapping[str, float] = field(default_factory=dict)
+    s: Mapping[str, float] = field(default_factory=dict)
 
 
 def as_text(measured: Measurements, amplitudes: str = "leads") -> str:

@@ -86,13 +86,7 @@ def to_ecg(
     Repaired ones lie on a line between the neighbours in the same lead, constant at the ends; counts by lead are in
     `meta["repaired_samples"]`. The file is in `meta["file"]`, the names of other signals in `meta["other_signals"]`.
 
-    Args:
-        signal: `[leads, samples]` in mV; NaN where a sample is missing.
-        fs: Sampling rate, Hz.
-        leads: Names of the rows, and of the signals that are none.
-        path: The file, which names the record.
-        nan: `"raise"` or `"interpolate"`.
-        meta: What else is known.
+    The signal is `[leads, samples]` in mV, NaN where a sample is missing. The file names the record.
 
     Raises:
         ValueError: Samples are infinite, or missing and not to be repaired, or all of a lead is missing.

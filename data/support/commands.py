@@ -92,9 +92,8 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> No
 
 def settings_from(settings: type[S], args: argparse.Namespace) -> S:
     """The settings in parsed arguments; lists become tuples."""
-    values = {
-        field.name: getattr(args, field.name) for field in dataclasses.fields(settings) if "option" in field.metadata
-    }
+    names = [field.name for field in dataclasses.fields(settings) if "option" in field.metadata]
+    values = {name: getattr(args, name) for name in names}
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 

@@ -25,16 +25,10 @@ class SyntheticCohort(Corpus):
     """Simulated patients with `records_per_patient` recordings each.
 
     A patient keeps anatomy (lead positions, shape and size of the waves) over all recordings; findings are drawn for
-    each recording. Everything follows from `seed`.
+    each recording. Everything follows from `seed`. The rate `fs` (Hz) is that of `cohort[record_id]`.
 
-    Args:
-        patients: Number of patients.
-        records_per_patient: Recordings of each.
-        seed: Seed of all draws.
-        fs: Sampling rate of `cohort[record_id]`, Hz.
-        seconds: Length of a recording.
-        cache: Folder in which all recordings are kept as one memory-mapped array, written at first use. Without it
-            each recording is rendered when asked for.
+    In the folder `cache` all recordings are kept as one memory-mapped array, written at first use. Without it each
+    recording is rendered when asked for.
     """
 
     name = "synthetic"
@@ -106,13 +100,9 @@ class SyntheticCohort(Corpus):
     def render(self, record_id: str, fs: float | None = None, **moved: float) -> Ecg:
         """The recording, at another sampling rate or with parameters moved; all else stays as it is.
 
-        Noise is drawn anew for each sampling rate, of the same power density.
-
-        Args:
-            record_id: Which recording.
-            fs: Sampling rate in Hz; the cohort's when not given.
-            **moved: New values of fields of `Parameters`, for example `heart_rate=120` or `st_mv=0.3` (anterior unless
-                `st_site` says otherwise). A new `gain` scales the whole recording, so it scales `st_mv` too.
+        Noise is drawn anew for each sampling rate `fs` (Hz, by default the cohort's), of equal power density. `moved`
+        are new values of fields of `Parameters`, for example `heart_rate=120` or `st_mv=0.3` (anterior unless `st_site`
+        says otherwise). A new `gain` scales the whole recording, so it scales `st_mv` too.
 
         Raises:
             KeyError: There is no such record.
@@ -139,11 +129,11 @@ class SyntheticCohort(Corpus):
 
     def signals(self) -> Array:
         """All recordings, float32 `[records, 12, samples]` in mV at the cohort's rate."""
-        if self._signals is None and self._cache is None:
-            self._signals = self._simulate_all()
-        elif self._signals is None:
+        if self._signals is None and self._cache is not None:
             path = written_once(self._cache / f"{self.key}.npy", lambda file: np.save(file, self._simulate_all()))
             self._signals = np.load(path, mmap_mode="r")
+        elif self._signals is None:
+            self._signals = self._simulate_all()
         return self._signals
 
     def _simulate_all(self) -> Array:

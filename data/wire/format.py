@@ -7,7 +7,6 @@ recording it is stays with the sender. In an HTTP request it is a `data:` URL of
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -60,7 +59,7 @@ def from_wire(data: bytes) -> Ecg:
     scale = millivolts(units, f"{MEDIA_TYPE}: units")
     try:
         samples = base64.b64decode(signal, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{MEDIA_TYPE}: signal is not base64: {error}") from error
     if not samples or len(samples) % (len(leads) * _SAMPLE.itemsize):
         problem = f"which are not as many float32 samples in each of {len(leads)} leads"
