@@ -1,18 +1,20 @@
-"""ECG-language models. Importing this package registers its classes with transformers' Auto classes."""
+"""ECG-language models.
+
+Names are imported when they are first used, so that `python -m elm.ask --help` need not wait for torch. They come from
+`elm.auto`, which makes transformers' Auto classes know ours. Where transformers is imported already, it is at once.
+"""
 
 import importlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-# `python -m elm.ask --help` imports this package on its way to the command; while Python looks for a module, argv says
-# "-m". The command then finds torch and transformers, which take seconds, by the names below when it needs them.
-if TYPE_CHECKING or sys.argv[:1] != ["-m"]:
+if TYPE_CHECKING or "transformers" in sys.modules:
     from elm.auto import EcgCollator, ElmConfig, ElmForConditionalGeneration, ElmModel, ElmProcessor, load
 
 __all__ = ["EcgCollator", "ElmConfig", "ElmForConditionalGeneration", "ElmModel", "ElmProcessor", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("elm.auto"), name)

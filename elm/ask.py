@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.support.commands import command_line
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which --help need not wait for
     from data.ecg import Ecg
+    from elm import ElmForConditionalGeneration, ElmProcessor
 
 
-def ask(model: Any, processor: Any, ecgs: Sequence[Ecg], question: str, max_new_tokens: int = 128) -> str:
-    """The model's greedy answer to one question about the recordings, in the order given."""
+def ask(
+    model: ElmForConditionalGeneration,
+    processor: ElmProcessor,
+    ecgs: Sequence[Ecg],
+    question: str,
+    max_new_tokens: int = 128,
+) -> str:
+    """The model's greedy answer to one question about recordings, which it speaks of in this order."""
     import torch
 
     from data.conversations.rows import user
@@ -29,8 +36,8 @@ def ask(model: Any, processor: Any, ecgs: Sequence[Ecg], question: str, max_new_
     inputs = inputs.to(model.device, model.dtype)  # casts the signal, not the ids
     with torch.inference_mode():
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-    said = tokens[0, inputs["input_ids"].shape[1] :]
-    return str(processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
+    answer = tokens[0, inputs["input_ids"].shape[1] :]
+    return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

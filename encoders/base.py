@@ -7,7 +7,7 @@ weights depend on (sampling rate, duration, lead order, scaling) lives in the ex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedConfig,
 from transformers.utils import ModelOutput
 
 from data.ecg import Ecg
+
+Settings = dict[str, Any]  # fields of configurations, and settings of extractors, by name
+Features = dict[str, NDArray[np.generic]]  # what becomes of one recording, by name
 
 
 @dataclass
@@ -69,6 +72,32 @@ class EcgEncoderConfig(PreTrainedConfig):
         raise NotImplementedError(f"{type(self).__name__} must state max_tokens")
 
 
+class SignalConfig(EcgEncoderConfig):
+    """Settings of an encoder of the signal itself.
+
+    Attributes:
+        sampling_rate: Hz of the input.
+        seconds: Duration of the input.
+        in_channels: Number of leads.
+    """
+
+    sampling_rate: int = 100
+    seconds: float = 10.0
+    in_channels: int = 12
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the input."""
+        return round(self.seconds * self.sampling_rate)
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Refuse, with a `ValueError`, a setting that is none of the choices of a `Literal` or of a tuple."""
+    words = choices if isinstance(choices, tuple) else get_args(choices)
+    if value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+
+
 class EcgEncoder(PreTrainedModel):
     """Base of the encoders: `forward(**features) -> EcgEncoderOutput` for the features its extractor makes.
 
@@ -88,14 +117,7 @@ class EcgEncoder(PreTrainedModel):
 
 
 def output_mask(tokens: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-    """The mask of an encoder's output: the extractor's `token_mask`, or all true without one.
-
-    Args:
-        tokens: `[B, T, D]`.
-        token_mask: bool `[B, T]` or `None`.
-
-    Returns:
-        bool `[B, T]`.
+    """The mask of tokens `[B, T, D]`: the extractor's `token_mask`, bool `[B, T]`, or all true without one.
 
     Raises:
         ValueError: `token_mask` is for another number of tokens.
@@ -125,7 +147,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     own_settings: ClassVar[tuple[str, ...]] = ()
     varying: ClassVar[bool] = False
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: object) -> None:
         # transformers writes these two into preprocessor_config.json; any other name it would keep as an attribute that
         # nothing reads, so a misspelt setting would go unnoticed.
         unknown = kwargs.keys() - {"feature_extractor_type", "processor_class"}
@@ -135,22 +157,34 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_config(cls, config: EcgEncoderConfig, **own: Any) -> Self:
-        """The extractor that fits an encoder: what follows from `config`, and any of `own_settings`."""
+        """The extractor that fits an encoder: what follows from `config`, and any of `own_settings`.
+
+        Raises:
+            ValueError: The settings contradict the configuration.
+        """
         raise NotImplementedError(f"{cls.__name__} must say how it follows from a configuration")
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def with_leads(self, config: EcgEncoderConfig, count: str = "in_channels") -> Self:
+        """The extractor itself; raises `ValueError` where the encoder takes another number of `leads`."""
+        wanted, leads = vars(config)[count], vars(self)["leads"]
+        if len(leads) != wanted:
+            raise ValueError(f"the encoder takes {wanted} leads, not {', '.join(leads)}: set its {count}")
+        return self
+
+    def own_values(self) -> Settings:
+        """The values of `own_settings`, by name."""
+        values = self.to_dict()
+        return {name: values[name] for name in self.own_settings}
+
+    def features(self, ecg: Ecg) -> Features:
         """The encoder's inputs and `token_mask` of one recording, each without the batch dimension."""
         raise NotImplementedError(f"{type(self).__name__} must turn a recording into features")
 
     def __call__(self, ecgs: Ecg | list[Ecg], return_tensors: str | None = "pt") -> BatchFeature:
-        """The encoder's inputs (`ecg_inputs`) and `token_mask`, bool `[B, T]`.
-
-        Args:
-            ecgs: One recording or several.
-            return_tensors: `"pt"`, `"np"`, or `None` (numpy as well).
+        """The encoder's inputs (`ecg_inputs`) and `token_mask`, bool `[B, T]`; `return_tensors` is `"pt"` or `"np"`.
 
         Raises:
-            TypeError: Something else than an `Ecg` was given.
+            TypeError: Something is no `Ecg`.
             ValueError: No recording, or one that cannot be read (its record id is named).
         """
         batch = [ecgs] if isinstance(ecgs, Ecg) else list(ecgs)

@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from encoders.base import Settings
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Weights = dict[str, torch.Tensor]
 
 # What training scripts wrap their tensors in.
 _NESTED = ("model", "state_dict")
 
 
-def read_state(file: str | Path) -> dict[str, torch.Tensor]:
+def from_hub(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Folder in the cache with the files of these patterns of a hub's repository, downloaded if need be: no code.
+
+    Raises:
+        FileNotFoundError: It is no hub id (`owner/name`), or nothing of that name or revision can be reached; says why.
+    """
+    if name.count("/") != 1:
+        raise FileNotFoundError(f"{name} is no hub id (owner/name)")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        why = "its owner sets conditions: accept them on its page, and log in (hf auth login, or HF_TOKEN)"
+        raise FileNotFoundError(f"the hub does not give out {name}: {why}") from error
+    except RepositoryNotFoundError as error:
+        why = "there is none of that name, or it is private: log in as one who may read it (hf auth login, or HF_TOKEN)"
+        raise FileNotFoundError(f"the hub shows no repository {name}: {why}") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"the repository {name} on the hub has no revision {revision}") from error
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{name} is no hub id: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(f"{name} is not in the cache, and the hub cannot be reached: {error}") from error
+    except HfHubHTTPError as error:
+        raise FileNotFoundError(f"the hub does not give out {name}: {error}") from error
+
+
+def read_state(file: str | Path) -> Weights:
     """The tensors of a `.safetensors` file or of one that `torch.save` wrote, on the CPU, by name.
 
     Of the latter, plain containers, numbers and `argparse.Namespace` (the settings that training scripts keep beside
@@ -61,13 +105,8 @@ def tensor_names(file: str | Path) -> list[str]:
     return list(read_state(file))
 
 
-def load_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Give a model exactly these weights.
-
-    Args:
-        model: Built from the configuration that belongs to the weights.
-        weights: Its whole state by name.
-        source: What error messages call the weights.
+def load_weights(model: PreTrainedModel, weights: Weights, source: str) -> None:
+    """Give a model exactly these weights, its whole state by name; error messages call them by `source`.
 
     Raises:
         ValueError: A tensor is missing, unexpected, misshapen or not finite.
@@ -88,17 +127,37 @@ def load_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor], sourc
     model.load_state_dict(weights)
 
 
-def told_by(config: PreTrainedConfig | None) -> dict[str, Any]:
-    """What a configuration says that its defaults do not: fields of its own class, by name.
+def built(model: Model, weights: Weights, source: str) -> Model:
+    """The model with exactly these weights, in eval mode; arguments and errors as `load_weights`'."""
+    load_weights(model, weights, source)
+    return model.eval()
 
-    Readers of checkpoints take sizes from the weights. What they cannot see there a user says in a configuration, whose
-    sizes then are the defaults.
-    """
+
+def layers_in(weights: Weights, pattern: str) -> int:
+    """How many tensors are named by a pattern with the numbers from 0."""
+    index = 0
+    while pattern.format(index) in weights:
+        index += 1
+    return index
+
+
+def report_unused(path: str | Path, names: Iterable[str]) -> None:
+    """Logs which tensors of a checkpoint nothing reads."""
+    if unused := sorted(names):
+        logger.info("%s: no use for %d of its tensors: %s", path, len(unused), ", ".join(unused))
+
+
+def settings_of(kind: type[PreTrainedConfig]) -> set[str]:
+    """Names of the fields that a configuration has besides those of every configuration."""
+    return {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+def not_default(config: PreTrainedConfig | None) -> Settings:
+    """What a configuration says that its defaults do not, by name: what readers cannot see in the weights."""
     if config is None:
         return {}
     plain = type(config)()
-    own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
-    return {name: value for name in own if (value := vars(config)[name]) != vars(plain)[name]}
+    return {name: value for name in settings_of(type(config)) if (value := vars(config)[name]) != vars(plain)[name]}
 
 
 def _is_zip(file: Path) -> bool:

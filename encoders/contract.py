@@ -22,11 +22,7 @@ def check_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
     Its features are named and shaped as it says; its tokens are as many and as wide as its configuration states, differ
     where recordings differ and not with the neighbours in a batch; its mask tells signal from padding; leads go by name
     and samples by time; a NaN is refused by the name of its record; what is saved loads to the same outputs; and it
-    runs in bfloat16. The encoder's mode and weights stay as they are.
-
-    Args:
-        encoder: Of a registered type, with any weights.
-        extractor: Its feature extractor.
+    runs in bfloat16. The encoder is of a registered type, with any weights; its mode and weights stay as they are.
 
     Raises:
         ValueError: It does not; says in what.
@@ -40,15 +36,15 @@ def check_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
 
 
 class _Broken(Exception):
-    """In what an encoder does not keep to the contract."""
+    """A way in which an encoder breaks the contract."""
 
 
-def _demand(kept: bool | np.bool_, otherwise: str) -> None:
-    if not kept:
+def _demand(holds: bool | np.bool_, otherwise: str) -> None:
+    if not holds:
         raise _Broken(otherwise)
 
 
-def _ecg(seconds: float = 10.0, fs: float = 500, seed: int = 0, record_id: str = "") -> Ecg:
+def simulated(seconds: float = 10.0, fs: float = 500, seed: int = 0, record_id: str = "") -> Ecg:
     """Pulses at 72 per minute, another size in each lead; the same in time whatever the rate and the length."""
     gains = np.random.default_rng(seed).normal(size=(12, 1))
     phase = (np.arange(round(seconds * fs)) / fs * 1.2) % 1.0
@@ -62,7 +58,7 @@ def _encode(encoder: EcgEncoder, extractor: EcgFeatureExtractor, *ecgs: Ecg) -> 
 
 
 def _features(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
-    features = extractor([_ecg(), _ecg(3.3)])
+    features = extractor([simulated(), simulated(3.3)])
     wanted = {*encoder.ecg_inputs, "token_mask"}
     _demand(
         set(features) == wanted,
@@ -82,13 +78,13 @@ def _features(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
 
 
 def _tokens(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
-    out = _encode(encoder, extractor, _ecg(seed=1), _ecg(seed=2))
+    out = _encode(encoder, extractor, simulated(seed=1), simulated(seed=2))
     _demand(isinstance(out, EcgEncoderOutput), f"forward gives {type(out).__name__}, not EcgEncoderOutput")
     shape = (2, encoder.config.max_tokens, encoder.config.output_dim)
     got = tuple(out.last_hidden_state.shape)
     _demand(got == shape, f"last_hidden_state is {got}; two recordings, max_tokens and output_dim make {shape}")
     _demand(bool(out.last_hidden_state.isfinite().all()), "tokens are not finite")
-    again = _encode(encoder, extractor, _ecg(seed=1), _ecg(seed=2))
+    again = _encode(encoder, extractor, simulated(seed=1), simulated(seed=2))
     _demand(torch.equal(out.last_hidden_state, again.last_hidden_state), "in eval mode, other tokens the second time")
     _demand(not torch.allclose(*out.last_hidden_state, atol=1e-6), "the same tokens for two different recordings")
     flat = _encode(encoder, extractor, Ecg(np.full((12, 5000), 1.5), 500, LEADS)).last_hidden_state
@@ -96,27 +92,27 @@ def _tokens(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
 
 
 def _mask(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
-    kept = 0
+    most = 0
     for seconds in (1.0, 3.3, 10.0, 25.0):
-        features = extractor([_ecg(seconds)])
+        features = extractor([simulated(seconds)])
         with torch.no_grad():
             mask = encoder(**features).mask
             without = encoder(**{name: features[name] for name in encoder.ecg_inputs}).mask
         _demand(mask is not None and mask.dtype == torch.bool, "the output has no bool mask")
         _demand(torch.equal(mask, features["token_mask"]), f"mask is not the extractor's token_mask ({seconds:g} s)")
-        own = without.shape == mask.shape and (bool(without.all()) or torch.equal(without, mask))
-        _demand(own, "without a token_mask, the mask is neither true throughout nor the same as with it")
+        as_with = without.shape == mask.shape and (bool(without.all()) or torch.equal(without, mask))
+        _demand(as_with, "without a token_mask, the mask is neither true throughout nor the same as with it")
         count = int(mask.sum())
         _demand(
             bool(mask[0, :count].all()), f"padding comes before signal ({seconds:g} s): a recording begins at token 0"
         )
         _demand(count > 0, f"a recording of {seconds:g} s has no token that carries signal")
-        _demand(count >= kept, f"a recording of {seconds:g} s has fewer tokens that carry signal than a shorter one")
-        kept = count
+        _demand(count >= most, f"a recording of {seconds:g} s has fewer tokens that carry signal than a shorter one")
+        most = count
 
 
 def _batch(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
-    ecgs = [_ecg(10.0, seed=1), _ecg(4.0, seed=2), _ecg(30.0, seed=3)]
+    ecgs = [simulated(10.0, seed=1), simulated(4.0, seed=2), simulated(30.0, seed=3)]
     features = extractor(ecgs)
     together = _encode(encoder, extractor, *ecgs).last_hidden_state
     for row, ecg in enumerate(ecgs):
@@ -128,15 +124,15 @@ def _batch(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
 
 
 def _names_and_time(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
-    ecg = _ecg()
+    ecg = simulated()
     features, other = extractor([ecg]), extractor([ecg.select(LEADS[::-1])])
     for name in features:
         _demand(
             torch.equal(features[name], other[name]), f"{name} depends on the order of the leads: take them by name"
         )
-    tokens, different = _encode(encoder, extractor, ecg, _ecg(seed=1)).last_hidden_state
+    tokens, different = _encode(encoder, extractor, ecg, simulated(seed=1)).last_hidden_state
     for fs in (250, 1000):
-        slower = _encode(encoder, extractor, _ecg(fs=fs)).last_hidden_state[0]
+        slower = _encode(encoder, extractor, simulated(fs=fs)).last_hidden_state[0]
         _demand(
             bool((slower - tokens).norm() < 0.5 * (different - tokens).norm()),
             f"at {fs} Hz the recording of 500 Hz gives tokens like those of another one: resample it",
@@ -144,7 +140,7 @@ def _names_and_time(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None
 
 
 def _refusals(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
-    signal = _ecg().signal.copy()
+    signal = simulated().signal.copy()
     signal[:, 100] = np.nan
     bad = Ecg(signal, 500, LEADS, record_id="r-with-nan")
     named = _refuses(ValueError, lambda: extractor([bad]), "r-with-nan")
@@ -162,7 +158,7 @@ def _refuses(error: type[Exception], call: Callable[[], object], words: str = ""
 def _bfloat16(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
     half = copy.deepcopy(encoder).to(torch.bfloat16)
     try:
-        out = _encode(half, extractor, _ecg()).last_hidden_state
+        out = _encode(half, extractor, simulated()).last_hidden_state
     except RuntimeError as error:
         raise _Broken(f"in bfloat16 it fails ({error}): begin with `ecg_values.to(self.dtype)`") from error
     _demand(out.dtype == torch.bfloat16, f"in bfloat16 its tokens are {out.dtype}")
@@ -170,7 +166,7 @@ def _bfloat16(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
 
 
 def _folder(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
-    want = _encode(encoder, extractor, _ecg(), _ecg(6.0)).last_hidden_state
+    want = _encode(encoder, extractor, simulated(), simulated(6.0)).last_hidden_state
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_encoder(encoder, extractor, folder)
@@ -183,5 +179,5 @@ def _folder(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
             _demand(type(loaded) is type(encoder), f"{how} loads a {type(loaded).__name__}")
             same = its_extractor.to_dict() == extractor.to_dict() and type(its_extractor) is type(extractor)
             _demand(same, f"{how} loads another feature extractor than was saved")
-            got = _encode(loaded, its_extractor, _ecg(), _ecg(6.0)).last_hidden_state
+            got = _encode(loaded, its_extractor, simulated(), simulated(6.0)).last_hidden_state
             _demand(torch.equal(got, want), f"{how} loads an encoder with other outputs than was saved")

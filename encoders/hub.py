@@ -8,30 +8,19 @@ Loading is strict: a tensor that is missing, unexpected, misshapen or not finite
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors.torch import load_file
-from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel, PreTrainedConfig
+from transformers import FEATURE_EXTRACTOR_MAPPING, AutoModel
 
-from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
-from encoders.checkpoints import load_weights, tensor_names
+from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor, Settings
+from encoders.checkpoints import Weights, built, from_hub, settings_of, tensor_names
 from encoders.heartlang import HeartLangModel, HeartLangVQ
-from encoders.heartlang import convert as heartlang
+from encoders.heartlang import upstream as heartlang
 from encoders.melp import MelpConfig, MelpPretrainingConfig
-from encoders.melp.convert import read_published
+from encoders.melp.upstream import read_published
 from encoders.registry import config_class
 
 # What config.json calls a published MELP checkpoint; HeartLang's have none, nor has a bare file. Not ours, either way.
@@ -50,9 +39,6 @@ def load_encoder(
         revision: Branch, tag or commit of a hub id.
         **overrides: Settings to change: any field of the encoder's configuration, in which case the extractor follows
             (`output="features"`), or one that is the extractor's own (`missing_leads="constant"`).
-
-    Returns:
-        Encoder and feature extractor.
 
     Raises:
         FileNotFoundError: There is no such folder or file, or one of the folder's three files is missing.
@@ -88,13 +74,10 @@ def load_encoder(
     config.name_or_path = str(name_or_path)
     extractor = FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config, **own)
     encoder = AutoModel.from_config(config, dtype=torch.float32)
-    load_weights(encoder, weights, source=str(name_or_path))
-    return encoder.eval(), extractor
+    return built(encoder, weights, source=str(name_or_path)), extractor
 
 
-def _read_published(
-    path: Path, overrides: dict[str, Any]
-) -> tuple[EcgEncoderConfig, dict[str, torch.Tensor], dict[str, Any]]:
+def _read_published(path: Path, overrides: Settings) -> tuple[EcgEncoderConfig, Weights, Settings]:
     """Configuration and weights of a published checkpoint, and the extractor's own settings."""
     file = path
     if path.is_dir() and not (path / "model.safetensors").is_file():
@@ -108,51 +91,16 @@ def _read_published(
     return config, weights, own
 
 
-def _heartlang_file(overrides: dict[str, Any]) -> str:
+def _heartlang_file(overrides: Settings) -> str:
     """Where HeartLang's repository has the checkpoint that these settings ask for."""
     return heartlang.PUBLISHED[(HeartLangVQ if overrides.get("output") == "codes" else HeartLangModel).config_class]
-
-
-def from_hub(name: str, patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Download what is read of a hub's repository, if the cache does not hold it yet: no code.
-
-    Args:
-        name: Hub id, `owner/name`.
-        patterns: Of the files.
-        revision: Branch, tag or commit.
-
-    Returns:
-        The folder in the cache.
-
-    Raises:
-        FileNotFoundError: It is no hub id, or there is nothing of that name or revision that can be reached; says why.
-    """
-    if name.count("/") != 1:
-        raise FileNotFoundError(f"{name} is no hub id (owner/name)")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except GatedRepoError as error:
-        why = "its owner sets conditions: accept them on its page, and log in (hf auth login, or HF_TOKEN)"
-        raise FileNotFoundError(f"the hub does not give out {name}: {why}") from error
-    except RepositoryNotFoundError as error:
-        why = "there is none of that name, or it is private: log in as one who may read it (hf auth login, or HF_TOKEN)"
-        raise FileNotFoundError(f"the hub shows no repository {name}: {why}") from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"the repository {name} on the hub has no revision {revision}") from error
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{name} is no hub id: {error}") from error
-    except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(f"{name} is not in the cache, and the hub cannot be reached: {error}") from error
-    except HfHubHTTPError as error:
-        raise FileNotFoundError(f"the hub does not give out {name}: {error}") from error
 
 
 def new_encoder(model_type: str, **settings: Any) -> tuple[EcgEncoder, EcgFeatureExtractor]:
     """An untrained encoder in eval mode, float32, its weights drawn from torch's generator, and its feature extractor.
 
-    Args:
-        model_type: Ours (`"ecg_patch"`, `"ecg_melp"`), or one that an installed package provides (docs/extending.md).
-        **settings: Fields of its configuration, and its extractor's own settings.
+    The type is ours (`"ecg_patch"`, `"ecg_melp"`) or one that an installed package provides (docs/extending.md).
+    Settings are fields of its configuration, and its extractor's own.
 
     Raises:
         ImportError: The type comes from an installed package that cannot be imported.
@@ -171,9 +119,9 @@ def save_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor, folder: st
     extractor.save_pretrained(folder)
 
 
-def _split(overrides: dict[str, Any], kind: type[EcgEncoderConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(overrides: Settings, kind: type[EcgEncoderConfig]) -> tuple[Settings, Settings]:
     """Overrides for the configuration, and those for the extractor alone."""
-    of_config = {field.name for field in fields(kind)} - {field.name for field in fields(PreTrainedConfig)}
+    of_config = settings_of(kind)
     of_extractor = set(FEATURE_EXTRACTOR_MAPPING[kind].own_settings)
     unknown = overrides.keys() - of_config - of_extractor
     if unknown:
@@ -187,11 +135,11 @@ def _split(overrides: dict[str, Any], kind: type[EcgEncoderConfig]) -> tuple[dic
     )
 
 
-def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> dict[str, Any]:
+def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> Settings:
     """The extractor's own settings of a folder, once the rest of them is found to agree with its configuration."""
     extractor_class = FEATURE_EXTRACTOR_MAPPING[type(config)]
-    saved = extractor_class.from_dict(_read_json(path / "preprocessor_config.json")).to_dict()
-    own = {name: saved[name] for name in extractor_class.own_settings}
+    extractor = extractor_class.from_dict(_read_json(path / "preprocessor_config.json"))
+    saved, own = extractor.to_dict(), extractor.own_values()
     implied = extractor_class.from_config(config, **own).to_dict()
     differ = [f"{name} {saved[name]!r} but {implied[name]!r}" for name in implied if saved[name] != implied[name]]
     if differ:
@@ -199,7 +147,7 @@ def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> dict[str, Any]:
     return own
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> Settings:
     return json.loads(_existing(file).read_text(encoding="utf-8"))
 
 

@@ -37,9 +37,9 @@ def register(model: type[EcgEncoder], extractor: type[EcgFeatureExtractor]) -> N
         ValueError: The `model_type`, or the name of the extractor's class, is taken: saved folders refer to both.
     """
     config = model.config_class
-    for given, base in ((model, EcgEncoder), (config, EcgEncoderConfig), (extractor, EcgFeatureExtractor)):
-        if not (isinstance(given, type) and issubclass(given, base)):
-            raise TypeError(f"encoder {model.__name__}: {given!r} does not derive from encoders.base.{base.__name__}")
+    for part, base in ((model, EcgEncoder), (config, EcgEncoderConfig), (extractor, EcgFeatureExtractor)):
+        if not (isinstance(part, type) and issubclass(part, base)):
+            raise TypeError(f"encoder {model.__name__}: {part!r} does not derive from encoders.base.{base.__name__}")
     if config.model_type in CONFIG_MAPPING:
         raise ValueError(f"encoder {model.__name__}: the model_type {config.model_type!r} is taken, choose another")
     if feature_extractor_class_from_name(extractor.__name__) not in (None, extractor):
@@ -53,10 +53,7 @@ def register(model: type[EcgEncoder], extractor: type[EcgFeatureExtractor]) -> N
 
 
 def register_installed(ours: Collection[str]) -> None:
-    """Import what installed packages declare. One that fails is a warning here, and an error when it is asked for.
-
-    Args:
-        ours: The types of our own.
+    """Import what installed packages declare beside our own types. One that fails is a warning, until it is needed.
 
     Raises:
         ValueError: Two packages provide one type; names both.
@@ -81,21 +78,16 @@ def find_config(model_type: str) -> type[EcgEncoderConfig] | None:
         _import(model_type, entries)
     if model_type not in CONFIG_MAPPING:
         return None
-    found: type = CONFIG_MAPPING[model_type]  # one of transformers' own, it may be
-    return found if issubclass(found, EcgEncoderConfig) else None
+    config: type = CONFIG_MAPPING[model_type]  # one of transformers' own, it may be
+    return config if issubclass(config, EcgEncoderConfig) else None
 
 
 def config_class(model_type: str) -> type[EcgEncoderConfig]:
-    """The configuration class of an encoder type.
-
-    Raises:
-        ImportError: An installed package declares the type, but cannot be imported; names the package.
-        ValueError: There is no such type.
-    """
-    found = find_config(model_type)
-    if found is None:
+    """The configuration class of an encoder type; raises as `find_config`, and `ValueError` where there is none."""
+    config = find_config(model_type)
+    if config is None:
         raise ValueError(f"unknown encoder type {model_type!r}: is the package that provides it installed?")
-    return found
+    return config
 
 
 def _import(name: str, entries: Sequence[EntryPoint], *, ours: bool = False) -> None:

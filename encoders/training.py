@@ -6,9 +6,10 @@ interruption changes the order of recordings, or what is drawn for one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-Columns = dict[str, NDArray[np.float64]]
+logger = logging.getLogger(__name__)
+
+Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,14 @@ class Ratios:
         numbers: What is no such ratio.
     """
 
-    above: Columns
-    below: Columns
+    above: dict[str, Column]
+    below: dict[str, Column]
     numbers: dict[str, float]
+
+    @classmethod
+    def of(cls, pairs: Mapping[str, tuple[Column, Column]], **numbers: float) -> Self:
+        """The quantities whose parts above and below the line are these."""
+        return cls({name: above for name, (above, _) in pairs.items()}, {n: b for n, (_, b) in pairs.items()}, numbers)
 
 
 def generator_for(seed: int, number: int) -> torch.Generator:
@@ -41,20 +49,30 @@ def generator_for(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
+def columns(batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, Column]:
+    """What was measured in batches, by name, as columns of all recordings."""
+    rows = list(batches)
+    return {name: torch.cat([batch[name].cpu().double() for batch in rows]).numpy() for name in rows[0]}
+
+
+def report_refused(refused: Mapping[str, str], records: Sequence[str]) -> None:
+    """Warns how many recordings are left out, and of the first why."""
+    if refused:
+        first, why = next(iter(refused.items()))
+        logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
+
+
 class Shuffled(Sampler[int]):
     """Numbers of all items in an order that follows from seed and epoch alone.
 
-    Args:
-        items: How many there are.
-        seed: Of the order.
-        anew: Whether the epoch's number times `items` is added, for items that differ from epoch to epoch.
+    With `anew` the epoch's number times `items` is added, for items that differ from epoch to epoch.
     """
 
     def __init__(self, items: int, seed: int, anew: bool) -> None:
         self.items, self.seed, self.anew, self.epoch = items, seed, anew, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The trainer says which epoch begins."""
+        """Begin an epoch, which the trainer says."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -73,7 +91,7 @@ class PretrainingTrainer(Trainer):
         measure: Gives numbers about the model, by name. They are logged when the Trainer evaluates, by the first
             process.
         anew: Whether items of the training set differ from epoch to epoch (`Shuffled`).
-        **kwargs: Of `Trainer`.
+        **kwargs: Arguments of `Trainer`.
     """
 
     def __init__(self, measure: Callable[[nn.Module], dict[str, float]], anew: bool, **kwargs: Any) -> None:
@@ -84,11 +102,11 @@ class PretrainingTrainer(Trainer):
         """All but biases and vectors, such as those of norms."""
         return [name for name, weight in model.named_parameters() if weight.ndim > 1]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Shuffled:
+    def _get_train_sampler(self, train_dataset: object = None) -> Shuffled:
         return Shuffled(len(self.train_dataset), self.args.seed, self.anew)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """What `measure` says, on the first process; the others go on and wait where they next need it."""
         if not self.is_world_process_zero():

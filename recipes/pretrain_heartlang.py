@@ -12,60 +12,23 @@ interrupted goes on from its newest whole checkpoint when started again.
 Writes a folder for `load_encoder`, and in it metrics.json: what was measured on held-out patients, beside baselines.
 """
 
-import dataclasses
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import TrainingArguments
 
-from data.experiment.recordings import Recordings
-from elm.training.pretraining import (
-    PretrainingArguments,
-    claim,
-    parse_stages,
-    recordings_of,
-    refuse_sharding,
-    save_run,
-    small,
-    train_to_end,
-)
+from elm.training.heartlang import HeartLangArguments, for_dev, pretrained_on, sentences
+from elm.training.pretraining import claim, parse_stages, recordings_of, refuse_sharding, save_run, trainer_args
+from elm.training.resume import train_to_end
 from elm.training.settings import check_launch
-from encoders import load_encoder, new_encoder, save_encoder
-from encoders.heartlang import HeartLangVQ, QrsTokenizer, pretraining
+from encoders import load_encoder, new_encoder
+from encoders.heartlang import pretraining
 from encoders.heartlang.pretraining import HeartLangTrainer, MaskedSentences
-from encoders.heartlang.sentences import Sentences, sentences_of
 from eval.probing.held_out import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "heartlang_ptbxl_cpu.yaml"
 STAGES = ("vqhbr", "sentence")
-# What the trainer has to be told for either stage.
-FIXED = {
-    "remove_unused_columns": False,
-    "dataloader_drop_last": True,
-    "ddp_find_unused_parameters": False,
-    "ddp_broadcast_buffers": False,  # each process moves the codebook by what all of them saw
-    "push_to_hub": False,
-}
-
-
-@dataclass(kw_only=True)
-class HeartLangArguments(PretrainingArguments):
-    """What is added for HeartLang."""
-
-    stage: Literal["vqhbr", "sentence"] = field(metadata={"help": "Codebook first, then masked sentences."})
-    vqhbr: str = field(default="", metadata={"help": "Stage sentence: folder, hub id or file of the VQ-HBR."})
-    target_positions: bool = field(
-        default=True,
-        metadata={"help": "Give leads and times to the VQ-HBR for the codes to guess. Upstream does not."},
-    )
-    mask_share: float = field(default=0.5, metadata={"help": "Share of the words that is hidden."})
-    mask_padding: bool = field(default=False, metadata={"help": "Hide and guess padding like words, as upstream."})
-    baseline_records: int = field(
-        default=10_000, metadata={"help": "Recordings trained on that baselines are computed from, evenly over all."}
-    )
 
 
 def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> None:
@@ -79,15 +42,14 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
 
     # Model
     torch.manual_seed(training_args.seed)
-    settings, own = arguments.mapping("encoder_args"), arguments.mapping("extractor_args")
+    encoder_args, extractor_args = arguments.mapping("encoder_args"), arguments.mapping("extractor_args")
     if arguments.stage == "vqhbr":
-        model, tokenizer = new_encoder("ecg_heartlang_vq", **settings, **own)
-        pretraining.freeze_unused(model)
+        model, tokenizer = new_encoder("ecg_heartlang_vq", **encoder_args, **extractor_args)
     else:
         if not arguments.vqhbr:
             raise ValueError("stage sentence needs vqhbr: the folder that stage vqhbr wrote, or a published VQ-HBR")
         vqhbr, tokenizer = load_encoder(arguments.vqhbr)
-        model, tokenizer = pretraining.new_masked_model(vqhbr, tokenizer, settings, own)
+        model, tokenizer = pretraining.new_masked_model(vqhbr, tokenizer, encoder_args, extractor_args)
 
     # Data: the first process cuts the recordings, the others read what it cut.
     with training_args.main_process_first(desc="sentences"):
@@ -110,7 +72,8 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     # Training
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    args = dataclasses.replace(training_args, output_dir=str(folder / "checkpoints"), **FIXED)
+    # Each process moves the codebook by what all of them saw.
+    args = trainer_args(training_args, ddp_broadcast_buffers=False)
     trainer = HeartLangTrainer(
         measure, vqhbr, arguments.target_positions, model=model, args=args, train_dataset=train, eval_dataset=held_out
     )
@@ -123,40 +86,9 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     encoder = model if vqhbr is None else pretraining.encoder_of(model)
     if vqhbr is not None:
         model.save_pretrained(folder / "masked")  # with the head: to be trained further
-    save_run(encoder, tokenizer, trainer, arguments, training_args, measure.found, refused)
-    print("\n".join(as_lines(measure.found)))
+    save_run(encoder, tokenizer, trainer, arguments, training_args, measure.numbers, refused)
+    print("\n".join(as_lines(measure.numbers)))
     print(f"The encoder is in {folder}, what was measured in {folder / 'metrics.json'}")
-
-
-def sentences(
-    arguments: HeartLangArguments, recordings: Recordings, records: list[str], tokenizer: QrsTokenizer
-) -> Sentences:
-    """The words of recordings, from the cache if they were cut before."""
-    return sentences_of(records, recordings.source, recordings.key, tokenizer, arguments.cache_dir, arguments.jobs)
-
-
-def pretrained_on(arguments: HeartLangArguments, recordings: Recordings, vqhbr: HeartLangVQ | None) -> str:
-    """What the weights have seen, in words: the audit looks for its own recordings there."""
-    said = f"{recordings.name}: recordings without reports or labels (HeartLang)"
-    if vqhbr is None or vqhbr.config.pretrained_on == said:
-        return said
-    return f"{said}; codes of a VQ-HBR pretrained on: {vqhbr.config.pretrained_on or 'nothing stated'}"
-
-
-def for_dev(
-    arguments: HeartLangArguments, training_args: TrainingArguments
-) -> tuple[HeartLangArguments, TrainingArguments]:
-    """The settings of a `--dev` run; where there is no VQ-HBR, one with random weights gives the codes."""
-    sizes = pretraining.SMALL_VQ if arguments.stage == "vqhbr" else pretraining.SMALL
-    arguments, training_args = small(arguments, training_args, sizes)
-    if arguments.stage == "sentence" and not Path(arguments.vqhbr).exists():
-        folder = Path(arguments.cache_dir) / "vqhbr"
-        with training_args.main_process_first(desc="codebook"):
-            if not folder.exists():
-                own = arguments.mapping("extractor_args")
-                save_encoder(*new_encoder("ecg_heartlang_vq", **pretraining.SMALL_VQ, **own), folder)
-        arguments = dataclasses.replace(arguments, vqhbr=str(folder))
-    return arguments, training_args
 
 
 def parse(argv: list[str]) -> tuple[HeartLangArguments, TrainingArguments]:

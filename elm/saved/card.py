@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined
 
 from data.card import source_lines, sources_of
 from data.support.files import written_whole
 from elm.model.configuration import ElmConfig
+from elm.saved.arguments import TrainingRecord
 from elm.saved.audit import AuditSummary
 
 DISCLAIMER = "**Research use only. Not a medical device. Not for diagnosis or treatment.**"
@@ -39,7 +39,7 @@ def write_card(folder: Path | str) -> None:
 
 def model_card(
     config: ElmConfig,
-    training: Mapping[str, Any],
+    training: TrainingRecord,
     audit: AuditSummary | None = None,
     *,
     name: str = "ecg-elm",
@@ -47,7 +47,7 @@ def model_card(
     licence: str | None = None,
     report_file: str | None = None,
 ) -> str:
-    """The card, with the hub's metadata. What is not recorded is not said.
+    """The card, with the hub's metadata. It leaves out what is not recorded.
 
     Args:
         config: The model's.
@@ -58,52 +58,29 @@ def model_card(
         licence: The hub's identifier of the licence its owner gives it; `"other"` if not given.
         report_file: The report in `ablation/` that the card points to.
     """
-    where = f'"{repo_id}"' if repo_id else "FOLDER"
     encoder = config.encoder_config
-    said = [training["dataset_name"], *training.get("corpora", ())]
-    seen = [source for source in sources_of([encoder.pretrained_on]) if source not in sources_of(said)]
-    lines = [
-        "---", _metadata(training, audit, name, licence), "---", "",
-        f"# ECG-language model ({encoder.model_type} encoder, {config.text_config.model_type} language model)", "",
-        DISCLAIMER, "",
-        "It answers questions about 12-lead ECGs. Its answers may be wrong, and fluent when they are.", "",
-        "## Does it read the ECG?", "",
-        _audit(audit, report_file), "",
-        "## Intended use", "",
-        "For research on models that answer questions about ECGs: to compare them, and to find out what they read.", "",
-        "Out of scope: diagnosis, triage, monitoring or treatment, by anyone; advice to patients; ECGs other than "
-        "12-lead recordings at rest; questions of another kind than those it was trained on; telling who a person is.",
-        "",
-        "## Parts", "",
-        f"- Encoder: {encoder.model_type}, pretrained on: {encoder.pretrained_on or 'nothing stated'}.",
-        _projector(config),
-        f"- Language model: {training['language_model']} ({config.text_config.model_type}).",
-        f"- {training['parameters']:,} parameters in all.", "",
-        "## Training data", "",
-        f"- Questions: {training['dataset_name']}.",
-        *(f"- {note}" for note in training["notes"]), "",
-        "Licences of the data:", "",
-        *(source_lines(sources_of(said)) or ["- Not known: ask whoever trained the model."]),
-        *(f"{line} Seen by the encoder." for line in source_lines(seen)), "",
-        *_leaks(training),
-        "## Training", "",
-        *(f"- {sentence}" for sentence in _how(training)), "",
-        "## Limits", "",
-        "- It was trained and asked on the recordings named above. Other devices, patients and countries may differ.",
-        "- It says nothing of how sure it is, and answers questions that the ECG cannot answer.",
-        "- A language model may repeat its training text. What it was trained on may not leave those who may see it.",
-        "",
-        "## Use", "",
-        "With the package `ecg-elm` installed:", "",
-        "```python", "import elm", "", f"model, processor = elm.load({where})", "```", "",
-        "```", f'python -m elm.ask {where.strip(chr(34))} RECORD "Is this a normal ECG?"', "```", "",
-    ]  # fmt: skip
-    if versions := training.get("versions"):
-        lines += [f"Made with {', '.join(f'{package} {version}' for package, version in versions.items())}.", ""]
-    return "\n".join(lines)
+    sources = sources_of([training["dataset_name"], *training.get("corpora", ())])
+    seen = [source for source in sources_of([encoder.pretrained_on]) if source not in sources]
+    template = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True).from_string(
+        Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    )
+    return template.render(
+        config=config,
+        encoder=encoder,
+        text=config.text_config,
+        tokens=f"at most {config.max_tokens_per_ecg} language-model tokens per ECG.",
+        training={"leaks": [], "versions": {}, **training},
+        metadata=_metadata(training, audit, name, licence),
+        disclaimer=DISCLAIMER,
+        audit=_audit(audit, report_file),
+        licences=source_lines(sources),
+        encoder_licences=source_lines(seen),
+        sentences=_how(training),
+        repo_id=repo_id,
+    )
 
 
-def _metadata(training: Mapping[str, Any], audit: AuditSummary | None, name: str, licence: str | None) -> str:
+def _metadata(training: TrainingRecord, audit: AuditSummary | None, name: str, licence: str | None) -> str:
     """Metadata for the hub. No `pipeline_tag`: none of its tasks takes a recording, and its widgets would fail."""
     settings = training.get("arguments", {})
     parts = [part for part in (training["language_model"], settings.get("encoder", "")) if _is_hub_id(part)]
@@ -145,46 +122,31 @@ def _audit(audit: AuditSummary | None, report_file: str | None) -> str:
     return audit.card + (f" Everything else, and how to read it: `ablation/{report_file}`." if report_file else "")
 
 
-def _projector(config: ElmConfig) -> str:
-    most = f"at most {config.max_tokens_per_ecg} language-model tokens per ECG."
-    if config.vocabulary_start is not None:
-        count = config.encoder_config.vocabulary
-        return f"- No projector: an ECG is words of the language model, {count:,} added to its vocabulary; {most}"
-    pool = f"{config.projector_pool} encoder tokens to one ({config.projector_pool_mode})"
-    return f"- Projector: {config.projector_type}, {pool}; {most}"
-
-
-def _leaks(training: Mapping[str, Any]) -> list[str]:
-    """Findings of a check of the split."""
-    told = training.get("leaks")
-    return ["## Splits and leaks", "", *(f"- {sentence}" for sentence in told), ""] if told else []
-
-
-def _how(training: Mapping[str, Any]) -> list[str]:
-    """How it was trained, in sentences."""
+def _how(training: TrainingRecord) -> list[str]:
+    """Sentences about how it was trained."""
     settings, trainer = training.get("arguments", {}), training.get("trainer", {})
-    told = [f"ECGs given in training: {training['train_condition']}."]
+    sentences = [f"ECGs given in training: {training['train_condition']}."]
     if settings.get("align_steps"):
-        told.append(f"Align stage: {settings['align_steps']:,} steps of the projector on reports.")
+        sentences.append(f"Align stage: {settings['align_steps']:,} steps of the projector on reports.")
     if lora := training.get("lora"):
-        told.append(
+        sentences.append(
             f"Then LoRA on the language model (r {lora['r']}, alpha {lora['alpha']}) and the projector on questions"
             f"{', the encoder in full' if settings.get('train_encoder') else ''}; LoRA is merged into the weights."
         )
-    if training.get("quantization"):
-        told.append(training["quantization"])
+    if quantization := training.get("quantization"):
+        sentences.append(quantization)
     if trainer:
         rows = trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] * training["processes"]
         length = (
             f"{trainer['max_steps']:,} steps" if trainer["max_steps"] > 0 else f"{trainer['num_train_epochs']:g} epochs"
         )
-        told.append(
+        sentences.append(
             f"{length} of {rows} rows, learning rate {trainer['learning_rate']:g} ({trainer['lr_scheduler_type']}), "
             f"{'bfloat16' if trainer['bf16'] else 'float16' if trainer['fp16'] else 'float32'}, seed {trainer['seed']}."
         )
     if losses := training.get("losses"):
-        told.append(f"Last training loss: {losses[-1]:.3f}. All settings: `training.json`.")
-    return told
+        sentences.append(f"Last training loss: {losses[-1]:.3f}. All settings: `training.json`.")
+    return sentences
 
 
 def _is_hub_id(name: str) -> bool:

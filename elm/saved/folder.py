@@ -11,9 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -26,8 +24,9 @@ from elm.inputs.processing import ElmProcessor
 from elm.model import vocabulary
 from elm.model.configuration import ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
+from elm.saved.arguments import TrainingRecord
 from elm.saved.card import write_card
-from encoders.hub import from_hub
+from encoders.checkpoints import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
 FILES = (  # what a model is loaded from, and training.json: patterns of names
@@ -67,11 +66,6 @@ def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
         return from_hub(str(name_or_path), FILES, revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no saved model at {name_or_path}: no such folder, and {error}") from error
-
-
-def training_digest(folder: Path) -> str:
-    """Tells one training from another: a hash of what training.json holds, losses and settings among it."""
-    return sha256((folder / "training.json").read_bytes()).hexdigest()[:16]
 
 
 def load(
@@ -130,10 +124,10 @@ def save(
     processor: ElmProcessor,
     folder: Path | str,
     *,
-    training: dict[str, Any],
+    training: TrainingRecord,
     beside: Path | None = None,
 ) -> Path:
-    """Write a model so that every file of the folder is whole: all are written aside first, then moved in.
+    """Write a model so that every file of the folder is whole: all are written beside it first, then moved in.
 
     Args:
         model: Without adapters, or merged.
@@ -144,28 +138,28 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(aside)
-        processor.save_pretrained(aside)
-        training = {**training, "parameters": sum(p.numel() for p in model.parameters())}
-        (aside / "training.json").write_text(json.dumps(training, indent=2))
+        (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(staged)
+        processor.save_pretrained(staged)
+        record = {**training, "parameters": sum(p.numel() for p in model.parameters())}
+        (staged / "training.json").write_text(json.dumps(record, indent=2))
         for item in beside.iterdir() if beside is not None else ():
-            os.replace(item, aside / item.name)
-        write_card(aside)
-        for weights in aside.rglob("*.safetensors"):  # written for their owner alone; config.json follows the umask
-            weights.chmod((aside / "config.json").stat().st_mode)
+            os.replace(item, staged / item.name)
+        write_card(staged)
+        for weights in staged.rglob("*.safetensors"):  # written for their owner alone; config.json follows the umask
+            weights.chmod((staged / "config.json").stat().st_mode)
         # config.json goes first and comes last: a folder without it is no saved model. Weights of the model before in
         # other files than these would be read in place of the new ones, or beside them.
         for old in (folder / "config.json", *folder.glob("model*.safetensors*")):
             old.unlink(missing_ok=True)
-        for item in sorted(aside.iterdir(), key=lambda item: item.name == "config.json"):
+        for item in sorted(staged.iterdir(), key=lambda item: item.name == "config.json"):
             target = folder / item.name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(item, target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
     return folder
 
 

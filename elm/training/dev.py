@@ -7,7 +7,6 @@ shrinks: layers, widths, vocabulary, questions. Nothing is read from the hub whe
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,17 +17,14 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
-from data.conversations.rows import QuestionSet, Row
-from elm.training import tiny
+from data.conversations.rows import QuestionSet
+from elm.training import tiny_encoder, tiny_llama
 from elm.training.published import ENCODERS, language_config
 from encoders.base import EcgEncoderConfig
 from encoders.hub import save_encoder
 
-NOTE = (
-    "A --dev run: small parts with random weights, few questions, a few steps. It shows that the config runs, no more."
-)
 COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}
-TRAIN_ROWS, TEST_ROWS, REPORTS, STEPS = 48, 12, 12, 2
+STEPS = 2
 _FLAGS = (
     f"--max_steps {STEPS} --warmup_steps 1 --logging_steps 1 --save_steps 1 --per_device_train_batch_size 2 "
     "--push_to_hub false --threads 1"
@@ -36,7 +32,7 @@ _FLAGS = (
 
 
 def with_flags(argv: Sequence[str], more: str = "") -> list[str]:
-    """A command line with what `--dev` means put before the rest, so that a flag of one's own still wins.
+    """A command line with what `--dev` means put in front, so that a flag on it still wins.
 
     `--dev` and `--plan` work without a GPU, whose absence the trainer would refuse under `bf16: true`.
     """
@@ -48,28 +44,12 @@ def with_flags(argv: Sequence[str], more: str = "") -> list[str]:
 
 def temporary_folder() -> Path:
     """A new folder, the same for all processes."""
-    found = [tempfile.mkdtemp(prefix="ecg-elm-dev-") if PartialState().is_main_process else ""]
-    return Path(broadcast_object_list(found)[0])
-
-
-def few(questions: QuestionSet) -> QuestionSet:
-    """Questions and reports spread over all there are."""
-
-    def spread(rows: list[Row], count: int) -> list[Row]:
-        return rows[:: -(-len(rows) // count)] if rows else rows
-
-    return dataclasses.replace(
-        questions,
-        train=spread(questions.train, TRAIN_ROWS),
-        test=spread(questions.test, TEST_ROWS),
-        reports=spread(questions.reports, REPORTS),
-        test_reports=spread(questions.test_reports, REPORTS),
-        notes=[NOTE, *questions.notes],
-    )
+    names = [tempfile.mkdtemp(prefix="ecg-elm-dev-") if PartialState().is_main_process else ""]
+    return Path(broadcast_object_list(names)[0])
 
 
 def words_of(questions: QuestionSet) -> list[str]:
-    """All that is said in training rows and reports."""
+    """Texts of training rows and reports."""
     rows = (*questions.train, *questions.reports)
     return [part["text"] for row in rows for message in row["messages"] for part in message["content"]]
 
@@ -79,8 +59,8 @@ def language_model(name: str, revision: str, questions: QuestionSet, cache: Path
     folder = cache / f"dev-language-{Path(name).name}"
     if (folder / "tokenizer.json").exists():  # another process, or the model before, has made it
         return str(folder)
-    tokenizer = tiny.train_tokenizer(words_of(questions))
-    config = tiny.llama_config(tokenizer)
+    tokenizer = tiny_llama.train_tokenizer(words_of(questions))
+    config = tiny_llama.llama_config(tokenizer)
     if name != "tiny":
         ids = {key: vars(config)[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
         config = shrunk_language(language_config(name, revision), **ids)
@@ -91,13 +71,13 @@ def language_model(name: str, revision: str, questions: QuestionSet, cache: Path
 
 
 def encoder(name: str, cache: Path, seed: int) -> str:
-    """Folder of a small encoder of the same kind; another name than a known hub id or a tiny one's is what it was."""
-    if name not in tiny.ENCODERS and (name not in ENCODERS or Path(name).exists()):
+    """Folder of a small encoder of the same kind; any other name than a published encoder's or a tiny one's stays."""
+    if name not in tiny_encoder.ENCODERS and (name not in ENCODERS or Path(name).exists()):
         return name
     folder = cache / f"dev-encoder-{Path(name).name}"
     if (folder / "preprocessor_config.json").exists():
         return str(folder)
-    config = tiny.ENCODERS[name].config() if name in tiny.ENCODERS else shrunk_encoder(ENCODERS[name]())
+    config = tiny_encoder.ENCODERS[name].config() if name in tiny_encoder.ENCODERS else shrunk_encoder(ENCODERS[name]())
     torch.manual_seed(seed)
     save_encoder(AutoModel.from_config(config), FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), folder)
     return str(folder)
@@ -105,24 +85,26 @@ def encoder(name: str, cache: Path, seed: int) -> str:
 
 def shrunk_language(config: PreTrainedConfig, **changes: object) -> PreTrainedConfig:
     """Two layers, heads of 16 in the same groups, the same ratio of widths; all else as it was."""
-    told, layers, heads = config.to_dict(), config.num_hidden_layers, config.num_attention_heads
-    groups = told.get("num_key_value_heads") or heads
+    settings, layers, heads = config.to_dict(), config.num_hidden_layers, config.num_attention_heads
+    groups = settings.get("num_key_value_heads") or heads
     new_groups = min(groups, 2)
     new_heads = heads // groups * new_groups
-    width = {name: told.get(name) for name in ("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim")}
+    width = {name: settings.get(name) for name in ("intermediate_size", "ffn_dim", "n_inner", "word_embed_proj_dim")}
     sizes = {
         "num_hidden_layers": 2, "num_attention_heads": new_heads, "hidden_size": 16 * new_heads,
         **{name: size * 16 * new_heads // config.hidden_size for name, size in width.items() if size},
     }  # fmt: skip
-    sizes |= {"num_key_value_heads": new_groups, "head_dim": 16} if "num_key_value_heads" in told else {}
-    sizes = {config.attribute_map.get(name, name): size for name, size in sizes.items()}  # GPT-2 has names of its own
-    of_layers = {key: value[:2] for key, value in told.items() if isinstance(value, list) and len(value) == layers}
-    return type(config)(**told | of_layers | sizes | changes)
+    sizes |= {"num_key_value_heads": new_groups, "head_dim": 16} if "num_key_value_heads" in settings else {}
+    sizes = {config.attribute_map.get(name, name): size for name, size in sizes.items()}  # GPT-2 names them otherwise
+    of_layers = {key: value[:2] for key, value in settings.items() if isinstance(value, list) and len(value) == layers}
+    return type(config)(**settings | of_layers | sizes | changes)
 
 
 def shrunk_encoder(config: EcgEncoderConfig) -> EcgEncoderConfig:
     """Two layers, an eighth of each width; the same input and the same tokens."""
     widths = ("hidden_size", "intermediate_size", "shared_dim", "caption_dim")
-    told = config.to_dict()
-    sizes = {name: told[name] // 8 for name in widths} | {"conv_dim": [width // 8 for width in told["conv_dim"]]}
-    return type(config)(**told | sizes | {"num_hidden_layers": 2})
+    settings = config.to_dict()
+    sizes = {name: settings[name] // 8 for name in widths} | {
+        "conv_dim": [width // 8 for width in settings["conv_dim"]]
+    }
+    return type(config)(**settings | sizes | {"num_hidden_layers": 2})

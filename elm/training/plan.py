@@ -7,9 +7,8 @@ Activations are what autograd keeps of a Llama layer with LoRA; time follows fro
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -23,17 +22,18 @@ from elm.model.configuration import ElmConfig
 from elm.model.families import linear_layers
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import BYTES_PER_WEIGHT
-from elm.training import dev, tiny
+from elm.saved.arguments import ElmArguments, as_mapping, setting
+from elm.saved.questions import questions_for
+from elm.training import dev, tiny_encoder, tiny_llama
+from elm.training.build import config_of, lora
 from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
-from elm.training.run import lora, questions_for
-from elm.training.settings import ElmArguments
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig
 from encoders.registry import find_config
 
 CHARACTERS_PER_TOKEN = 4  # of English, in a vocabulary of 100,000
 TOKENS_PER_TURN, TOKENS_PER_ROW = 12, 30  # what Llama's chat template puts around each turn and in front of all
-NOT_COUNTED = 0.15  # of the rest: buffers for a moment, and what the allocator loses
+NOT_COUNTED = 0.15  # of what is counted: buffers for a moment, and what the allocator loses
 CONTEXT = 10**9  # CUDA and its libraries
 # ECG-QA on PTB-XL as published: training questions, ECGs of PTB-XL, and characters of a question with its answer.
 PUBLISHED_QUESTIONS, PUBLISHED_RECORDS, PUBLISHED_CHARACTERS = 267_539, 21_799, 80
@@ -41,13 +41,11 @@ PUBLISHED_QUESTIONS, PUBLISHED_RECORDS, PUBLISHED_CHARACTERS = 267_539, 21_799, 
 
 @dataclass
 class PlanArguments:
-    """What `--plan` takes."""
+    """Settings of `--plan`."""
 
-    plan: bool = field(
-        default=False, metadata={"help": "Print what the run would need (memory, time, disk) in place of running it."}
-    )
-    plan_tflops: float = field(default=790.0, metadata={"help": "The device's bf16 TFLOP/s; the default is an H200's."})
-    plan_utilization: float = field(default=0.4, metadata={"help": "The share of them that training is taken to use."})
+    plan: bool = setting(False, "Print what the run would need (memory, time, disk) in place of running it.")
+    plan_tflops: float = setting(790.0, "The device's bf16 TFLOP/s; the default is an H200's.")
+    plan_utilization: float = setting(0.4, "The share of them that training is taken to use.")
 
     def __post_init__(self) -> None:
         if self.plan_tflops <= 0 or not 0 < self.plan_utilization <= 1:
@@ -62,7 +60,7 @@ class PlanArguments:
 
 @dataclass(frozen=True)
 class Model:
-    """What is counted on a model without storage.
+    """Parameters and bytes, counted on a model without storage.
 
     Attributes:
         config: Its configuration.
@@ -97,47 +95,35 @@ def skeleton(
     if name != "tiny":
         text: PreTrainedConfig = language_config(name, model_args.model_revision)
     elif questions is not None:
-        text = tiny.llama_config(tiny.train_tokenizer(dev.words_of(questions)))
+        text = tiny_llama.llama_config(tiny_llama.train_tokenizer(dev.words_of(questions)))
     else:
         raise ValueError("the vocabulary of a tiny language model is made of the questions, which are not there")
     encoder = _encoder_config(arguments)
     start = None
     if isinstance(encoder, EcgByteConfig):
         start, text.vocab_size = text.vocab_size, text.vocab_size + encoder.vocabulary
-    config = ElmConfig(
-        text_config=text,
-        encoder_config=encoder,
-        projector_type=arguments.projector_type,
-        projector_norm=arguments.projector_norm,
-        projector_pool=arguments.projector_pool,
-        projector_pool_mode=arguments.projector_pool_mode,
-        vocabulary_start=start,
-    )
     with torch.device("meta"):
-        model = ElmForConditionalGeneration(config)
+        model = ElmForConditionalGeneration(config_of(arguments, text, encoder, vocabulary_start=start))
     model.requires_grad_(False)
     return model
 
 
-def _mapping(setting: dict[str, Any] | str | None) -> dict[str, Any]:
-    assert isinstance(setting, dict)  # since its ElmArguments was made
-    return setting
-
-
 def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
-    """The encoder's configuration, with those of `encoder_args` that are its own."""
+    """The encoder's configuration, with those of `encoder_args` that it has."""
     name = arguments.encoder
     if name == EcgByteConfig.model_type:
-        return vocabulary.planned(**_mapping(arguments.encoder_args))
+        return vocabulary.planned(**as_mapping("encoder_args", arguments.encoder_args))
     kind = ENCODERS.get(name) or find_config(name)
     config: EcgEncoderConfig
-    if name in tiny.ENCODERS:
-        config = tiny.ENCODERS[name].config()
+    if name in tiny_encoder.ENCODERS:
+        config = tiny_encoder.ENCODERS[name].config()
     else:
         config = kind() if kind is not None else AutoConfig.from_pretrained(name)
-    told = config.to_dict()
-    changes = {key: value for key, value in _mapping(arguments.encoder_args).items() if key in told}
-    return type(config)(**told | changes)
+    settings = config.to_dict()
+    changes = {
+        key: value for key, value in as_mapping("encoder_args", arguments.encoder_args).items() if key in settings
+    }
+    return type(config)(**settings | changes)
 
 
 def _first_block(language: PreTrainedModel) -> nn.Module:
@@ -200,11 +186,11 @@ def activations_per_token(model: Model, lora_r: int, bf16: bool, dropout: bool) 
     inputs |= {("down_proj",): text.intermediate_size}
     shared = sum(width for layers, width in inputs.items() if any(layer in model.adapted for layer in layers))
     copies = sum(model.adapted.values())
-    kept = 2 * 4 * text.hidden_size + 2 * 4  # norms
-    kept += size * (2 * queries + 2 * keys) + 4 * text.num_attention_heads
-    kept += size * 3 * text.intermediate_size
-    kept += size * (copies if bf16 else shared) + size * lora_r * len(model.adapted)
-    return float(kept + dropout * copies)
+    total = 2 * 4 * text.hidden_size + 2 * 4  # norms
+    total += size * (2 * queries + 2 * keys) + 4 * text.num_attention_heads
+    total += size * 3 * text.intermediate_size
+    total += size * (copies if bf16 else shared) + size * lora_r * len(model.adapted)
+    return float(total + dropout * copies)
 
 
 @dataclass(frozen=True)
@@ -249,14 +235,14 @@ def memory(model: Model, training_args: SFTConfig, model_args: ModelConfig, leng
 
 @dataclass(frozen=True)
 class Data:
-    """What an epoch holds. `tokens` and `longest` are per row; `said` says where the numbers are from."""
+    """What an epoch holds. `tokens` and `longest` are per row; `source` says where they are from."""
 
     questions: int
     rows: int
     recordings: int
     tokens: float
     longest: int
-    said: str
+    source: str
 
 
 def measured(arguments: ElmArguments, questions: QuestionSet, tokens_per_ecg: int, seed: int) -> Data:
@@ -280,12 +266,12 @@ def _tokens(row: Row, tokens_per_ecg: int) -> int:
 
 
 def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
-    """The same of ECG-QA on PTB-XL as published, where it is not there.
+    """An epoch of ECG-QA on PTB-XL as published, where it is not there.
 
     Raises:
         ValueError: It is another question set.
     """
-    settings = _mapping(arguments.dataset_args)
+    settings = as_mapping("dataset_args", arguments.dataset_args)
     if arguments.dataset != "ecg_qa" or settings.get("source", "ptbxl") != "ptbxl":
         raise ValueError(
             f"there is no {settings.get('root')}, and the size of {arguments.dataset} is not known without it: --plan "
@@ -314,7 +300,7 @@ def plan(
     arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments
 ) -> list[str]:
     """Lines that say what a run would need."""
-    settings = _mapping(arguments.dataset_args)
+    settings = as_mapping("dataset_args", arguments.dataset_args)
     there = "root" not in settings or Path(settings["root"]).is_dir()
     questions = questions_for(arguments) if there else None
     empty = skeleton(arguments, model_args, questions)
@@ -341,18 +327,18 @@ def plan(
     projector = sum(p.numel() for p in empty.model.projector.parameters()) // 2  # PEFT trains a copy
     align = 4.0 * model.total if not arguments.quantization else 0.0
     align = align / 4 * dtype.itemsize + 12.0 * projector
-    kept = training_args.save_total_limit or -(-steps // max(1, int(training_args.save_steps)))
-    checkpoints = runs * kept * (12.0 * model.trained + (align if arguments.align_steps else 0.0))
-    known = model_args.model_name_or_path in LANGUAGE_MODELS
+    count_saved = training_args.save_total_limit or -(-steps // max(1, int(training_args.save_steps)))
+    checkpoints = runs * count_saved * (12.0 * model.trained + (align if arguments.align_steps else 0.0))
+    is_published = model_args.model_name_or_path in LANGUAGE_MODELS
     cache = 4.0 * data.recordings * encoder.max_tokens * encoder.output_dim
     return [
         f"What {model_args.model_name_or_path} with {arguments.encoder} would need. Nothing was loaded or trained"
-        + (", shapes are those of elm/training/published.py." if known else "."),
+        + (", shapes are those of elm/training/published.py." if is_published else "."),
         "",
         f"Parameters: {model.total:,} in all, {model.trained:,} trained (LoRA and projector), "
         f"{model.quantized:,} held in 4 bits.",
         f"Tokens per ECG: {per_ecg}, so {per_ecg} per question about one ECG and {2 * per_ecg} about two.",
-        f"Data: {data.said}.",
+        f"Data: {data.source}.",
         f"Epoch: {data.questions:,} questions in {data.rows:,} rows of {data.tokens:.0f} tokens on average "
         f"(longest {data.longest:,}), {data.rows * data.tokens / 1e6:,.1f} million tokens.",
         f"Steps: {arguments.align_steps:,} align, {steps:,} sft, of {batch} rows over {training_args.world_size} "
@@ -375,7 +361,7 @@ def plan(
         f"Time: {hours:.2g} h at {plan_args.plan_utilization:.0%} of {plan_args.plan_tflops:g} TFLOP/s on "
         f"{training_args.world_size} device(s).",
         f"Disk: {_size(cache)} cache ({data.recordings:,} recordings of {encoder.max_tokens} x {encoder.output_dim} "
-        f"float32), {_size(checkpoints)} checkpoints ({kept} kept per stage), "
+        f"float32), {_size(checkpoints)} checkpoints ({count_saved} kept per stage), "
         f"{_size(runs * model.total * dtype.itemsize)} saved model.",
     ]  # fmt: skip
 
@@ -385,7 +371,7 @@ def _size(count: float) -> str:
 
 
 def flops_per_token(model: Model, length: float, checkpointing: bool) -> float:
-    """Of forward and backward through frozen weights with LoRA, in rows of `length` tokens.
+    """FLOPs of forward and backward through frozen weights with LoRA, in rows of `length` tokens.
 
     Two for each weight forward, two backward to the inputs, two more for LoRA's own gradients, two to compute a
     checkpointed block again; attention reads the whole row. The head, which reads answers alone, is left out.

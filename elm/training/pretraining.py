@@ -6,26 +6,26 @@ import dataclasses
 import json
 import logging
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import transformers
 import yaml
-from transformers import Trainer, TrainerState, TrainingArguments
+from jinja2 import Environment, StrictUndefined
+from transformers import Trainer, TrainingArguments
 from trl import TrlParser
 
 from data.card import source_lines, sources_of
 from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
+from elm.saved.arguments import Settings, as_mapping, setting
 from elm.saved.card import DISCLAIMER
+from elm.saved.questions import DEV_NOTE
 from elm.training import dev
-from elm.training.run import newest_whole_checkpoint
-from elm.training.settings import as_mapping, claim_folder
+from elm.training.resume import claim_folder, losses_of, plain_settings, run_settings, versions
+from elm.training.settings import is_set
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.hub import save_encoder
 
@@ -43,40 +43,33 @@ _OF_A_RUN = (
 
 @dataclass
 class PretrainingArguments:
-    """What is pretrained on which recordings."""
+    """Settings of a pretraining: which encoder, on which recordings."""
 
-    corpus: str = field(default="ptbxl", metadata={"help": "ptbxl, mimic_iv_ecg or synthetic."})
-    corpus_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Settings of the corpus, as JSON, e.g. {"root": "data-root/ptbxl"}.'}
+    corpus: str = setting("ptbxl", "ptbxl, mimic_iv_ecg or synthetic.")
+    corpus_args: Settings | str | None = setting(
+        None, 'Settings of the corpus, as JSON, e.g. {"root": "data-root/ptbxl"}.'
     )
     train_folds: list[int] = field(
         default_factory=lambda: list(TRAIN_FOLDS),
         metadata={"help": "Folds to train on: PTB-XL's own; of other corpora ten, by patient."},
     )
     held_out_folds: list[int] = field(default_factory=lambda: [9], metadata={"help": "Folds to measure on."})
-    held_out_records: int = field(default=2000, metadata={"help": "Of these at most so many, evenly over all."})
-    encoder_args: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Fields of the model's configuration, as JSON; the others are as published."},
+    held_out_records: int = setting(2000, "Of these at most so many, evenly over all.")
+    encoder_args: Settings | str | None = setting(
+        None, "Fields of the model's configuration, as JSON; the others are as published."
     )
-    extractor_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Settings of its feature extractor alone, as JSON."}
-    )
-    cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
+    extractor_args: Settings | str | None = setting(None, "Settings of its feature extractor alone, as JSON.")
+    cache_dir: str = setting("out/cache", "Folder for what is computed once.")
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes that prepare data."})
-    threads: int = field(
-        default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
-    )
-    dev: bool = field(
-        default=False, metadata={"help": "Does it run? A small model, few recordings and steps, a temporary folder."}
-    )
-    resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
+    threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")
+    dev: bool = setting(False, "Does it run? A small model, few recordings and steps, a temporary folder.")
+    resume: bool = setting(True, "Go on from the newest whole checkpoint of the same run.")
 
     def __post_init__(self) -> None:
         for name in ("corpus_args", "encoder_args", "extractor_args"):
             setattr(self, name, as_mapping(name, getattr(self, name)))
 
-    def mapping(self, name: str) -> dict[str, Any]:
+    def mapping(self, name: str) -> Settings:
         """One of the settings that are mappings."""
         return as_mapping(name, vars(self)[name])
 
@@ -104,9 +97,9 @@ def parse_stages(
     argv = argv if place is None else argv[:place] + argv[place + 2 :]
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     stages = config.pop("stages", {})
-    known = {each.name for kind in kinds for each in dataclasses.fields(kind)}
-    for where, settings in ((str(path), config), *((f"{path}, stage {name}", told) for name, told in stages.items())):
-        if unknown := sorted(settings.keys() - known):
+    names_of_all = {each.name for kind in kinds for each in dataclasses.fields(kind)}
+    for where, settings in ((str(path), config), *((f"{path}, stage {n}", each) for n, each in stages.items())):
+        if unknown := sorted(settings.keys() - names_of_all):
             raise ValueError(f"{where}: unknown setting {', '.join(unknown)}")
     if wrong := sorted(stages.keys() - set(names)):
         raise ValueError(f"{path}: there is no stage {wrong[0]!r}: {', '.join(names)}")
@@ -118,11 +111,8 @@ def parse_stages(
 
 def refuse_sharding() -> None:
     """Refuse launchers that take a model apart: these models fit on any device, and measuring needs them whole."""
-    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        if os.environ.get(variable, "false").lower() == "true":
-            raise ValueError(
-                "encoders are pretrained with whole models on every device: recipes/accelerate/multi_gpu.yaml"
-            )
+    if is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError("encoders are pretrained with whole models on every device: recipes/accelerate/multi_gpu.yaml")
 
 
 def recordings_of(arguments: PretrainingArguments) -> Recordings:
@@ -139,45 +129,38 @@ def recordings_of(arguments: PretrainingArguments) -> Recordings:
         corpus = "synthetic"
     if arguments.dev and corpus == "synthetic":
         settings = {"patients": DEV_PATIENTS, "records_per_patient": 2}
-    found = load_recordings(corpus, arguments.train_folds, arguments.held_out_folds, **settings)
-    found = dataclasses.replace(found, held_out=evenly(found.held_out, arguments.held_out_records))
+    recordings = load_recordings(corpus, arguments.train_folds, arguments.held_out_folds, **settings)
+    held_out = evenly(recordings.held_out, arguments.held_out_records)
     if not arguments.dev:
-        return found
-    return dataclasses.replace(found, train=found.train[:DEV_TRAIN], held_out=found.held_out[:DEV_HELD_OUT])
+        return dataclasses.replace(recordings, held_out=held_out)
+    return dataclasses.replace(recordings, train=recordings.train[:DEV_TRAIN], held_out=held_out[:DEV_HELD_OUT])
 
 
 def claim(arguments: PretrainingArguments, training_args: TrainingArguments) -> None:
     """Note in `checkpoints/run.json` which run the output folder belongs to. Raises as `claim_folder` does."""
-    told = training_args.to_dict()
-    batch = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
-    settings = {
-        **{name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN},
-        "batch_size": batch,
-        **{name: told[name] for name in _OF_A_RUN},
-    }
+    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
+    settings = run_settings(training_args, _OF_A_RUN, data)
     folder = Path(training_args.output_dir) / "checkpoints"
-    settings = json.loads(json.dumps(settings))
     claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
 
 
-def train_to_end(trainer: Trainer, resume: bool) -> None:
-    """Train, from the newest whole checkpoint if there is one; a finished run is loaded and trained no further."""
-    checkpoint = newest_whole_checkpoint(trainer.args.output_dir) if resume else None
-    done = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json") if checkpoint else None
-    if done is not None and done.global_step >= done.max_steps:
-        logger.warning("already trained: %s", checkpoint)
-        trainer._load_from_checkpoint(checkpoint)
-        trainer.state = done
-        return
-    if checkpoint:
-        logger.warning("going on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+def trainer_args(training_args: TrainingArguments, **changes: object) -> TrainingArguments:
+    """The trainer's settings as pretraining needs them, with its checkpoints below the folder of the run."""
+    return dataclasses.replace(
+        training_args,
+        output_dir=str(Path(training_args.output_dir) / "checkpoints"),
+        remove_unused_columns=False,
+        dataloader_drop_last=True,  # a contrast needs as many recordings in each process
+        ddp_find_unused_parameters=False,
+        push_to_hub=False,
+        **changes,
+    )
 
 
 def small(
-    arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, Any]
+    arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, object]
 ) -> tuple[Arguments, TrainingArguments]:
-    """The settings of a `--dev` run: a small encoder, and a folder and a cache of its own."""
+    """The settings of a `--dev` run: a small encoder, a temporary folder and cache."""
     folder = dev.temporary_folder()
     arguments = dataclasses.replace(
         arguments, cache_dir=str(folder / "cache"), encoder_args=arguments.mapping("encoder_args") | dict(encoder_args)
@@ -191,7 +174,7 @@ def save_run(
     trainer: Trainer,
     arguments: PretrainingArguments,
     training_args: TrainingArguments,
-    metrics: Mapping[str, Any],
+    metrics: Mapping[str, object],
     refused: Mapping[str, str],
 ) -> Path:
     """Write `output_dir`: the encoder for `load_encoder`, metrics.json and README.md.
@@ -213,15 +196,14 @@ def save_run(
         "held_out_records": len(trainer.eval_dataset),
         "refused": refused,
         "metrics": metrics,
-        "losses": [entry["loss"] for entry in history if "loss" in entry],
+        "losses": losses_of(trainer),
         "history": [entry for entry in history if any(name.startswith("eval_") for name in entry)],
         "processes": training_args.world_size,
-        "notes": [dev.NOTE] if arguments.dev else [],
+        "notes": [DEV_NOTE] if arguments.dev else [],
         "arguments": dataclasses.asdict(arguments),
-        "trainer": {k: v for k, v in training_args.to_dict().items() if isinstance(v, (int, float, str, bool))},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__},
-    }  # fmt: skip
+        "trainer": plain_settings(training_args),
+        "versions": versions("torch", "transformers"),
+    }
     with written_whole(folder / "metrics.json", "w") as file:
         json.dump(report, file, indent=2)
     with written_whole(folder / "README.md", "w") as file:
@@ -229,26 +211,11 @@ def save_run(
     return folder
 
 
-def card(config: EcgEncoderConfig, report: Mapping[str, Any]) -> str:
+def card(config: EcgEncoderConfig, report: Mapping[str, object]) -> str:
     """What the encoder is, what it has seen, what was measured, under which terms the data is."""
-    rows = []
-    for name, number in report["metrics"].items():
-        if isinstance(number, Mapping):
-            limits = "" if number["low"] is None else f"{number['low']:.4f} to {number['high']:.4f}"
-            rows.append(f"| {name} | {number['value']:.4f} | {limits} |")
-        else:
-            rows.append(f"| {name} | {number:.6g} | |")
-    lines = [
-        f"# ECG encoder ({config.model_type})", "",
-        DISCLAIMER, "",
-        *(line for note in report["notes"] for line in (note, "")),
-        f"Pretrained on: {config.pretrained_on}. {report['steps']:,} steps, {report['train_records']:,} recordings; "
-        f"{len(report['refused']):,} recordings could not be read and were left out (metrics.json).", "",
-        *(source_lines(sources_of([config.pretrained_on])) or ["- Terms of the data: ask whoever trained it."]), "",
-        "## Measured", "",
-        f"On {report['held_out_records']:,} recordings of held-out patients; 95 % intervals resample patients.", "",
-        "| | | interval |", "|---|---:|---|", *rows, "",
-        "## Use", "",
-        "```python", "from encoders import load_encoder", "", 'encoder, extractor = load_encoder("FOLDER")', "```", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        Path(__file__).with_name("encoder_card.md.jinja").read_text(encoding="utf-8")
+    )
+    return template.render(
+        config=config, report=report, disclaimer=DISCLAIMER, licences=source_lines(sources_of([config.pretrained_on]))
+    )

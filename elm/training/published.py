@@ -5,15 +5,13 @@ The numbers are those of the config.json of each model on the hub.
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from encoders.base import EcgEncoderConfig
 from encoders.melp import MelpConfig
 
 
-def _llama(rope_factor: float, **sizes: Any) -> dict[str, Any]:
+def _llama(rope_factor: float, **sizes: int) -> dict[str, object]:
     """Settings of a Llama 3.1 or 3.2: the vocabulary and the ends of a turn are the same in all of them."""
     rope = {
         "rope_type": "llama3", "rope_theta": 500_000.0, "factor": rope_factor, "low_freq_factor": 1.0,

@@ -1,155 +1,73 @@
-"""What a run is told: the arguments all recipes share, what of them is refused, and which folder is whose."""
+"""Settings of a run: which of them are refused, what `--dev` makes of them, and whose folder a run writes to."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import logging
 import os
-import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trl import ModelConfig, SFTConfig
 
-from data.support.files import written_whole
-from elm.inputs.features import CACHE_GB
 from elm.model.quantization import nf4
+from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
+from elm.training.resume import claim_folder, run_settings
 
 logger = logging.getLogger(__name__)
 
 # Settings of the trainer without which a checkpoint is one of another run.
 _OF_A_RUN = (
-    "seed",
-    "max_steps",
-    "num_train_epochs",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
+    *("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     "weight_decay",
 )
-_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
+_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "processes", "allow_leaks")
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
-TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
 
-
-@dataclass
-class ElmArguments:
-    """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`."""
-
-    dataset: str = field(
-        default="synthetic", metadata={"help": "Question set: synthetic, ecg_qa, or one of an installed package."}
-    )
-    dataset_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Settings of the question set, as JSON (a mapping in YAML)."}
-    )
-    question_types: list[str] | None = field(
-        default=None, metadata={"help": "Train and ask only questions of these types, e.g. single-verify."}
-    )
-    encoder: str = field(
-        default="tiny",
-        metadata={
-            "help": "ECG encoder: a folder, a hub id, 'tiny', 'tiny-heartlang' or 'tiny-cnn' to train a small one from "
-            "the reports first, or a type of encoder for a new one: 'ecg_patch' for patches of the signal itself, "
-            "'ecg_byte' for ECG-Byte's tokens (projector_type vocabulary)."
-        },
-    )
-    encoder_args: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'Settings of the encoder to change, as JSON, e.g. {"output": "features"}.'}
-    )
-    quantization: str | None = field(
-        default=None,
-        metadata={"help": "nf4 holds the language model's linear layers in 4 bits while LoRA is trained (QLoRA)."},
-    )
-    train_encoder: bool = field(default=False, metadata={"help": "Train the encoder in full, too."})
-    tiny_seed: int | None = field(default=None, metadata={"help": "Seed of what is 'tiny', if not that of the run."})
-    projector_type: str = field(default="mlp", metadata={"help": "linear, mlp, or vocabulary for ECG-Byte."})
-    projector_norm: bool = field(default=True, metadata={"help": "Put a LayerNorm before the projector."})
-    projector_pool: int = field(default=1, metadata={"help": "Encoder tokens that become one language-model token."})
-    projector_pool_mode: str = field(default="stack", metadata={"help": "stack or mean."})
-    align_steps: int = field(default=0, metadata={"help": "Steps of the align stage: projector only, report text."})
-    align_learning_rate: float = field(default=1e-3, metadata={"help": "Its learning rate."})
-    train_condition: str = field(
-        default="real", metadata={"help": "ECGs given in training: real, zero, none or shuffled (another patient's)."}
-    )
-    reports_in_sft: bool = field(default=False, metadata={"help": "Keep the reports among the rows of the sft stage."})
-    turns: int = field(default=1, metadata={"help": "Questions about the same ECGs joined into one dialogue."})
-    balance: int = field(
-        default=1,
-        metadata={
-            "help": "Repeat training rows with the rarer answers to a yes/no question until all answers to it are as "
-            "frequent, each row at most so often."
-        },
-    )
-    measured: bool = field(
-        default=False,
-        metadata={"help": "Put a line of measured features (rate, intervals, axis, amplitudes) behind each ECG."},
-    )
-    measured_amplitudes: str = field(
-        default="leads",
-        metadata={"help": "QRS amplitudes in it: leads, mean, or none, where millivolts are not true ones."},
-    )
-    questions_per_row: int = field(
-        default=1,
-        metadata={"help": "Questions (or dialogues) about the same ECGs that share their tokens in a training row."},
-    )
-    cache_dir: str = field(default="out/cache", metadata={"help": "Folder for what is computed once."})
-    cache_gb: float = field(
-        default=CACHE_GB,
-        metadata={
-            "help": "What encoder outputs may take in it, in GB. Those of other encoders and data that were not used "
-            "for longest make room; what does not fit even so is computed each time. 0 keeps nothing."
-        },
-    )
-    allow_leaks: bool = field(
-        default=False,
-        metadata={"help": "Train although patients or recordings are in training and in the test; the card says so."},
-    )
-    threads: int = field(
-        default=0, metadata={"help": "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher."}
-    )
-    deterministic: bool = field(
-        default=False,
-        metadata={
-            "help": "Two runs on like devices give the same bytes: deterministic algorithms alone, which are slower."
-        },
-    )
-    dev: bool = field(
-        default=False,
-        metadata={"help": "Does it run? Small parts with random weights, few questions and steps, a temporary folder."},
-    )
-    resume: bool = field(default=True, metadata={"help": "Go on from the newest whole checkpoint of the same run."})
-    text_only: bool = field(
-        default=False,
-        metadata={"help": "Train the same without ECGs, too, into text-only/: a row of reference in the audit."},
-    )
-    ablation: bool = field(
-        default=True, metadata={"help": "Ask the held-out questions at the end, with and without ECG."}
-    )
-
-    def __post_init__(self) -> None:
-        self.dataset_args = as_mapping("dataset_args", self.dataset_args)
-        self.encoder_args = as_mapping("encoder_args", self.encoder_args)
-        if self.train_condition not in TRAIN_CONDITIONS:
-            raise ValueError(
-                f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {self.train_condition!r}"
-            )
-        if self.quantization not in (None, "nf4"):
-            raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
-
-
-def as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """A setting that is a mapping in YAML and JSON on the command line."""
-    try:
-        found = json.loads(value) if isinstance(value, str) else value or {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f'--{name} must be JSON such as \'{{"output": "features"}}\', got {value!r}') from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} must be a mapping, got {found!r}")
-    return found
+# Fields of TRL's SFTConfig and ModelConfig that a run would ignore, or that would harm it, by what to do instead. All
+# others are used or passed on: tests/elm/test_training_settings.py knows every field.
+_INSTEAD = {
+    "nothing is evaluated in training; the audit asks the held-out questions at the end (--ablation)": (
+        "eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches "
+        "eval_use_gather_object per_device_eval_batch_size prediction_loss_only include_for_metrics batch_eval_metrics "
+        "label_names bf16_full_eval fp16_full_eval load_best_model_at_end metric_for_best_model greater_is_better "
+        "do_train do_eval do_predict"
+    ),
+    "rows are tokenized as they are needed (elm/inputs/collator.py), whole, and answers alone are learned": (
+        "dataset_text_field dataset_kwargs dataset_num_proc pad_to_multiple_of max_length truncation_mode "
+        "completion_only_loss assistant_only_loss length_column_name"
+    ),
+    "questions about the same ECGs share a row by --questions_per_row": (
+        "packing packing_strategy eval_packing padding_free"
+    ),
+    "rows are drawn at random by the seed anyhow (train_sampling_strategy)": "shuffle_dataset",
+    "the chat template and the end of an answer are those of the family (elm/model/families.py)": (
+        "chat_template_path eos_token pad_token"
+    ),
+    "the model is built from --encoder and --model_name_or_path, with --dtype and --attn_implementation": (
+        "model_init_kwargs"
+    ),
+    "code that comes with a model is not run": "trust_remote_code",
+    "the finished model is published as one commit (docs/hub.md)": "hub_strategy hub_always_push hub_revision",
+    "a run goes on from its newest whole checkpoint by itself; --resume false starts over": "resume_from_checkpoint",
+    "give --deterministic in place of full_determinism: it holds for new weights and caches, too": "full_determinism",
+    "give --quantization nf4 in place of load_in_4bit and load_in_8bit": (
+        "load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage"
+    ),
+    "TRL computes it over all positions of a row, not over answers alone": "label_smoothing_factor",
+    "there are no such kernels for models of this type": "use_liger_kernel liger_kernel_config",
+    "training caches no keys and values": "use_cache",
+    "none of the families of language models has experts": "router_aux_loss_coef lora_target_parameters",
+    "questions are answered in words: it is CAUSAL_LM": "lora_task_type",
+}
+REFUSED = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
+# Values beside the default that say what holds anyhow.
+_AS_IT_IS: dict[str, tuple[object, ...]] = {
+    "pad_to_multiple_of": (None,),
+    "max_length": (None,),
+    "dataset_kwargs": ({"skip_prepare_dataset": True},),
+}
 
 
 def check_launch() -> None:
@@ -169,13 +87,11 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
     """Refuse what cannot be trained before anything is loaded.
 
     Raises:
-        ImportError: A package that is asked for is not installed.
-        ValueError: Settings that say one thing twice, or that contradict each other.
+        ImportError: A package that the settings need is not installed.
+        ValueError: Settings that would be ignored, that say one thing twice, or that contradict each other.
     """
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("give --quantization nf4 in place of load_in_4bit and load_in_8bit")
-    if training_args.full_determinism:
-        raise ValueError("give --deterministic in place of full_determinism: it holds for new weights and caches, too")
+    for settings in (training_args, model_args):
+        _refuse_ignored(settings)
     attention = model_args.attn_implementation
     if attention not in (None, *ATTENTION):
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attention!r}")
@@ -184,8 +100,8 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
             "attn_implementation flash_attention_2 needs flash-attn: "
             'pip install --no-build-isolation "ecg-elm[flash]", or take sdpa'
         )
-    sharded = _is_set("ACCELERATE_USE_FSDP") or _is_set("ACCELERATE_USE_DEEPSPEED")
-    if _is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
+    sharded = is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED")
+    if is_set("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION") != "2":
         raise ValueError("FSDP needs fsdp_version: 2, as in recipes/accelerate/fsdp.yaml")
     if arguments.quantization:
         if sharded:
@@ -196,10 +112,19 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
         nf4()
 
 
-def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArguments, SFTConfig]:
-    """The settings of a `--dev` run: a folder and a cache of its own, and simulated ECGs where the corpus is not there.
+def _refuse_ignored(settings: SFTConfig | ModelConfig) -> None:
+    for each in dataclasses.fields(settings):
+        if each.name in REFUSED:
+            default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+            value = getattr(settings, each.name)
+            if all(value != usual for usual in (default, *_AS_IT_IS.get(each.name, ()))):
+                raise ValueError(f"leave {each.name} out (it is {value!r}): {REFUSED[each.name]}")
 
-    The rest of what `--dev` means is in `elm.training.dev`: flags, few questions, small parts.
+
+def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArguments, SFTConfig]:
+    """The settings of a `--dev` run: a temporary folder and cache, and simulated ECGs where the corpus is not there.
+
+    What else `--dev` means is in `elm.training.dev`: flags, few questions, small parts.
     """
     folder = dev.temporary_folder()
     settings = as_mapping("dataset_args", arguments.dataset_args)
@@ -209,12 +134,13 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
     if missing or arguments.dataset == "synthetic":
         arguments = dataclasses.replace(arguments, dataset="synthetic", dataset_args=dev.COHORT)
     arguments = dataclasses.replace(
-        arguments, cache_dir=str(folder / "cache"), align_steps=min(arguments.align_steps, dev.STEPS)
+        arguments, cache_dir=str(folder / "cache"), processes=1, align_steps=min(arguments.align_steps, dev.STEPS)
     )
-    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
+    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"), dataloader_num_workers=0)
 
 
-def _is_set(variable: str) -> bool:
+def is_set(variable: str) -> bool:
+    """Whether a variable of the environment says "true"."""
     return os.environ.get(variable, "false").lower() == "true"
 
 
@@ -225,36 +151,8 @@ def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
 
 
-def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, Any]:
+def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, object]:
     """All settings without which a checkpoint is one of another run, as JSON knows them."""
-    settings = {
-        **{k: v for k, v in dataclasses.asdict(arguments).items() if k not in _NOT_OF_A_RUN},
-        **{k: v for k, v in dataclasses.asdict(model_args).items() if v is not None},
-        "batch_size": training_args.train_batch_size
-        * training_args.gradient_accumulation_steps
-        * training_args.world_size,
-        **{name: training_args.to_dict()[name] for name in _OF_A_RUN},
-    }
-    return dict(json.loads(json.dumps(settings)))
-
-
-def claim_folder(folder: Path, settings: dict[str, Any], *, resume: bool, write: bool = True) -> None:
-    """Note in `folder/run.json` what a folder of results was made with; without `resume`, empty it first.
-
-    Raises:
-        ValueError: It was made with other settings; names the first that differ.
-    """
-    record = folder / "run.json"
-    if resume and record.exists():
-        found = json.loads(record.read_text())
-        differ = [f"{k} {found.get(k)!r} but now {settings.get(k)!r}" for k in settings if found.get(k) != settings[k]]
-        if differ:
-            raise ValueError(
-                f"{folder} holds checkpoints of another run ({'; '.join(differ[:3])}): "
-                "give another output_dir, or --resume false to start over"
-            )
-    if write:
-        if not resume:  # of what is there nothing may be taken for a checkpoint of this run
-            shutil.rmtree(folder, ignore_errors=True)
-        with written_whole(record, "w") as file:
-            json.dump(settings, file, indent=2)
+    model = {name: value for name, value in dataclasses.asdict(model_args).items() if value is not None}
+    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
+    return run_settings(training_args, _OF_A_RUN, data, model)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from encoders.base import EcgEncoderConfig
+from encoders.base import SignalConfig
 
 
-class CnnConfig(EcgEncoderConfig):
+class CnnConfig(SignalConfig):
     """Sizes of a `CnnEncoder`; its feature extractor is `PatchFeatureExtractor`, one token per `patch_size` samples.
 
     Attributes:
-        sampling_rate: Hz of the input.
-        seconds: Duration of the input, a whole number of tokens.
-        in_channels: Number of leads.
         conv_dim: Channels of each convolution.
         conv_stride: Stride of each convolution.
         conv_kernel: Kernel of all of them, an odd number of samples.
@@ -25,24 +21,20 @@ class CnnConfig(EcgEncoderConfig):
 
     model_type = "ecg_cnn"
 
-    sampling_rate: int = 100
-    seconds: float = 10.0
-    in_channels: int = 12
     conv_dim: tuple[int, ...] | list[int] = (64, 64, 128, 128)
     conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 5)
     conv_kernel: int = 7
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if not len(self.conv_dim) == len(self.conv_stride) > 0:
             raise ValueError(
                 f"conv_dim {self.conv_dim} and conv_stride {self.conv_stride} must have one entry per convolution"
             )
         if self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel must be odd, for tokens to stay in place, got {self.conv_kernel}")
-        samples = round(self.seconds * self.sampling_rate)
-        if samples < 1 or samples % self.patch_size:
+        if self.num_samples < 1 or self.num_samples % self.patch_size:
             raise ValueError(
-                f"{self.seconds} s at {self.sampling_rate} Hz are {samples} samples, "
+                f"{self.seconds} s at {self.sampling_rate} Hz are {self.num_samples} samples, "
                 f"not a whole number of tokens of {self.patch_size}"
             )
         super().__post_init__(**kwargs)
@@ -60,4 +52,4 @@ class CnnConfig(EcgEncoderConfig):
     @property
     def max_tokens(self) -> int:
         """Tokens of the input."""
-        return round(self.seconds * self.sampling_rate) // self.patch_size
+        return self.num_samples // self.patch_size

@@ -21,10 +21,10 @@ def varied(values: torch.Tensor) -> torch.Tensor:
 
     Drawn from torch's generator. A few thousand recordings would else soon be known by heart.
     """
-    kept = values.shape[-1] * 4 // 5
-    start = int(torch.randint(values.shape[-1] - kept + 1, ()))
-    seen = values[..., start : start + kept] * torch.empty(len(values), 1, 1).uniform_(0.8, 1.25)
-    return seen + 0.1 * torch.randn_like(seen)
+    length = values.shape[-1] * 4 // 5
+    start = int(torch.randint(values.shape[-1] - length + 1, ()))
+    piece = values[..., start : start + length] * torch.empty(len(values), 1, 1).uniform_(0.8, 1.25)
+    return piece + 0.1 * torch.randn_like(piece)
 
 
 class CnnEncoder(EcgEncoder):

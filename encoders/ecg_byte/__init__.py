@@ -3,9 +3,10 @@
 from encoders.ecg_byte.configuration import EcgByteConfig
 from encoders.ecg_byte.feature_extraction import EcgByteFeatureExtractor
 from encoders.ecg_byte.modeling import EcgByteEncoder
-from encoders.ecg_byte.quantizing import Quantizer
+from encoders.ecg_byte.quantizing import EcgByteSettings, Quantizer
 from encoders.ecg_byte.table import TokenTable
-from encoders.ecg_byte.tokenizer import UPSTREAM, EcgByteSettings, EcgByteTokenizer, EcgByteTokens, Span
+from encoders.ecg_byte.tokenizer import EcgByteTokenizer, EcgByteTokens, Span
+from encoders.ecg_byte.upstream import UPSTREAM
 
 __all__ = [
     "UPSTREAM",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from encoders.base import EcgEncoderConfig
 
 
@@ -26,7 +24,7 @@ class EcgByteConfig(EcgEncoderConfig):
     budget: int = 1024
     zero_token: int = 0
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         if self.budget < 1 or not 0 <= self.zero_token < self.vocabulary <= 2**16:
             raise ValueError(
                 f"{self.vocabulary} tokens, of which {self.zero_token} is that of zero, and at most {self.budget} of "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import Ecg
-from encoders.base import EcgFeatureExtractor, TokenSpan
+from encoders.base import EcgFeatureExtractor, Features, Settings, TokenSpan
 from encoders.ecg_byte.configuration import EcgByteConfig
 from encoders.ecg_byte.tokenizer import EcgByteTokenizer, EcgByteTokens
 
@@ -35,7 +35,7 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
     varying = True
 
     def __init__(
-        self, tokenizer: str | Path | dict[str, Any] | None = None, lead_tokens: bool = False, **kwargs: Any
+        self, tokenizer: str | Path | Settings | None = None, lead_tokens: bool = False, **kwargs: object
     ) -> None:
         super().__init__(**kwargs)
         if tokenizer is None:
@@ -51,29 +51,17 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
 
     @classmethod
     def from_config(cls, config: EcgByteConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration.
-
-        Args:
-            config: Says how many tokens there are, and how many a recording may have.
-            **own: `tokenizer`.
-
-        Raises:
-            ValueError: The tokenizer has another number of tokens or another budget.
-        """
-        extractor = cls(**own)
-        if (found := extractor.config()) != (config.vocabulary, config.budget, config.zero_token):
-            raise ValueError(
-                f"the tokenizer has (vocabulary, budget, zero_token) = {found}, not "
-                f"{(config.vocabulary, config.budget, config.zero_token)}"
-            )
+        """The extractor for an encoder with this configuration; `own` as in `own_settings`."""
+        extractor, wanted = cls(**own), (config.vocabulary, config.budget, config.zero_token)
+        if (sizes := extractor.config()) != wanted:
+            raise ValueError(f"the tokenizer has (vocabulary, budget, zero_token) = {sizes}, not {wanted}")
         return extractor
 
     def config(self) -> tuple[int, int, int]:
         """`vocabulary`, `budget` and `zero_token` of the configuration that fits."""
         settings = self._byte.settings
         quantizer = settings.quantizer
-        low, high = (0.0, 1.0) if quantizer.normalize == "minmax" else quantizer.range_of(np.empty(0, np.float32))
-        zero = 0 if quantizer.normalize == "minmax" else int(quantizer.levels(np.zeros(1, np.float32), low, high)[0])
+        zero = int(quantizer.levels(np.zeros(1, np.float32), *quantizer.fixed_range)[0])
         assert settings.max_tokens is not None
         leads = self.count_of_lead_tokens
         return len(self._number) + leads, settings.max_tokens + leads, self._number[ord("a") + zero]
@@ -88,7 +76,7 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
         """The tokenizer itself: what tokens look like, and back from tokens to millivolts."""
         return self._byte
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def features(self, ecg: Ecg) -> Features:
         """`ecg_tokens` int32 `[T]` and `token_mask` bool `[T]` of one recording."""
         read = self._byte.read(ecg)
         numbers = np.array([self._number[token] for token in read.ids], np.int32)
@@ -121,6 +109,6 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
                 spans.insert(place, TokenSpan(lead, 0.0, whole))
         return spans
 
-    def to_dict(self) -> dict[str, Any]:
-        """What is saved: the tokenizer, not what was made of it."""
+    def to_dict(self) -> Settings:
+        """Saves the tokenizer, not what was made of it."""
         return {name: value for name, value in super().to_dict().items() if name not in ("_byte", "_number")}

@@ -58,11 +58,7 @@ class EcgByteEncoder(EcgEncoder):
 
     @can_return_tuple
     def forward(self, ecg_tokens: torch.Tensor, token_mask: torch.Tensor | None = None) -> EcgEncoderOutput:
-        """Hand tokens on.
-
-        Args:
-            ecg_tokens: int `[B, T]`, numbers in the table's `llm_order`.
-            token_mask: bool `[B, T]`, handed on as `mask`.
+        """Hand on tokens, int `[B, T]`, numbers in the table's `llm_order`, and their mask, bool `[B, T]`.
 
         Raises:
             ValueError: A number is none of a token, or the mask is for another number of tokens.

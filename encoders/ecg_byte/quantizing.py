@@ -1,4 +1,4 @@
-"""Millivolts to 26 levels and back.
+"""What ECG-Byte's tokens depend on besides their table; first of all, how millivolts become 26 levels, and back.
 
 Source: ECG-Byte (Han et al., 2024, arXiv 2412.14373) and ECG-Bench (arXiv 2505.18847), code MIT. Both divide a range
 into 26 equal bins. ECG-Bench takes the range of each recording, over all its leads, so that how high a wave is in
@@ -8,10 +8,13 @@ millivolts is lost; ECG-Byte takes percentiles of its training set. `"millivolts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data.ecg import LEADS, canonical_lead
+from encoders.base import check_choice
 
 LEVELS = 26
 _EPSILON = 1e-6  # added to a range by upstream
@@ -53,29 +56,25 @@ class Quantizer:
     decode: Decode = "midpoint"
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("normalize", self.normalize, get_args(Normalize)),
-            ("decode", self.decode, get_args(Decode)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_choice("normalize", self.normalize, Normalize)
+        check_choice("decode", self.decode, Decode)
         if not -np.inf < self.low < self.high < np.inf:
             raise ValueError(f"low and high must be millivolts in ascending order, got {self.low} and {self.high}")
 
     def range_of(self, signal: NDArray[np.float32]) -> tuple[float, float]:
         """The range to divide for this recording, in millivolts: what the other methods must be given."""
+        return (float(signal.min()), float(signal.max())) if self.normalize == "minmax" else self.fixed_range
+
+    @property
+    def fixed_range(self) -> tuple[float, float]:
+        """The range of every recording, in millivolts; 0 to 1, in parts of a recording's own, for `"minmax"`."""
         if self.normalize == "minmax":
-            return float(signal.min()), float(signal.max())
+            return 0.0, 1.0
         margin = 0.5 if self.normalize == "percentile" else 0.0
         return self.low - margin, self.high + margin
 
     def levels(self, signal: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
-        """The level of every sample, 0 to 25.
-
-        Args:
-            signal: float32 `[..., samples]`, millivolts, finite.
-            low: Lower end of the range to divide, see `range_of`.
-            high: Its upper end.
+        """The level, 0 to 25, of finite millivolts float32 `[..., samples]` in `range_of` their recording.
 
         Raises:
             ValueError: The recording's own range is too large for float32.
@@ -93,16 +92,7 @@ class Quantizer:
         return np.minimum(unit.astype(np.uint8), np.uint8(LEVELS - 1))
 
     def voltages(self, levels: NDArray[np.uint8], low: float, high: float) -> NDArray[np.float32]:
-        """Millivolts of levels.
-
-        Args:
-            levels: uint8, any shape.
-            low: Lower end of the range that was divided.
-            high: Its upper end.
-
-        Returns:
-            float32, same shape.
-        """
+        """Millivolts float32 of levels uint8 of any shape; `low` and `high` as for `levels`."""
         if self.decode == "upstream":
             return np.asarray(levels / (LEVELS - 1) * (high - low) + low, np.float32)
         return np.asarray((levels + 0.5) / LEVELS * self._width(low, high) + low, np.float32)
@@ -113,3 +103,45 @@ class Quantizer:
 
     def _width(self, low: float, high: float) -> float:
         return high - low + (0.0 if self.normalize == "millivolts" else _EPSILON)
+
+
+@dataclass(frozen=True)
+class EcgByteSettings:
+    """What tokens depend on besides their table.
+
+    Attributes:
+        sampling_rate: Hz; a recording of another rate is resampled.
+        seconds: A longer recording is cut to its first seconds; `None` takes all of it.
+        leads: Which leads, in this order; `None` takes the rows of a recording as they come.
+        quantizer: How millivolts become levels.
+        across: Whether a token may go from one lead into the next.
+        max_tokens: What a recording may need at most. One that needs more loses its high frequencies until it fits:
+            it is smoothed by a Gaussian of 0.5, 1, then 2 samples. One that does not fit then is refused.
+
+    Raises:
+        ValueError: A number is not positive, or a lead is none or stands twice.
+    """
+
+    sampling_rate: float = 100.0
+    seconds: float | None = 10.0
+    leads: tuple[str, ...] | None = LEADS
+    quantizer: Quantizer = Quantizer()
+    across: bool = False
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("sampling_rate", self.sampling_rate),
+            ("seconds", self.seconds),
+            ("max_tokens", self.max_tokens),
+        ):
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        if self.leads is not None:
+            leads = tuple(map(canonical_lead, self.leads))
+            if not leads or len(set(leads)) != len(leads):
+                raise ValueError(f"leads must be names of leads, each once, got {self.leads}")
+            object.__setattr__(self, "leads", leads)
+
+
+DEFAULTS = EcgByteSettings()

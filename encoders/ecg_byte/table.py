@@ -6,13 +6,12 @@ learned: applied in the order of their rank, the same merges give other ids for 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from data.support.pickles import load_builtins
+from encoders.ecg_byte.upstream import read_table
 
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz"
 BYTES = 256  # ids below are single bytes, most of them unused
@@ -23,13 +22,10 @@ class TokenTable:
     """Tokens by id: 256 single bytes, then one string of symbols per merge.
 
     Attributes:
-        merges: The strings of the ids from 256, in the order in which they were learned.
-        llm_order: The ids in the order in which a language model's tokenizer is given them.
-
-    Args:
-        merges: Strings of two symbols or more.
-        llm_order: `None` for the 26 symbols and the merges, without the 230 bytes that no recording contains. Upstream
-            adds all 256, and its merges in the accidental order of a hash map, by the name of `signal_<id>`.
+        merges: The strings, of two symbols or more, of the ids from 256, in the order in which they were learned.
+        llm_order: The ids in the order in which a language model's tokenizer gets them. `None` stands for the 26
+            symbols and the merges, without the 230 bytes that no recording contains. Upstream adds all 256, and its
+            merges in the accidental order of a hash map, by the name of `signal_<id>`.
 
     Raises:
         ValueError: A merge is no string of symbols or stands twice, or the order misses an id that may occur, holds one
@@ -70,27 +66,11 @@ class TokenTable:
     def from_upstream(cls, path: Path | str) -> Self:
         """Read a table of ECG-Byte or ECG-Bench: the pickle that they publish, or the same as JSON.
 
-        A pickle holds the pair (vocabulary: id to string; merges: each its bytes and id). JSON holds `merges`, the
-        strings of the ids from 256, and `vocab_key_order`, the ids in the order of the vocabulary.
-
-        Args:
-            path: The file; its name ends in `.json`, or it is taken for a pickle.
-
         Raises:
             ValueError: It is neither, or contradicts itself; the file is named.
         """
-        path = Path(path)
         try:
-            if path.suffix == ".json":
-                read = json.loads(path.read_text(encoding="utf-8"))
-                return cls(read["merges"], read["vocab_key_order"])
-            vocabulary, learned = load_builtins(path)
-            strings = ["".join(map(chr, content)) for content, _ in learned]
-            if [token for _, token in learned] != list(range(BYTES, BYTES + len(strings))):
-                raise ValueError(f"the ids of merges must be {BYTES}, {BYTES + 1}, ...")
-            if any(vocabulary[BYTES + i] != string for i, string in enumerate(strings)):
-                raise ValueError("the vocabulary and the merges differ")
-            return cls(strings, vocabulary)
+            return cls(*read_table(Path(path), BYTES))
         except (KeyError, TypeError, ValueError) as error:
             why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}: not a table of ECG-Byte: {why}") from error

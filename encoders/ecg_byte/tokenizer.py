@@ -23,59 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from data.ecg import LEADS, Ecg, canonical_lead
+from data.ecg import LEADS, Ecg
 from data.support.files import written_whole
-from encoders.ecg_byte.quantizing import LEVELS, Quantizer
+from encoders.base import Settings
+from encoders.ecg_byte.quantizing import DEFAULTS, EcgByteSettings, Quantizer
 from encoders.ecg_byte.table import BOUNDARY, BYTES, SYMBOLS, TokenTable
-from encoders.ecg_byte.training import learn_merges
+from encoders.ecg_byte.training import learn_merges, plans
+from encoders.ecg_byte.upstream import UPSTREAM
 
 _FIRST = ord(SYMBOLS[0])
 _SMOOTHING = (0.5, 1.0, 2.0)  # samples; at 100 Hz 6 dB are lost at 37, 19 and 9 Hz
-_DERIVED = {"III", "aVR", "aVL", "aVF"}  # sums and differences of I and II
-
-
-@dataclass(frozen=True)
-class EcgByteSettings:
-    """What tokens depend on besides their table.
-
-    Attributes:
-        sampling_rate: Hz; a recording of another rate is resampled.
-        seconds: A longer recording is cut to its first seconds; `None` takes all of it.
-        leads: Which leads, in this order; `None` takes the rows of a recording as they come.
-        quantizer: How millivolts become levels.
-        across: Whether a token may go from one lead into the next.
-        max_tokens: What a recording may need at most. One that needs more loses its high frequencies until it fits:
-            it is smoothed by a Gaussian of 0.5, 1, then 2 samples. One that does not fit then is refused.
-
-    Raises:
-        ValueError: A number is not positive, or a lead is none or stands twice.
-    """
-
-    sampling_rate: float = 100.0
-    seconds: float | None = 10.0
-    leads: tuple[str, ...] | None = LEADS
-    quantizer: Quantizer = Quantizer()
-    across: bool = False
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (
-            ("sampling_rate", self.sampling_rate),
-            ("seconds", self.seconds),
-            ("max_tokens", self.max_tokens),
-        ):
-            if value is not None and not 0 < value < np.inf:
-                raise ValueError(f"{name} must be a positive number, got {value}")
-        if self.leads is not None:
-            leads = tuple(map(canonical_lead, self.leads))
-            if not leads or len(set(leads)) != len(leads):
-                raise ValueError(f"leads must be names of leads, each once, got {self.leads}")
-            object.__setattr__(self, "leads", leads)
-
-
-# A published table does not say which rate, leads and normalisation it was learned with: this is what ECG-Bench's data
-# sets and its loader have. The order of the leads is the recording's: upstream's own corpora differ in it.
-UPSTREAM = EcgByteSettings(250.0, None, None, Quantizer("minmax", decode="upstream"), across=True)
 
 
 class Span(NamedTuple):
@@ -121,24 +78,15 @@ class EcgByteTokenizer:
         settings: What else the ids depend on.
     """
 
-    def __init__(self, table: TokenTable, settings: EcgByteSettings = EcgByteSettings()) -> None:
+    def __init__(self, table: TokenTable, settings: EcgByteSettings = DEFAULTS) -> None:
         self.table, self.settings = table, settings
-
-    # --- where tokenizers come from -----------------------------------------------------------------------------------
 
     @classmethod
     def from_upstream(cls, path: Path | str, settings: EcgByteSettings = UPSTREAM) -> Self:
-        """A published table, with upstream's ids: of a recording's rows as they come, at 250 Hz, min-max of all leads.
+        """A published table (`TokenTable.from_upstream`) with upstream's ids, decoded as upstream does.
 
-        Levels are decoded as upstream does (`level / 25` of the range). For the tables of the stand-alone ECG-Byte give
+        The settings are those the table was learned with. For the tables of the stand-alone ECG-Byte give
         `dataclasses.replace(UPSTREAM, quantizer=Quantizer("percentile", p1, p99, "upstream"))`.
-
-        Args:
-            path: See `TokenTable.from_upstream`.
-            settings: What the table was learned with.
-
-        Raises:
-            ValueError: The file is no table; it is named.
         """
         return cls(TokenTable.from_upstream(path), settings)
 
@@ -147,16 +95,10 @@ class EcgByteTokenizer:
         cls,
         ecgs: Sequence[Ecg],
         merges: int = 2000,
-        settings: EcgByteSettings = EcgByteSettings(),
+        settings: EcgByteSettings = DEFAULTS,
         progress: bool = True,
     ) -> Self:
-        """Learn tokens from recordings; see `learn_merges` for the rule.
-
-        Args:
-            ecgs: Of the training split.
-            merges: Tokens to learn; fewer are learned if no pair of neighbours occurs twice any more.
-            settings: What the tokens depend on; `max_tokens` plays no part in learning.
-            progress: Whether to show a bar.
+        """Learn tokens from recordings of the training split by `learn_merges`; `max_tokens` plays no part in it.
 
         Raises:
             ValueError: There are no recordings, or one of them cannot be read (its record id is named).
@@ -171,7 +113,7 @@ class EcgByteTokenizer:
         ecgs: Sequence[Ecg],
         max_tokens: int,
         merges: int = 5000,
-        settings: EcgByteSettings = EcgByteSettings(),
+        settings: EcgByteSettings = DEFAULTS,
         progress: bool = True,
     ) -> Self:
         """Learn tokens of which recordings need at most `max_tokens`, by giving up as little as possible.
@@ -183,13 +125,6 @@ class EcgByteTokenizer:
         `EcgByteSettings.max_tokens`). A few thousand recordings are enough to learn from; of a few dozen, none may be
         as fast or as noisy as one that comes later and is refused.
 
-        Args:
-            ecgs: Of the training split, five or more.
-            max_tokens: The budget.
-            merges: The largest number of tokens to learn.
-            settings: What to begin with.
-            progress: Whether to show a bar.
-
         Raises:
             ValueError: There are fewer than five recordings, one of them cannot be read, or nothing fits.
         """
@@ -198,7 +133,7 @@ class EcgByteTokenizer:
         deciding = ecgs[4::5]
         learning = [ecg for i, ecg in enumerate(ecgs) if i % 5 != 4]
         sizes = [500 * 2**i for i in range(32) if 500 * 2**i < merges] + [merges]
-        for plan in _plans(replace(settings, max_tokens=max_tokens)):
+        for plan in plans(replace(settings, max_tokens=max_tokens)):
             largest = cls.train(learning, merges, plan, progress)
             if not largest._holds(deciding):
                 continue
@@ -234,15 +169,14 @@ class EcgByteTokenizer:
         try:
             if not isinstance(saved, dict) or saved.keys() != {"merges", "llm_order", "settings"}:
                 raise ValueError("expected merges, llm_order and settings; tables of others: from_upstream")
-            given = dict(saved["settings"])
-            quantizer = Quantizer(**given.pop("quantizer"))
-            leads = None if given["leads"] is None else tuple(given.pop("leads"))
-            settings = EcgByteSettings(**{**given, "leads": leads, "quantizer": quantizer})
-            return cls(TokenTable(saved["merges"], saved["llm_order"]), settings)
+            values = dict(saved["settings"])
+            values["quantizer"] = Quantizer(**values["quantizer"])
+            values["leads"] = None if values["leads"] is None else tuple(values["leads"])
+            return cls(TokenTable(saved["merges"], saved["llm_order"]), EcgByteSettings(**values))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a tokenizer that was saved here: {error}") from error
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Settings:
         """Everything that ids depend on, in what JSON knows."""
         settings = asdict(self.settings)
         settings["leads"] = None if self.settings.leads is None else list(self.settings.leads)
@@ -253,13 +187,10 @@ class EcgByteTokenizer:
         with written_whole(path, "w") as file:
             json.dump(self.to_dict(), file)
 
-    # --- recordings ---------------------------------------------------------------------------------------------------
-
     def encode(self, ecg: Ecg | NDArray[np.floating]) -> list[int]:
         """The ids of a recording, one lead after the other.
 
-        Args:
-            ecg: A recording, or its millivolts `[leads, samples]` at the tokenizer's rate, with its leads in its order.
+        As an array it is millivolts `[leads, samples]` at the tokenizer's rate, with its leads in its order.
 
         Raises:
             ValueError: A sample is NaN or infinite, a lead is missing, the range of the samples has no float32, or more
@@ -268,7 +199,7 @@ class EcgByteTokenizer:
         return self.read(ecg).ids
 
     def read(self, ecg: Ecg | NDArray[np.floating]) -> EcgByteTokens:
-        """As `encode`, with what `decode` and `spans` need to know of the recording."""
+        """Reads a recording as `encode` does, with what `decode` and `spans` need to know of it."""
         signal, who = self._signal(ecg)
         budget = self.settings.max_tokens
         needed = 0
@@ -284,41 +215,21 @@ class EcgByteTokenizer:
                 f"{who} needs {needed} tokens, and {len(ids)} when smoothed: more than max_tokens={budget}. "
                 "Leave it out if it is noise, or fit a tokenizer to a larger budget"
             )
-        return EcgByteTokens(
-            ids,
-            low,
-            high,
-            self.settings.leads or (ecg.leads if isinstance(ecg, Ecg) else ()),
-            *signal.shape,
-            self.settings.sampling_rate,
-            self.settings.quantizer.outside(smooth, low, high),
-            smoothing / self.settings.sampling_rate,
-        )
+        leads = self.settings.leads or (ecg.leads if isinstance(ecg, Ecg) else ())
+        rate, outside = self.settings.sampling_rate, self.settings.quantizer.outside(smooth, low, high)
+        return EcgByteTokens(ids, low, high, leads, *signal.shape, rate, outside, smoothing / rate)
 
     def levels(self, ecg: Ecg | NDArray[np.floating]) -> NDArray[np.uint8]:
         """The levels of a recording, 0 to 25: uint8 `[leads, samples]`; raises as `encode`."""
         return self._levels(*self._signal(ecg))[0]
 
-    def encode_levels(self, levels: NDArray[np.uint8]) -> list[int]:
-        """The ids of levels `[leads, samples]`; `max_tokens` is not asked.
-
-        Raises:
-            ValueError: A level is not 0 to 25.
-        """
-        if levels.ndim != 2 or not np.isin(levels, np.arange(LEVELS)).all():
-            raise ValueError(f"levels must be [leads, samples] of 0 to {LEVELS - 1}")
-        return self._ids(levels.astype(np.uint8))
-
     def decode(
         self, tokens: EcgByteTokens | Sequence[int], low: float | None = None, high: float | None = None
     ) -> NDArray[np.float32]:
-        """Millivolts of tokens: float32 `[leads, samples]`.
+        """Millivolts of tokens, which `read` or `encode` gave: float32 `[leads, samples]`.
 
-        Args:
-            tokens: What `read` or `encode` gave.
-            low: The range that was divided. It is known for what `read` gave, and for a tokenizer with a fixed range;
-                ids of one with `"minmax"` do not say it.
-            high: Its upper end.
+        The range that was divided, `low` to `high` mV, is known for what `read` gave, and for a tokenizer with a fixed
+        range; ids of one with `"minmax"` do not say it.
 
         Raises:
             ValueError: The range is not known, an id is none of a level, or the leads would not be of equal length.
@@ -331,7 +242,7 @@ class EcgByteTokenizer:
         if low is None or high is None:
             if quantizer.normalize == "minmax":
                 raise ValueError("ids do not say the range of their recording: give low and high, or what `read` gave")
-            low, high = quantizer.range_of(np.empty(0, np.float32))
+            low, high = quantizer.fixed_range
         levels = np.frombuffer(self.table.decode(ids), np.uint8) - np.uint8(_FIRST)
         if len(levels) % rows:
             raise ValueError(f"{len(levels)} samples cannot be those of {rows} leads: are tokens missing?")
@@ -342,8 +253,6 @@ class EcgByteTokenizer:
         ends = np.cumsum(self.lengths[tokens.ids]).tolist()
         starts = [0, *ends[:-1]]
         return [tuple(_pieces(a, b, tokens.samples, tokens.sampling_rate)) for a, b in zip(starts, ends)]
-
-    # --- for a language model -----------------------------------------------------------------------------------------
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -358,7 +267,7 @@ class EcgByteTokenizer:
         order of `table.llm_order`; bytes that no recording contains are zeros.
         """
         quantizer = self.settings.quantizer
-        low, high = (0.0, 1.0) if quantizer.normalize == "minmax" else quantizer.range_of(np.empty(0, np.float32))
+        low, high = quantizer.fixed_range
         rows = np.zeros((len(self.table.llm_order), points), np.float32)
         for row, token in zip(rows, self.table.llm_order):
             content = self.table[token]
@@ -366,8 +275,6 @@ class EcgByteTokenizer:
                 wave = quantizer.voltages(np.frombuffer(content, np.uint8) - np.uint8(_FIRST), low, high)
                 row[:] = np.interp(np.linspace(0, len(wave) - 1, points), np.arange(len(wave)), wave)
         return rows
-
-    # --- steps --------------------------------------------------------------------------------------------------------
 
     def _signal(self, ecg: Ecg | NDArray[np.floating]) -> tuple[NDArray[np.float32], str]:
         """float32 `[leads, samples]` at the tokenizer's rate, and what to call the recording."""
@@ -424,18 +331,3 @@ def _pieces(start: int, stop: int, samples: int, rate: float) -> Iterator[Span]:
         last = min(first + stop - start, samples)
         yield Span(row, first / rate, last / rate)
         start += last - first
-
-
-def _plans(settings: EcgByteSettings) -> Iterator[EcgByteSettings]:
-    """What to try, each giving up more than the one before."""
-    yield settings
-    leads = settings.leads or LEADS
-    if {"I", "II"} <= set(leads) and _DERIVED & set(leads):
-        settings = replace(settings, leads=tuple(lead for lead in leads if lead not in _DERIVED))
-        yield settings
-    settings = replace(settings, sampling_rate=settings.sampling_rate / 2)
-    yield settings
-    for _ in range(2):
-        if settings.seconds is not None:
-            settings = replace(settings, seconds=settings.seconds / 2)
-            yield settings

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.ecg_byte.quantizing import LEVELS
+from data.ecg import LEADS
+from encoders.ecg_byte.quantizing import LEVELS, EcgByteSettings
 from encoders.ecg_byte.table import SYMBOLS
 
 logger = logging.getLogger(__name__)
 
+_DERIVED = {"III", "aVR", "aVL", "aVF"}  # sums and differences of I and II
 _END = 2**16 - 1  # stands between pieces; no pair has it
 
 
@@ -28,13 +31,8 @@ def learn_merges(
     """The strings of the merges, in the order in which they are learned.
 
     Fewer are learned where no pair occurs twice any more. A pair whose string is a token already is merged into that
-    one. Overlapping pairs count, as upstream counts them (`aaa` is two), and are merged from the left.
-
-    Args:
-        pieces: Levels, 0 to 25: the leads of all recordings, one after the other.
-        merges: How many to learn.
-        across: Whether a token may go over the end of a piece into the next one, as upstream's do.
-        progress: Whether to show a bar.
+    one. Overlapping pairs count, as upstream counts them (`aaa` is two), and are merged from the left. Pieces are
+    levels, 0 to 25, of the leads of all recordings. With `across` a token may go over the end of one into the next.
 
     Raises:
         ValueError: There are no pieces, or more merges are wanted than 16 bits can number.
@@ -52,8 +50,7 @@ def learn_merges(
     waiting: list[tuple[int, int]] = []  # (-count, pair), with counts that may be out of date: a heap
 
     def change(pairs: NDArray[np.uint32], sign: int) -> None:
-        found, times = np.unique(pairs, return_counts=True)
-        for pair, count in zip(found.tolist(), times.tolist()):
+        for pair, count in zip(*(column.tolist() for column in np.unique(pairs, return_counts=True))):
             counts[pair] = counts.get(pair, 0) + sign * count
             changed.add(pair)
 
@@ -118,3 +115,18 @@ def _around(sequence: NDArray[np.uint16], at: NDArray[np.intp], length: int) -> 
     """The pairs that have a part in the tokens `at` to `at + length - 1`, each once."""
     first = np.concatenate([at + i for i in range(length)] + [(at - 1)[np.diff(at, prepend=-2) > length]])
     return _pairs(sequence[first], sequence[first + 1])
+
+
+def plans(settings: EcgByteSettings) -> Iterator[EcgByteSettings]:
+    """Settings to learn tokens with, each giving up more than the one before, for recordings to need fewer."""
+    yield settings
+    leads = settings.leads or LEADS
+    if {"I", "II"} <= set(leads) and _DERIVED & set(leads):
+        settings = replace(settings, leads=tuple(lead for lead in leads if lead not in _DERIVED))
+        yield settings
+    settings = replace(settings, sampling_rate=settings.sampling_rate / 2)
+    yield settings
+    for _ in range(2):
+        if settings.seconds is not None:
+            settings = replace(settings, seconds=settings.seconds / 2)
+            yield settings

@@ -2,13 +2,8 @@
 
 from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
 from encoders.heartlang.feature_extraction import EcgSentence, QrsTokenizer
-from encoders.heartlang.modeling import (
-    HeartLangClassifier,
-    HeartLangForMaskedSentence,
-    HeartLangModel,
-    HeartLangOutput,
-    masked_words,
-)
+from encoders.heartlang.modeling import HeartLangModel, HeartLangOutput
+from encoders.heartlang.tasks import HeartLangClassifier, HeartLangForMaskedSentence, masked_words
 from encoders.heartlang.vq import CodebookUsage, HeartLangVQ, HeartLangVQOutput, codebook_usage
 
 __all__ = [

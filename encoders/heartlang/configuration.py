@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from encoders.base import EcgEncoderConfig
+from encoders.base import EcgEncoderConfig, check_choice
 
 HeartLangOutputName = Literal["words", "beats", "leads", "compact"]
 
@@ -14,7 +14,7 @@ class HeartLangConfig(EcgEncoderConfig):
 
     An ECG is a sentence of words: 0.96 s around each heart beat, lead after lead. The defaults are those of the
     published encoder (38 M parameters, 100 Hz, 10 s). Heads times `head_dim` is the width of attention, 512, which is
-    not `hidden_size`.
+    not `hidden_size`; what is not named here is as in BERT's configuration.
 
     Attributes:
         output: `"words"` (CLS and every word, `[B, 257, 768]`), `"beats"` (one token per beat, the mean of its words in
@@ -25,20 +25,14 @@ class HeartLangConfig(EcgEncoderConfig):
         num_leads: Leads of a sentence.
         max_words: Words of a sentence; the positions are learned, so the model takes exactly so many.
         word_length: Samples of a word.
-        hidden_size: Width of the transformer.
-        num_hidden_layers: Its layers.
-        num_attention_heads: Its heads.
         head_dim: Width of a head.
-        intermediate_size: Width of its feed-forward part.
         lead_positions: Rows of the table of leads; 0 is padding, 1 to 12 are the leads.
         time_positions: Rows of the table of times; 0 is padding, 1 is the first second.
-        dropout: Dropout in the transformer.
-        embedding_dropout: Dropout of its input.
+        dropout: Dropout in the transformer; that of its input is `embedding_dropout`.
         attend_padding: Whether words attend to padding, as in the published weights.
         hide_masked_words: Whether a masked word is hidden from its neighbours too. In the published training it is not:
             the convolution over words comes before the mask, so each neighbour holds some of the word to be guessed.
         vocab_size: Codes that `HeartLangForMaskedSentence` chooses from.
-        initializer_range: Standard deviation of new weights.
 
     Raises:
         ValueError: An unknown output, or more leads than words.
@@ -66,9 +60,8 @@ class HeartLangConfig(EcgEncoderConfig):
     vocab_size: int = 8192
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.output not in self.outputs():
-            raise ValueError(f"output must be one of {', '.join(self.outputs())}, got {self.output!r}")
+    def __post_init__(self, **kwargs: object) -> None:
+        check_choice("output", self.output, self.outputs())
         if not 1 <= self.num_leads <= self.max_words:
             raise ValueError(f"{self.num_leads} leads do not share {self.max_words} words")
         super().__post_init__(**kwargs)

@@ -1,4 +1,4 @@
-"""HeartLang's transformer over heart-beat words, the masked-sentence model and the classifier on top of it.
+"""HeartLang's transformer over heart-beat words, and the encoder made of it.
 
 Jin et al., "Reading Your Heart: Learning ECG Words and Sentences via Pre-training ECG Language Model", ICLR 2025,
 arXiv 2502.10707. Written anew after PKUDigitalHealth/HeartLang `modeling_pretrain.py` and `modeling_finetune.py`; every
@@ -7,6 +7,7 @@ parameter keeps its published name, which is why some are called `spa_embed` (le
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,10 +16,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
-from encoders.heartlang import convert
+from encoders.heartlang import upstream
 from encoders.heartlang.configuration import HeartLangConfig
 
 
@@ -53,18 +54,6 @@ class HeartLangWordEmbedding(nn.Module):
         turned = F.linear(words, torch.cat([left, own, right]))  # [B, N, 3 D]
         left, own, right = turned.chunk(3, dim=-1)
         return left.roll(1, dims=1) + own + right.roll(-1, dims=1)
-
-
-class HeartLangPosition(nn.Module):
-    """A table of learned vectors, of leads or of seconds."""
-
-    def __init__(self, rows: int, config: HeartLangConfig):
-        super().__init__()
-        self.embed = nn.Embedding(rows, config.hidden_size)
-
-    def forward(self, index: torch.Tensor) -> torch.Tensor:
-        """`[B, N] -> [B, N, D]`."""
-        return self.embed(index)
 
 
 class HeartLangAttention(nn.Module):
@@ -106,16 +95,6 @@ class HeartLangFeedForward(nn.Module):
         return self.net(x)
 
 
-class HeartLangTransformer(nn.Module):
-    """The layers, each a pair of attention and feed-forward."""
-
-    def __init__(self, layers: int, config: HeartLangConfig):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList([HeartLangAttention(config), HeartLangFeedForward(config)]) for _ in range(layers)
-        )
-
-
 class HeartLangBackbone(nn.Module):
     """A sentence of words in, CLS and one vector per word out.
 
@@ -124,7 +103,7 @@ class HeartLangBackbone(nn.Module):
     Args:
         config: Sizes.
         channels: Numbers per word; `word_length` unless given.
-        layers: Of the transformer; `num_hidden_layers` unless given.
+        layers: Layers of the transformer; `num_hidden_layers` unless given.
     """
 
     def __init__(self, config: HeartLangConfig, channels: int | None = None, layers: int | None = None):
@@ -135,11 +114,16 @@ class HeartLangBackbone(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(d))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.max_words, d))
         self.token_embed = HeartLangWordEmbedding(channels or config.word_length, config)
-        self.spa_embed = HeartLangPosition(config.lead_positions, config)
-        self.tem_embed = HeartLangPosition(config.time_positions, config)
+        self.spa_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.lead_positions, d)))
+        self.tem_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.time_positions, d)))
         self.dropout = nn.Dropout(config.embedding_dropout)
-        self.transformer = HeartLangTransformer(config.num_hidden_layers if layers is None else layers, config)
+        pairs = range(config.num_hidden_layers if layers is None else layers)
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(self._pair(config) for _ in pairs)})
         self.norm_layer = nn.LayerNorm(d)
+
+    @staticmethod
+    def _pair(config: HeartLangConfig) -> nn.ModuleList:
+        return nn.ModuleList([HeartLangAttention(config), HeartLangFeedForward(config)])
 
     def forward(
         self,
@@ -149,17 +133,10 @@ class HeartLangBackbone(nn.Module):
         mask: torch.Tensor | None = None,
         hidden_states: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Encode sentences.
+        """Sentences `[B, N, channels]` to `[B, 1 + N, D]`, CLS first; the first three arguments as `HeartLangModel`'s.
 
-        Args:
-            words: `[B, N, channels]`.
-            in_chan: Lead of each word `[B, N]`, from 1; 0 is padding.
-            in_time: Second of each word `[B, N]`, from 1; 0 is padding.
-            mask: Words to hide, bool `[B, N]`.
-            hidden_states: Takes the input of the first layer and the output of each.
-
-        Returns:
-            `[B, 1 + N, D]`, CLS first.
+        Words are hidden where `mask`, bool `[B, N]`, is true; `hidden_states` takes the input of the first layer and
+        the output of each.
         """
         if mask is not None and self.hide_masked_words:
             words = words.masked_fill(mask[..., None], 0)
@@ -174,7 +151,7 @@ class HeartLangBackbone(nn.Module):
         seen = None
         if not self.attend_padding and in_chan is not None:
             seen = F.pad(in_chan > 0, (1, 0), value=True)[:, None, None]
-        for layer, (attention, feed_forward) in enumerate(self.transformer.layers):
+        for layer, (attention, feed_forward) in enumerate(self.transformer["layers"]):
             if hidden_states is not None and layer == 0:
                 hidden_states.append(x)
             x = attention(x, seen) + x
@@ -200,20 +177,26 @@ class HeartLangPreTrained(EcgEncoder):
         The encoder is in pretraining and in fine-tuned checkpoints; the masked-sentence model in the former alone. A
         classifier is in the latter, and gets a new head where there is none if `config` says `num_labels`.
 
-        Args:
-            path: `.pth` or `.safetensors`.
-            config: What no tensor shows: heads, dropout, `output`. Sizes are read from the weights.
+        The path is `.pth` or `.safetensors`; a configuration says what no tensor shows: heads, dropout, `output`.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It is not such a checkpoint; a tensor is missing, unexpected, misshapen or not finite.
         """
-        return convert.from_upstream(cls, path, config)
+        return upstream.from_upstream(cls, path, config)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""
-        embedding: nn.Module = self.backbone.token_embed
-        return embedding
+        return self.get_submodule("backbone.token_embed")
+
+    def _check(self, words: torch.Tensor, *positions: torch.Tensor | None) -> None:
+        """Refuse words or positions `[B, N]` of another shape than the configuration says."""
+        wanted = (self.config.max_words, self.config.word_length)
+        if words.ndim != 3 or words.shape[1:] != wanted:
+            raise ValueError(f"words must be [B, {wanted[0]}, {wanted[1]}], got {tuple(words.shape)}")
+        for name, index in zip(("in_chan", "in_time"), positions):
+            if index is not None and index.shape != words.shape[:2]:
+                raise ValueError(f"{name} must be {tuple(words.shape[:2])} like the words, got {tuple(index.shape)}")
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, HeartLangBackbone):
@@ -223,16 +206,6 @@ class HeartLangPreTrained(EcgEncoder):
             init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="leaky_relu")
         else:
             super()._init_weights(module)
-
-
-def check_sentences(config: HeartLangConfig, words: torch.Tensor, *positions: torch.Tensor | None) -> None:
-    """Refuse words or positions `[B, N]` of another shape than the configuration says."""
-    wanted = (config.max_words, config.word_length)
-    if words.ndim != 3 or words.shape[1:] != wanted:
-        raise ValueError(f"words must be [B, {wanted[0]}, {wanted[1]}], got {tuple(words.shape)}")
-    for name, index in zip(("in_chan", "in_time"), positions):
-        if index is not None and index.shape != words.shape[:2]:
-            raise ValueError(f"{name} must be {tuple(words.shape[:2])} like the words, got {tuple(index.shape)}")
 
 
 class HeartLangModel(HeartLangPreTrained):
@@ -266,13 +239,13 @@ class HeartLangModel(HeartLangPreTrained):
         Raises:
             ValueError: A shape is not as above, or the layout needs `in_chan`.
         """
-        check_sentences(self.config, words, in_chan, in_time)
+        self._check(words, in_chan, in_time)
         hidden: list[torch.Tensor] | None = [] if output_hidden_states else None
         encoded = self.backbone(words, in_chan, in_time, hidden_states=hidden)
-        tokens, kept = arrange(encoded, in_chan, self.config)
+        tokens, mask = arrange(encoded, in_chan, self.config)
         return HeartLangOutput(
             last_hidden_state=tokens,
-            mask=kept if token_mask is None else output_mask(tokens, token_mask),
+            mask=mask if token_mask is None else output_mask(tokens, token_mask),
             probe=encoded[:, 0],
             words=encoded,
             hidden_states=None if hidden is None else tuple(hidden),
@@ -282,18 +255,12 @@ class HeartLangModel(HeartLangPreTrained):
 def arrange(
     encoded: torch.Tensor, in_chan: torch.Tensor | None, config: HeartLangConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens of the chosen layout and their mask.
+    """Tokens `[B, T, D]` of the chosen layout and their mask, bool `[B, T]`.
 
     Args:
         encoded: CLS and words, `[B, 1 + N, D]`.
         in_chan: Lead of each word `[B, N]`, all words of a lead side by side; 0 is padding.
         config: Says the layout.
-
-    Returns:
-        Tokens `[B, T, D]` and bool `[B, T]`.
-
-    Raises:
-        ValueError: The layout needs `in_chan` and there is none.
     """
     cls, words = encoded[:, :1], encoded[:, 1:]
     if in_chan is None:
@@ -315,7 +282,7 @@ def arrange(
 
 
 def _lead_and_beat(in_chan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each word, which of the leads there are it belongs to, and which of that lead's words it is: `[B, N]` each."""
+    """Which of the leads each word belongs to, and which of that lead's words it is: `[B, N]` each."""
     place = torch.arange(in_chan.shape[1], device=in_chan.device).expand_as(in_chan)
     begins = (in_chan != F.pad(in_chan, (1, 0))[:, :-1]) & (in_chan > 0)
     start = torch.where(begins, place, 0).cummax(dim=1).values
@@ -329,129 +296,3 @@ def _means(
     member = (group[:, None] == torch.arange(groups, device=group.device)[:, None]) & valid[:, None]  # [B, groups, N]
     count = member.sum(dim=2, keepdim=True)
     return (member.to(words.dtype) @ words) / count.clamp(min=1), count[..., 0] > 0
-
-
-# --- models with a task -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class HeartLangMaskedSentenceOutput(ModelOutput):
-    """What `HeartLangForMaskedSentence` gives for M masked words.
-
-    Attributes:
-        loss: Cross-entropy with the codes of the masked words.
-        logits: `[M, codes]`, in the order of `mask.nonzero()`.
-        correct: How many of the masked words that are no padding were guessed, a number.
-        counted: How many there are, a number.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    correct: torch.LongTensor | None = None
-    counted: torch.LongTensor | None = None
-
-
-class HeartLangForMaskedSentence(HeartLangPreTrained):
-    """Guesses the codes of hidden words from the words around them."""
-
-    def __init__(self, config: HeartLangConfig):
-        super().__init__(config)
-        self.backbone = HeartLangBackbone(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-    ) -> HeartLangMaskedSentenceOutput:
-        """Guess hidden words.
-
-        Args:
-            words: `[B, 256, 96]`.
-            in_chan: Lead of each word `[B, 256]`; 0 is padding.
-            in_time: Second of each word `[B, 256]`.
-            mask: The words to hide, bool `[B, 256]`. See `masked_words`.
-            labels: Codes of all words `[B, 256]`, from `HeartLangVQ.encode`.
-
-        Raises:
-            ValueError: A shape is not as above, or there is no mask.
-        """
-        check_sentences(self.config, words, in_chan, in_time)
-        if mask is None or mask.shape != words.shape[:2]:
-            raise ValueError(f"mask must be bool {tuple(words.shape[:2])}: which words to guess")
-        hidden = self.backbone(words, in_chan, in_time, mask)[:, 1:][mask]
-        logits = self.lm_head(hidden)  # [M, codes]
-        if labels is None:
-            return HeartLangMaskedSentenceOutput(logits=logits)
-        wanted = labels[mask].long()
-        right = logits.argmax(dim=-1) == wanted
-        counted = (in_chan > 0)[mask] if in_chan is not None else torch.ones_like(right)
-        return HeartLangMaskedSentenceOutput(
-            loss=F.cross_entropy(logits.float(), wanted),
-            logits=logits,
-            correct=(right & counted).sum(),
-            counted=counted.sum(),
-        )
-
-
-def masked_words(
-    in_chan: torch.Tensor, share: float = 0.5, mask_padding: bool = False, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Words to hide, drawn anew for each sentence.
-
-    Args:
-        in_chan: Lead of each word `[B, N]`; 0 is padding.
-        share: Of the words, rounded to a whole number in each sentence.
-        mask_padding: Draw from all N slots, as upstream: at 72 beats per minute 44 % of what is guessed is padding.
-        generator: Of the draw; torch's own unless given. On the device of `in_chan`.
-
-    Returns:
-        bool `[B, N]`.
-    """
-    eligible = torch.ones_like(in_chan, dtype=torch.bool) if mask_padding else in_chan > 0
-    draw = torch.rand(in_chan.shape, device=in_chan.device, generator=generator).masked_fill(~eligible, 2.0)
-    hidden = (eligible.sum(dim=1, keepdim=True) * share).round()
-    return draw.argsort(dim=1).argsort(dim=1) < hidden
-
-
-@dataclass
-class HeartLangClassifierOutput(ModelOutput):
-    """What `HeartLangClassifier` gives.
-
-    Attributes:
-        loss: Binary cross-entropy, the mean over recordings and labels.
-        logits: `[B, labels]`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-
-
-class HeartLangClassifier(HeartLangPreTrained):
-    """Labels that do not exclude each other, from CLS; `config.num_labels` of them."""
-
-    def __init__(self, config: HeartLangConfig):
-        super().__init__(config)
-        self.backbone = HeartLangBackbone(config)
-        self.backbone.mask_token.requires_grad_(False)  # no word is masked
-        self.mlp_head = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-    ) -> HeartLangClassifierOutput:
-        """Classify sentences `[B, 256, 96]`; `labels` are 0 or 1, `[B, labels]`."""
-        check_sentences(self.config, words, in_chan, in_time)
-        logits = self.mlp_head(self.backbone(words, in_chan, in_time)[:, 0])
-        loss = None if labels is None else F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        return HeartLangClassifierOutput(loss=loss, logits=logits)

@@ -1,7 +1,6 @@
 """HeartLang's pretraining on transformers' Trainer: VQ-HBR, then masked ECG sentences; and what both are measured by.
 
-Jin et al., "Reading Your Heart", ICLR 2025, arXiv 2502.10707. What follows from chance follows from seed, epoch and
-recording: neither the number of processes and workers nor an interruption changes the order of recordings or a mask.
+Jin et al., "Reading Your Heart", ICLR 2025, arXiv 2502.10707.
 """
 
 from __future__ import annotations
@@ -9,24 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from transformers.utils import ModelOutput
 
 from data.ecg import LEADS
+from encoders.base import Settings
 from encoders.heartlang.configuration import HeartLangConfig
 from encoders.heartlang.feature_extraction import QrsTokenizer
-from encoders.heartlang.modeling import HeartLangForMaskedSentence, HeartLangModel, masked_words
+from encoders.heartlang.modeling import HeartLangModel
 from encoders.heartlang.sentences import Sentences
+from encoders.heartlang.tasks import HeartLangForMaskedSentence, masked_words
 from encoders.heartlang.vq import HeartLangVQ, codebook_usage
-from encoders.training import PretrainingTrainer, Ratios, generator_for
+from encoders.training import PretrainingTrainer, Ratios, columns, generator_for
 
 Batch = dict[str, torch.Tensor]
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ class MaskedSentences(Dataset[Batch]):
     Number `i` is sentence `i % len(sentences)`, so that `i + k * len(sentences)` is the same one with another mask.
 
     Attributes:
-        sentences: The sentences.
-        share: Of the words that are hidden.
+        share: Share of the words that is hidden.
         padding: Whether padding is hidden and guessed like words, as upstream.
-        seed: Of the masks.
+        seed: Decides the masks.
     """
 
     sentences: Sentences
@@ -52,7 +51,7 @@ class MaskedSentences(Dataset[Batch]):
 
     @property
     def records(self) -> list[str]:
-        """Whose sentences."""
+        """Recordings of the sentences."""
         return self.sentences.records
 
     def __getitem__(self, number: int) -> Batch:
@@ -65,12 +64,10 @@ class HeartLangTrainer(PretrainingTrainer):
     """The Trainer for either stage.
 
     Args:
-        measure: Gives numbers about the model, by name. They are logged when the Trainer evaluates, by the first
-            process.
-        vqhbr: In the stage of masked sentences, the frozen VQ-HBR whose codes are to be guessed, on the
-            device.
+        measure: As `PretrainingTrainer` takes it.
+        vqhbr: In the stage of masked sentences, the frozen VQ-HBR whose codes are to be guessed, on the device.
         target_positions: Whether it is given leads and times.
-        **kwargs: Of `Trainer`.
+        **kwargs: Arguments of `Trainer`.
     """
 
     loss_is_scaled_for_ga = False
@@ -86,8 +83,8 @@ class HeartLangTrainer(PretrainingTrainer):
         self.target_positions, self.vqhbr = target_positions, vqhbr
 
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """The mean over the words that count of all processes' batches, in place of the mean of their means."""
         if self.vqhbr is None:
             outputs = model(**inputs)
@@ -97,8 +94,8 @@ class HeartLangTrainer(PretrainingTrainer):
             counted = inputs["mask"]
         loss, processes = outputs.loss, self.accelerator.num_processes
         if processes > 1:
-            mine = counted.sum().to(loss.dtype)
-            loss = loss * mine * processes / self.accelerator.reduce(mine, "sum").clamp(min=1)
+            count = counted.sum().to(loss.dtype)
+            loss = loss * count * processes / self.accelerator.reduce(count, "sum").clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -106,22 +103,10 @@ class HeartLangTrainer(PretrainingTrainer):
 def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> torch.Tensor:
     """The codes that masked words stand for, int64 `[B, N]`, from a VQ-HBR in eval mode.
 
-    Args:
-        vqhbr: The codebook.
-        batch: `words` and, with `positions`, `in_chan` and `in_time`.
-        positions: Whether VQ-HBR is told leads and times, as when it was trained. Upstream leaves them out here.
+    With `positions` it gets leads and times, as when it was trained. Upstream leaves them out here.
     """
-    told = (batch["in_chan"], batch["in_time"]) if positions else ()
-    return vqhbr.encode(batch["words"], *told)
-
-
-def freeze_unused(vqhbr: HeartLangVQ) -> None:
-    """Take what VQ-HBR never uses, its mask tokens, out of training: parallel processes would wait for its gradient."""
-    for backbone in (vqhbr.encoder, vqhbr.decoder):
-        backbone.mask_token.requires_grad_(False)
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
+    where = (batch["in_chan"], batch["in_time"]) if positions else ()
+    return vqhbr.encode(batch["words"], *where)
 
 
 def _batches(items: Dataset[Batch], model: nn.Module, batch_size: int) -> Iterator[Batch]:
@@ -130,21 +115,15 @@ def _batches(items: Dataset[Batch], model: nn.Module, batch_size: int) -> Iterat
         yield {name: value.to(device) for name, value in batch.items()}
 
 
-@dataclass(frozen=True)
-class MeanWords:
-    """The usual word, for comparison.
-
-    Attributes:
-        of_lead: Mean word of each lead `[leads + 1, samples]`; row 0 is padding's.
-        sample: Mean of all samples.
-    """
+class MeanWords(NamedTuple):
+    """Mean word of each lead `[leads + 1, samples]`, row 0 of padding; mean of all samples."""
 
     of_lead: torch.Tensor
     sample: float
 
 
 def mean_words(sentences: Sentences) -> MeanWords:
-    """The mean word of each lead."""
+    """The usual words, for comparison."""
     leads = len(LEADS)
     sums = torch.zeros(leads + 1, sentences.shape[1], dtype=torch.float64)
     counts = torch.zeros(leads + 1, dtype=torch.float64)
@@ -172,7 +151,7 @@ class Reconstruction:
 
     @cached_property
     def usual(self) -> MeanWords:
-        """Of the sentences trained on."""
+        """Mean words of the sentences trained on."""
         return mean_words(self.train)
 
     @torch.no_grad()
@@ -185,35 +164,26 @@ class Reconstruction:
             reconstruction holds; `over_mean_word`, by what share its error is less than the mean word's; and how the
             codes are used.
         """
-        names = ("ours", "mean word", "zero", "variance", "samples")
-        errors: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-        codes = []
+        errors, codes = [], []
         for batch in _batches(self.held_out, vqhbr, self.batch_size):
             words, in_chan = batch["words"], batch["in_chan"]
             out, valid = vqhbr(**batch), in_chan > 0
             codes.append(out.codes[valid].cpu())
             guesses = {"ours": out.reconstruction, "zero": 0.0, "variance": self.usual.sample}
             guesses["mean word"] = self.usual.of_lead.to(words.device)[in_chan.long()]
-            for name, guess in guesses.items():
-                errors[name].append(((words - guess).double().square().sum(-1) * valid).sum(-1).cpu())
-            errors["samples"].append(valid.sum(-1).cpu().double() * words.shape[-1])
-        of = {name: torch.cat(parts).numpy() for name, parts in errors.items()}
-        usage = codebook_usage(torch.cat(codes), vqhbr.config.codebook_size)
-        return Ratios(
-            above={
-                "reconstruction_error": of["ours"],
-                "mean_word_error": of["mean word"],
-                "zero_error": of["zero"],
-                "explained_variance": of["variance"] - of["ours"],
-                "over_mean_word": of["mean word"] - of["ours"],
-            },
-            below={
-                **dict.fromkeys(("reconstruction_error", "mean_word_error", "zero_error"), of["samples"]),
-                "explained_variance": of["variance"],
-                "over_mean_word": of["mean word"],
-            },
-            numbers={"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity},
-        )
+            errors.append(
+                {name: ((words - guess).double().square().sum(-1) * valid).sum(-1) for name, guess in guesses.items()}
+                | {"samples": valid.sum(-1) * words.shape[-1]}
+            )
+        of = columns(errors)
+        measured = {
+            "reconstruction_error": (of["ours"], of["samples"]),
+            "mean_word_error": (of["mean word"], of["samples"]),
+            "zero_error": (of["zero"], of["samples"]),
+            "explained_variance": (of["variance"] - of["ours"], of["variance"]),
+            "over_mean_word": (of["mean word"] - of["ours"], of["mean word"]),
+        }
+        return Ratios.of(measured, **_usage(codes, vqhbr))
 
 
 @dataclass(frozen=True)
@@ -224,8 +194,7 @@ class Guesses:
         train: Sentences trained on, for the most frequent codes.
         held_out: Sentences to measure on.
         batch_size: Sentences at once.
-        vqhbr: Says which codes are right.
-        positions: Of `target_codes`.
+        vqhbr: Says which codes are right, given `positions` or not (`target_codes`).
     """
 
     train: Sentences
@@ -255,8 +224,7 @@ class Guesses:
             over each of the three (`over_...`); and how the codes to be guessed are used.
         """
         names = ("masked_accuracy", "most_frequent_code", "most_frequent_code_of_lead", "nearest_word")
-        rows: dict[str, list[torch.Tensor]] = {name: [] for name in (*names, "masked_cross_entropy", "words")}
-        targets = []
+        rows, targets = [], []
         usual, usual_of_lead = self.counts.sum(0).argmax(), self.counts.argmax(1)
         for batch in _batches(self.held_out, model, self.batch_size):
             codes = target_codes(self.vqhbr, batch, self.positions)
@@ -269,16 +237,19 @@ class Guesses:
             counted = mask & (in_chan > 0)
             targets.append(codes[counted].cpu())
             nearest = _nearest_seen(codes, in_chan, mask, of_lead)
-            for name, guess in zip(names, (guessed, usual.to(codes.device), of_lead, nearest), strict=True):
-                rows[name].append(((guess == codes) & counted).sum(1).cpu().double())
-            rows["masked_cross_entropy"].append((nats * counted).sum(1).cpu().double())
-            rows["words"].append(counted.sum(1).cpu().double())
-        above = {name: torch.cat(parts).numpy() for name, parts in rows.items()}
+            guesses = zip(names, (guessed, usual.to(codes.device), of_lead, nearest), strict=True)
+            row = {name: ((guess == codes) & counted).sum(1) for name, guess in guesses}
+            rows.append(row | {"masked_cross_entropy": (nats * counted).sum(1), "words": counted.sum(1)})
+        above = columns(rows)
         words = above.pop("words")
         above |= {f"over_{name}": above["masked_accuracy"] - above[name] for name in names[1:]}
-        usage = codebook_usage(torch.cat(targets), self.vqhbr.config.codebook_size)
-        numbers = {"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity}
-        return Ratios(above, dict.fromkeys(above, words), numbers)
+        return Ratios(above, dict.fromkeys(above, words), _usage(targets, self.vqhbr))
+
+
+def _usage(codes: list[torch.Tensor], vqhbr: HeartLangVQ) -> dict[str, float]:
+    """How the codes of words are used, by the names of what is reported."""
+    usage = codebook_usage(torch.cat(codes), vqhbr.config.codebook_size)
+    return {"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity}
 
 
 def _nearest_seen(
@@ -293,8 +264,6 @@ def _nearest_seen(
     return torch.where(nearest.values < far, codes.gather(1, nearest.indices), otherwise)
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
-
 # What a masked model has in common with the VQ-HBR whose codes it guesses.
 _SHAPE = ("sampling_rate", "seconds", "num_leads", "max_words", "word_length")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16, "intermediate_size": 64}
@@ -302,37 +271,26 @@ SMALL_VQ = SMALL | {"decoder_layers": 1, "codebook_size": 64, "code_dim": 16}  #
 
 
 def new_masked_model(
-    vqhbr: HeartLangVQ, tokenizer: QrsTokenizer, settings: dict[str, Any], own: dict[str, Any]
+    vqhbr: HeartLangVQ, tokenizer: QrsTokenizer, settings: Settings, own: Settings
 ) -> tuple[HeartLangForMaskedSentence, QrsTokenizer]:
     """An untrained model that guesses a VQ-HBR's codes, and its tokenizer, which cuts the same words.
 
-    Args:
-        vqhbr: The codebook.
-        tokenizer: Its tokenizer.
-        settings: Fields of `HeartLangConfig`.
-        own: Settings of the tokenizer, where they are given.
+    Settings are fields of `HeartLangConfig`, and `own` those of the tokenizer.
 
     Raises:
         ValueError: These contradict the VQ-HBR's.
     """
-    given = {name: vars(vqhbr.config)[name] for name in _SHAPE} | {"vocab_size": vqhbr.config.codebook_size}
-    theirs = own_settings(tokenizer)
-    ours = own_settings(QrsTokenizer(**own)) if own else theirs
-    for wanted, there in ((settings, given), (ours, theirs)):
-        for name in wanted.keys() & there.keys():
-            if wanted[name] != there[name]:
-                raise ValueError(
-                    f"{name} is {wanted[name]!r}, but the VQ-HBR whose codes are guessed has {there[name]!r}: "
-                    "leave it out, or pretrain a VQ-HBR with it"
-                )
-    config = HeartLangConfig(**settings | given)
-    return HeartLangForMaskedSentence(config), QrsTokenizer.from_config(config, **theirs)
-
-
-def own_settings(tokenizer: QrsTokenizer) -> dict[str, Any]:
-    """A tokenizer's settings that do not follow from a configuration."""
-    told = tokenizer.to_dict()
-    return {name: told[name] for name in tokenizer.own_settings}
+    sizes = {name: vars(vqhbr.config)[name] for name in _SHAPE} | {"vocab_size": vqhbr.config.codebook_size}
+    cutting = tokenizer.own_values()
+    wanted = settings | (QrsTokenizer(**own).own_values() if own else {})
+    for name, value in (sizes | cutting).items():
+        if name in wanted and wanted[name] != value:
+            raise ValueError(
+                f"{name} is {wanted[name]!r}, but the VQ-HBR whose codes are guessed has {value!r}: "
+                "leave it out, or pretrain a VQ-HBR with it"
+            )
+    config = HeartLangConfig(**settings | sizes)
+    return HeartLangForMaskedSentence(config), QrsTokenizer.from_config(config, **cutting)
 
 
 def encoder_of(model: HeartLangForMaskedSentence) -> HeartLangModel:

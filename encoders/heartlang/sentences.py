@@ -9,7 +9,6 @@ costs the shard it was cutting. Arrays are memory-mapped: what is read of them i
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,8 +27,7 @@ from data.support.files import written_whole
 from data.support.pool import in_processes
 from encoders.heartlang import feature_extraction
 from encoders.heartlang.feature_extraction import QrsTokenizer
-
-logger = logging.getLogger(__name__)
+from encoders.training import report_refused
 
 SHARD_RECORDS = 256
 FORMAT = 1
@@ -40,7 +38,7 @@ class Sentences(Dataset[dict[str, torch.Tensor]]):
     """Sentences by number: `words` float32 `[N, samples]`, `in_chan` and `in_time` int32 `[N]`.
 
     Attributes:
-        records: Whose sentences, in this order.
+        records: Recordings of the sentences, in this order.
         refused: Why records that were asked for are not among them.
         shape: N and samples.
         paths: Arrays on disk.
@@ -80,20 +78,11 @@ def _mapped(path: Path) -> NDArray[np.float32]:
 def sentences_of(
     records: Sequence[str], source: EcgSource, source_key: str, tokenizer: QrsTokenizer, root: Path | str, jobs: int = 1
 ) -> Sentences:
-    """The sentences of recordings; those that are not on disk yet are cut, with a progress bar.
+    """The sentences of recordings; those that are not on disk yet are cut by `jobs` processes, with a progress bar.
 
-    Several processes may fill one folder: files appear whole, and what two of them cut is the same.
-
-    Args:
-        records: Which recordings.
-        source: Where they come from.
-        source_key: Tells sources apart that use the same record ids.
-        tokenizer: Cuts them.
-        root: Folder of all caches; these take a folder of their own in it, for this source and tokenizer.
-        jobs: Processes that share the work; 1 does it in this one.
-
-    Returns:
-        Sentences without those of recordings that were refused: `refused` says which and why.
+    They take a folder in `root`, that of all caches, for this tokenizer and source; `source_key` tells sources apart
+    that use the same record ids. Several processes may fill it: files appear whole, and what two of them cut is the
+    same. Recordings that cannot be cut are left out: `refused` says which and why.
 
     Raises:
         ValueError: Every recording was refused.
@@ -125,9 +114,7 @@ def sentences_of(
     if not cut:
         first, why = next(iter(refused.items()), ("", "none was asked for"))
         raise ValueError(f"none of {len(records):,} recordings could be cut into words, the first {first!r}: {why}")
-    if refused:
-        first, why = next(iter(refused.items()))
-        logger.warning("%d of %d recordings left out, such as %s: %s", len(refused), len(records), first, why)
+    report_refused(refused, records)
     places = np.array([where[record] for record in cut], np.int64)
     return Sentences(cut, refused, (tokenizer.max_words, tokenizer.word_length), paths, places)
 

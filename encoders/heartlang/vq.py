@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoderOutput, output_mask
 from encoders.heartlang.configuration import HeartLangVQConfig
-from encoders.heartlang.modeling import HeartLangBackbone, HeartLangPreTrained, check_sentences
+from encoders.heartlang.modeling import HeartLangBackbone, HeartLangPreTrained
 
 _ROWS = 4096  # words compared with the codebook at once: 134 MB for the published one
 _KMEANS_ITERATIONS = 10
@@ -34,7 +34,7 @@ class HeartLangVQOutput(EcgEncoderOutput):
         probe: Mean of those vectors, `[B, 128]`.
         codes: `[B, 256]`; padding has one too.
         reconstruction: The words made of the codes, `[B, 256, 96]`.
-        loss: Of reconstruction and commitment together.
+        loss: Reconstruction and commitment together.
         reconstruction_loss: Mean squared error of the samples of words.
         commitment_loss: Mean squared difference of the encoder's unit vectors from their codes.
     """
@@ -64,14 +64,9 @@ class HeartLangQuantizer(nn.Module):
         self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
 
     def forward(self, vectors: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Replace vectors by codes; in training mode, move the codebook towards them first seen, then after.
+        """Codes `[...]` of unit vectors `[..., d]` behind the codes' vectors `[..., d]`, which have no gradient.
 
-        Args:
-            vectors: Unit vectors `[..., d]`.
-            counted: Those that move the codebook, bool `[...]`.
-
-        Returns:
-            The codes' vectors `[..., d]`, without gradient, and the codes `[...]`.
+        In training mode the codebook moves towards those of the vectors that count, bool `[...]`.
         """
         flat, counts = vectors.detach().float().flatten(0, -2), counted.flatten()
         if self.training and not self.started:
@@ -104,14 +99,13 @@ class HeartLangQuantizer(nn.Module):
         self.started.fill_(True)
 
     def _drawn(self, vectors: torch.Tensor) -> torch.Tensor:
-        """As many of all processes' vectors as there are codes, drawn from a generator of its own: `[K, d]`."""
-        mine = torch.tensor([len(vectors)], device=vectors.device)
-        counts = [mine]
-        rank = 0
+        """Draws as many of all processes' vectors as there are codes, by the seed: `[K, d]`."""
+        count = torch.tensor([len(vectors)], device=vectors.device)
+        counts, rank = [count], 0
         if _distributed():
-            rank, counts = dist.get_rank(), [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-            dist.all_gather(counts, mine)
-        lengths = [int(count) for count in counts]
+            rank, counts = dist.get_rank(), [torch.empty_like(count) for _ in range(dist.get_world_size())]
+            dist.all_gather(counts, count)
+        lengths = [int(number) for number in counts]
         total, first, size = sum(lengths), sum(lengths[:rank]), len(self.codebook)
         if not total:
             raise ValueError("the first batch has no word that could start the codebook: every slot is padding")
@@ -120,9 +114,9 @@ class HeartLangQuantizer(nn.Module):
         if total < size:
             drawn = torch.cat([drawn, torch.randint(total, (size - total,), generator=generator)])
         drawn = drawn.to(vectors.device) - first
-        here = (drawn >= 0) & (drawn < len(vectors))
+        local = (drawn >= 0) & (drawn < len(vectors))
         means = torch.zeros(size, vectors.shape[1], device=vectors.device)
-        means[here] = vectors[drawn[here]]
+        means[local] = vectors[drawn[local]]
         return _summed(means)
 
 
@@ -185,8 +179,8 @@ class HeartLangVQ(HeartLangPreTrained):
     def vectors(
         self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What is compared with the codes: vectors of unit length, `[B, 256, 128]`. Arguments as `forward`'s."""
-        check_sentences(self.config, words, in_chan, in_time)
+        """Vectors of unit length to compare with the codes, `[B, 256, 128]`. Arguments as `forward`'s."""
+        self._check(words, in_chan, in_time)
         features = self.encoder(words, in_chan, in_time)[:, 1:]
         # As upstream: a word of zeros is taken for padding, a lead that is off too, and all of these get one code.
         blank = (words == 0).all(dim=-1, keepdim=True)
@@ -223,16 +217,9 @@ class HeartLangVQ(HeartLangPreTrained):
         in_time: torch.Tensor | None = None,
         token_mask: torch.Tensor | None = None,
     ) -> HeartLangVQOutput:
-        """Encode sentences, and decode them again. In training mode the codebook moves; in eval mode nothing does.
+        """Encode sentences, and decode them again; arguments and errors as `HeartLangModel`'s.
 
-        Args:
-            words: `[B, 256, 96]`, as `QrsTokenizer` cuts them.
-            in_chan: Lead of each word `[B, 256]`, from 1; 0 is padding. Without it every word counts.
-            in_time: Second of each word `[B, 256]`, from 1; 0 is padding.
-            token_mask: bool `[B, 256]`, handed on as `mask`; it follows from `in_chan` unless given.
-
-        Raises:
-            ValueError: A shape is not as above.
+        In training mode the codebook moves; in eval mode nothing does.
         """
         vectors = self.vectors(words, in_chan, in_time)
         valid = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device) if in_chan is None else in_chan > 0

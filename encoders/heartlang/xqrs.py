@@ -21,15 +21,10 @@ Array = NDArray[np.float64]
 
 
 def find_beats(signal: Array, fs: float) -> NDArray[np.int64]:
-    """Samples at which the QRS complexes of one lead are.
+    """Samples at which the QRS complexes of one lead are, int64 `[beats]`, ascending.
 
-    Args:
-        signal: float64 `[samples]`, finite; its scale does not matter.
-        fs: Sampling rate, Hz.
-
-    Returns:
-        int64 `[beats]`, ascending; empty where no beat is found, or where the signal is shorter than the detector's
-        filters need.
+    The signal is float64 `[samples]` at `fs` Hz, finite; its scale does not matter. There are none where no beat is
+    found, or where the signal is shorter than the detector's filters need.
     """
     if len(signal) <= _edge(fs):
         return np.empty(0, np.int64)

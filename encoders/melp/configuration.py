@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from transformers import BertConfig, PreTrainedConfig
 
-from encoders.base import EcgEncoderConfig
+from encoders.base import SignalConfig, check_choice
 
 MelpOutputName = Literal["features", "beats", "tokens", "rhythm"]
 SingleSentence = Literal["cosine", "uniform"]
 
 
-class MelpConfig(EcgEncoderConfig):
+class MelpConfig(SignalConfig):
     """Sizes of a MELP encoder and which of its four outputs is `last_hidden_state`.
 
-    The defaults are those of the published checkpoint (65 M parameters, 500 Hz, 10 s).
+    The defaults are those of the published checkpoint (65 M parameters, 500 Hz, 10 s); the model takes any length
+    of at least one frame. What is not named here is as in BERT's configuration.
 
     Attributes:
         output: `"features"` (one frame per 32 ms, `[B, 312, 768]`), `"beats"` (contrast queries, `[B, 14, 256]`),
             `"tokens"` (caption queries, `[B, 128, 768]`) or `"rhythm"` (their mean, `[B, 1, 256]`). "Beats" are
             learned queries over the whole recording, not segmented heart beats.
-        sampling_rate: Hz of the input.
-        seconds: Duration of the input; the model itself takes any length of at least one frame.
-        in_channels: Number of leads.
         conv_dim: Channels of each convolution.
         conv_kernel: Kernel of each convolution.
         conv_stride: Stride of each convolution.
-        hidden_size: Width of the transformer.
-        num_hidden_layers: Layers of the transformer.
-        num_attention_heads: Heads of the transformer.
-        intermediate_size: Width of its feed-forward part.
         conv_pos_kernel: Kernel of the convolution that adds positions, in frames.
         conv_pos_groups: Its groups.
         shared_dim: D of beats and rhythm, the space shared with text.
@@ -40,9 +34,6 @@ class MelpConfig(EcgEncoderConfig):
         n_queries_contrast: Number of beats.
         n_queries_caption: Number of caption tokens.
         dropout_input: Dropout after the projection of the frames.
-        dropout: Dropout in the transformer.
-        attention_dropout: Dropout of its attention weights.
-        initializer_range: Standard deviation of new linear layers.
 
     Raises:
         ValueError: The sizes do not fit together.
@@ -52,8 +43,6 @@ class MelpConfig(EcgEncoderConfig):
 
     output: MelpOutputName = "tokens"
     sampling_rate: int = 500
-    seconds: float = 10.0
-    in_channels: int = 12
     conv_dim: tuple[int, ...] | list[int] = (256, 256, 256, 256)
     conv_kernel: tuple[int, ...] | list[int] = (2, 2, 2, 2)
     conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 2)
@@ -73,9 +62,8 @@ class MelpConfig(EcgEncoderConfig):
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.output not in get_args(MelpOutputName):
-            raise ValueError(f"output must be one of {', '.join(get_args(MelpOutputName))}, got {self.output!r}")
+    def __post_init__(self, **kwargs: object) -> None:
+        check_choice("output", self.output, MelpOutputName)
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
             raise ValueError(
                 f"conv_dim {self.conv_dim}, conv_kernel {self.conv_kernel} and conv_stride {self.conv_stride} "
@@ -94,11 +82,6 @@ class MelpConfig(EcgEncoderConfig):
                 f"{self.seconds} s at {self.sampling_rate} Hz is shorter than one frame of {self.hop} samples"
             )
         super().__post_init__(**kwargs)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the input."""
-        return round(self.seconds * self.sampling_rate)
 
     @property
     def hop(self) -> int:
@@ -181,7 +164,7 @@ class MelpPretrainingConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         """Builds the parts' configurations, and makes the text tower causal."""
         if self.encoder_config is None or isinstance(self.encoder_config, dict):
             self.encoder_config = MelpConfig(**(self.encoder_config or {}))
@@ -205,10 +188,7 @@ class MelpPretrainingConfig(PreTrainedConfig):
             raise ValueError(
                 f"frozen_text_layers {self.frozen_text_layers}: the text tower has {text.num_hidden_layers} layers"
             )
-        if self.single_sentence not in get_args(SingleSentence):
-            raise ValueError(
-                f"single_sentence must be one of {', '.join(get_args(SingleSentence))}, got {self.single_sentence!r}"
-            )
+        check_choice("single_sentence", self.single_sentence, SingleSentence)
         weights = (self.contrast_weight, self.caption_weight, self.local_weight)
         if min(weights) < 0 or not any(weights):
             raise ValueError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.ecg import Ecg, canonical_lead
-from encoders.base import EcgFeatureExtractor, first_seconds
+from encoders.base import EcgFeatureExtractor, Features, check_choice, first_seconds
+from encoders.melp import upstream
 from encoders.melp.configuration import MelpConfig, MelpOutputName
 
 # MIMIC-IV-ECG's order: aVF before aVL. With the two exchanged MELP gives other features and no error.
@@ -51,13 +51,11 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
         leads: Sequence[str] = MELP_LEADS,
         layout: Layout = "record",
         missing_leads: MissingLeads = "error",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        if layout not in get_args(Layout):
-            raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
-        if missing_leads not in get_args(MissingLeads):
-            raise ValueError(f"missing_leads must be one of {', '.join(get_args(MissingLeads))}, got {missing_leads!r}")
+        check_choice("layout", layout, Layout)
+        check_choice("missing_leads", missing_leads, MissingLeads)
         self.sampling_rate, self.seconds = sampling_rate, seconds
         self.output, self.num_tokens, self.hop = output, num_tokens, hop
         self.leads = [canonical_lead(name) for name in leads]
@@ -65,37 +63,19 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
 
     @classmethod
     def from_config(cls, config: MelpConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration.
+        """The extractor for an encoder with this configuration; `own` may be `leads`, `layout` and `missing_leads`."""
+        sizes = config.sampling_rate, config.seconds, config.output, config.max_tokens, config.hop
+        return cls(*sizes, **own).with_leads(config)
 
-        Args:
-            config: Says rate, duration, output and its number of tokens.
-            **own: `leads`, `layout`, `missing_leads`.
-
-        Raises:
-            ValueError: The encoder takes another number of leads.
-        """
-        extractor = cls(
-            sampling_rate=config.sampling_rate,
-            seconds=config.seconds,
-            output=config.output,
-            num_tokens=config.max_tokens,
-            hop=config.hop,
-            **own,
-        )
-        if len(extractor.leads) != config.in_channels:
-            raise ValueError(f"the encoder takes {config.in_channels} leads, not {', '.join(extractor.leads)}")
-        return extractor
-
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def features(self, ecg: Ecg) -> Features:
         """`ecg_values` float32 `[12, samples]` and `token_mask` bool `[T]` of one recording."""
         length = round(self.seconds * self.sampling_rate)
-        seconds = self.seconds / 2 if self.layout == "cpsc" else self.seconds
         present = [name for name in self.leads if name in ecg.leads or f"-{name}" in ecg.leads]
         wanted = present if self.missing_leads == "constant" and present else self.leads
-        signal = first_seconds(ecg, tuple(wanted), self.sampling_rate, seconds)  # [leads, samples], mV
+        signal = first_seconds(ecg, tuple(wanted), self.sampling_rate, self.seconds)  # [leads, samples], mV
         samples = signal.shape[1]
         if self.layout == "cpsc":
-            signal = np.pad(signal, ((0, 0), (0, length - samples)))
+            signal, samples = upstream.as_for_cpsc(signal, length)
 
         low, high = signal.min(), signal.max()
         span = high - low + 1e-8

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from encoders.checkpoints import load_weights
-from encoders.hub import from_hub
+from encoders.base import Settings
+from encoders.checkpoints import built, from_hub, settings_of
 from encoders.melp.configuration import MelpPretrainingConfig
-from encoders.melp.convert import read_published_pretraining
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.modeling import MelpModel
 from encoders.melp.pretraining import MelpForPretraining
 from encoders.melp.text import add_bos, token_settings
+from encoders.melp.upstream import read_published_pretraining
 
 
 def new_pretraining(
@@ -33,13 +32,10 @@ def new_pretraining(
 
     Args:
         encoder: Its weights are copied.
-        text: The text model, a BERT: a folder or hub id with its configuration and its tokenizer. Upstream's is
-            `ncbi/MedCPT-Query-Encoder`.
+        text: The text model, a BERT: a folder or hub id with its configuration and its tokenizer, to which [BOS] is
+            added. Upstream's is `ncbi/MedCPT-Query-Encoder`.
         text_weights: Whether to start from its weights too; without, they are drawn from torch's generator.
         **settings: Fields of `MelpPretrainingConfig`.
-
-    Returns:
-        The model and the tokenizer, to which [BOS] was added.
 
     Raises:
         ValueError: An unknown setting; the text model is no BERT or lacks weights, or its tokenizer lacks what MELP
@@ -54,11 +50,11 @@ def new_pretraining(
     bert = None
     if text_weights:
         text_config.is_decoder = True
-        bert, told = AutoModel.from_pretrained(
+        bert, report = AutoModel.from_pretrained(
             text, config=text_config, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
         )
-        if told["missing_keys"]:  # the stock loader draws what it does not find
-            raise ValueError(f"the text model {text} lacks {', '.join(sorted(told['missing_keys'])[:5])}")
+        if report["missing_keys"]:  # the stock loader draws what it does not find
+            raise ValueError(f"the text model {text} lacks {', '.join(sorted(report['missing_keys'])[:5])}")
         bert.resize_token_embeddings(len(tokenizer))  # the new row is drawn around the mean of the others
         text_config = bert.config
     text_config.vocab_size = len(tokenizer)
@@ -84,11 +80,7 @@ def save_pretraining(
 
 
 def load_pretraining(
-    name_or_path: str | Path,
-    *,
-    revision: str | None = None,
-    tokenizer: str | Path | None = None,
-    **settings: Any,
+    name_or_path: str | Path, *, revision: str | None = None, tokenizer: str | Path | None = None, **settings: Any
 ) -> tuple[MelpForPretraining, MelpFeatureExtractor, PreTrainedTokenizerBase]:
     """A pretraining model in eval mode, float32, with its feature extractor and its tokenizer.
 
@@ -131,14 +123,12 @@ def load_pretraining(
             f"the tokenizer has {len(words)} tokens and the text tower of {name_or_path} "
             f"{config.text_config.vocab_size}: they do not belong together"
         )
-    model = MelpForPretraining(config)
-    load_weights(model, weights, source=str(name_or_path))
-    return model.eval(), extractor, words
+    return built(MelpForPretraining(config), weights, source=str(name_or_path)), extractor, words
 
 
-def _refuse_unknown(settings: dict[str, Any]) -> None:
+def _refuse_unknown(settings: Settings) -> None:
     """A configuration of transformers keeps any name it is given, and nothing would read a misspelt one."""
-    known = {field.name for field in fields(MelpPretrainingConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    known = settings_of(MelpPretrainingConfig)
     if unknown := settings.keys() - known:
         raise ValueError(
             f"unknown setting {', '.join(sorted(unknown))}: MELP's pretraining has {', '.join(sorted(known))}"

@@ -7,11 +7,10 @@ batch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
+from torch.autograd.function import FunctionCtx
 
 from encoders.melp.configuration import SingleSentence
 
@@ -27,13 +26,13 @@ def processes(training: bool) -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: FunctionCtx, own: torch.Tensor) -> torch.Tensor:
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> torch.Tensor:
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)  # what the losses of all processes make of the values of all
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
@@ -56,8 +55,8 @@ def check_batches(batch: int, training: bool, device: torch.device) -> None:
     if processes(training) > 1:
         sizes = [torch.empty(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
         dist.all_gather(sizes, torch.tensor([batch], device=device))
-        if len(set(given := torch.cat(sizes).tolist())) > 1:
-            raise ValueError(f"the processes have batches of {given} recordings: contrast needs the same in each")
+        if len(set(counts := torch.cat(sizes).tolist())) > 1:
+            raise ValueError(f"the processes have batches of {counts} recordings: contrast needs the same in each")
 
 
 def most_sentences(mask: torch.Tensor, training: bool) -> int:
@@ -76,10 +75,8 @@ def first_row(batch: int, training: bool) -> int:
 def matching_loss(by_ecg: torch.Tensor, by_text: torch.Tensor, first: int) -> torch.Tensor:
     """Mean cross-entropy of finding the report of each recording and the recording of each report.
 
-    Args:
-        by_ecg: Logits of own recordings against all reports, `[B, N]`.
-        by_text: Logits of own reports against all recordings, `[B, N]`.
-        first: Column in which the pairs of this process begin.
+    Logits are of a process's recordings against all reports and of its reports against all recordings, `[B, N]` each;
+    its pairs begin in column `first`.
     """
     target = torch.arange(first, first + len(by_ecg), device=by_ecg.device)
     return (F.cross_entropy(by_ecg, target) + F.cross_entropy(by_text, target)) / 2
@@ -93,11 +90,7 @@ def local_similarity(
     Each sentence attends to the beats; the score of a pair is the soft maximum, over the sentences, of the cosine
     between a sentence and what it attends to.
 
-    Args:
-        beats: `[E, Q, D]`.
-        sentences: `[N, S, D]`.
-        mask: bool `[N, S]`, true where there is a sentence; true at least once in each row.
-        single_sentence: See `MelpPretrainingConfig`.
+    Beats are `[E, Q, D]`, sentences `[N, S, D]`; their mask, bool `[N, S]`, is true at least once in each row.
     """
     scores = torch.einsum("eqd,nsd->ensq", beats, sentences)
     lengths = sentences.norm(dim=-1).clamp_min(1e-8)  # [N, S]
@@ -110,18 +103,12 @@ def local_similarity(
     # The cosine between a sentence and the beats it attends to, without making their sum [E, N, S, D].
     gram = beats @ beats.mT
     squared = (torch.einsum("ensq,eqr->ensr", attention, gram) * attention).sum(dim=-1)
-    found = (attention * scores).sum(dim=-1) / (lengths * squared.clamp_min(1e-16).sqrt())  # [E, N, S]
-    return _CONTRAST * (_SENTENCES * found).masked_fill(~mask, -torch.inf).logsumexp(dim=-1)
+    cosines = (attention * scores).sum(dim=-1) / (lengths * squared.clamp_min(1e-16).sqrt())  # [E, N, S]
+    return _CONTRAST * (_SENTENCES * cosines).masked_fill(~mask, -torch.inf).logsumexp(dim=-1)
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor, training: bool) -> torch.Tensor:
-    """Mean cross-entropy over the words of all processes.
-
-    Args:
-        logits: `[words, vocabulary]`.
-        labels: `[words]`.
-        training: Whether the words of the other processes count.
-    """
+    """Mean cross-entropy of logits `[words, vocabulary]`, in training over the words of all processes."""
     count = torch.tensor(float(len(labels)), device=logits.device)
     if processes(training) > 1:
         dist.all_reduce(count)

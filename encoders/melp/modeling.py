@@ -3,11 +3,12 @@
 A wav2vec 2.0 style network (four convolutions, a convolution for positions, post-norm transformer layers) and two
 attention poolers on top of it. Written anew after HKU-MedAI/MELP `src/melp/models/ecgfm_model.py` and
 `fairseq_signals_backbone/models/wav2vec2`; every parameter keeps its published name less one `ecg_encoder.` prefix, but
-for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/convert.py`).
+for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/upstream.py`).
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,8 +20,8 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from encoders.base import EcgEncoder, EcgEncoderOutput, output_mask
-from encoders.checkpoints import load_weights, told_by
-from encoders.melp import convert
+from encoders.checkpoints import built, not_default
+from encoders.melp import upstream
 from encoders.melp.configuration import MelpConfig
 from encoders.melp.convolution import WideConv1d
 
@@ -50,26 +51,18 @@ class MelpOutput(EcgEncoderOutput):
     token_attention: torch.FloatTensor | None = None
 
 
-class MelpConvFrontend(nn.Module):
-    """Recording to frames, by convolutions over time."""
-
-    def __init__(self, config: MelpConfig):
-        super().__init__()
-        sizes = zip([config.in_channels, *config.conv_dim], config.conv_dim, config.conv_kernel, config.conv_stride)
-        convs = [nn.Conv1d(i, o, kernel, stride, bias=False) for i, o, kernel, stride in sizes]
-        # One group per channel: each is normalised over time, so gain and offset of a recording vanish here. The
-        # Identity stands where upstream has a dropout of 0 and keeps the published numbering.
-        norm = nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
-        self.conv_layers = nn.ModuleList(
-            nn.Sequential(conv, nn.Identity(), *([norm] if index == 0 else []), nn.GELU())
-            for index, conv in enumerate(convs)
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, leads, L] -> [B, C, T]`."""
-        for layer in self.conv_layers:
-            x = layer(x)
-        return x
+def frontend(config: MelpConfig) -> nn.Sequential:
+    """Recording `[B, leads, L]` to frames `[B, C, T]`, by convolutions over time."""
+    sizes = zip([config.in_channels, *config.conv_dim], config.conv_dim, config.conv_kernel, config.conv_stride)
+    convs = [nn.Conv1d(i, o, kernel, stride, bias=False) for i, o, kernel, stride in sizes]
+    # One group per channel: each is normalised over time, so gain and offset of a recording vanish here. The
+    # Identity stands where upstream has a dropout of 0 and keeps the published numbering.
+    norm = nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
+    layers = (
+        nn.Sequential(conv, nn.Identity(), *([norm] if index == 0 else []), nn.GELU())
+        for index, conv in enumerate(convs)
+    )
+    return nn.Sequential(OrderedDict(conv_layers=nn.Sequential(*layers)))
 
 
 class MelpConvPosition(nn.Module):
@@ -143,7 +136,7 @@ class MelpBackbone(nn.Module):
 
     def __init__(self, config: MelpConfig):
         super().__init__()
-        self.feature_extractor = MelpConvFrontend(config)
+        self.feature_extractor = frontend(config)
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1])
         self.post_extract_proj = nn.Linear(config.conv_dim[-1], config.hidden_size)
         self.dropout_input = nn.Dropout(config.dropout_input)
@@ -220,22 +213,19 @@ class MelpModel(EcgEncoder):
     def from_upstream(cls, path: str | Path, config: MelpConfig | None = None) -> Self:
         """The encoder of a checkpoint that upstream's code wrote, in eval mode.
 
-        Args:
-            path: As `encoders.melp.convert.read_published` takes it.
-            config: What no tensor shows: heads, `output`, dropout. Sizes are read from the weights.
+        The path is as `encoders.melp.upstream.read_published` takes it; a configuration says what no tensor shows:
+        heads, `output`, dropout.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not finite.
         """
-        found = convert.read_published(path, **told_by(config))
-        model = cls(found.config)
-        load_weights(model, found.weights, source=str(path))
-        return model.eval()
+        published = upstream.read_published(path, **not_default(config))
+        return built(cls(published.config), published.weights, source=str(path))
 
     def get_input_embeddings(self) -> nn.Module:
         """The first convolution: what PEFT and gradient checkpointing hook to make inputs require gradients."""
-        return self.ecg_encoder.feature_extractor.conv_layers[0]
+        return self.get_submodule("ecg_encoder.feature_extractor.conv_layers.0")
 
     @can_return_tuple
     def forward(

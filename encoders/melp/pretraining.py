@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,8 +25,8 @@ from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from encoders.checkpoints import load_weights, told_by
-from encoders.melp import convert, losses
+from encoders.checkpoints import built
+from encoders.melp import losses, upstream
 from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 from encoders.melp.modeling import MelpModel
 from encoders.melp.text import sentence_weights
@@ -135,34 +135,19 @@ class MelpForPretraining(PreTrainedModel):
     def from_upstream(cls, path: str | Path, config: MelpPretrainingConfig | MelpConfig | None = None) -> Self:
         """The model of a training checkpoint that upstream's code wrote, in eval mode.
 
-        Args:
-            path: As `encoders.melp.convert.read_published_pretraining` takes it.
-            config: What no tensor shows: heads of encoder, text tower and decoder, weights of the losses, token ids.
-                One of the encoder alone says how many heads both towers have, and with `pooler_heads` how many the
-                decoder: as published, where both towers have 12 and poolers and decoder 8. Sizes are read from the
-                weights. Without a configuration of all, losses are upstream's (`single_sentence="uniform"`).
+        The path is as `encoders.melp.upstream.read_published_pretraining` takes it. Sizes are read from the weights; a
+        configuration says what no tensor shows: heads of encoder, text tower and decoder, weights of the losses, token
+        ids. One of the encoder alone says how many heads both towers have, and with `pooler_heads` how many the
+        decoder: as published, where both towers have 12 and poolers and decoder 8. Without a configuration of all,
+        losses are upstream's (`single_sentence="uniform"`).
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: It has no text side, or is no MELP checkpoint; a tensor is missing, unexpected, misshapen or not
                 finite.
         """
-        settings: dict[str, Any] = {"single_sentence": "uniform"}
-        if isinstance(config, MelpPretrainingConfig):
-            text = config.text_config
-            settings = told_by(config) | {"encoder_config": told_by(config.encoder_config), "text_config": {}}
-            if text.num_attention_heads != type(text)().num_attention_heads:
-                settings["text_config"] = {"num_attention_heads": text.num_attention_heads}
-        elif config is not None:
-            settings |= {
-                "encoder_config": told_by(config),
-                "text_config": {"num_attention_heads": config.num_attention_heads},
-                "decoder_heads": config.pooler_heads,
-            }
-        found = convert.read_published_pretraining(path, **settings)
-        model = cls(found.config)
-        load_weights(model, found.weights, source=str(path))
-        return model.eval()
+        published = upstream.read_published_pretraining(path, **upstream.settings_for_pretraining(config))
+        return built(cls(published.config), published.weights, source=str(path))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, MelpForPretraining):
@@ -189,17 +174,12 @@ class MelpForPretraining(PreTrainedModel):
         """The text tower's word embeddings."""
         return self.text_model.embeddings.word_embeddings
 
-    # --- towers -------------------------------------------------------------------------------------------------------
-
     def text_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of a text's tokens, `[B, L, D]`, and of the [CLS] behind it, `[B, D]`.
 
         That [CLS] has the last of `text_length` positions however short the text is, as upstream pads every text to
-        this length. Nothing attends to padding, so what a batch is padded to makes no difference.
-
-        Args:
-            input_ids: `[B, L]`: [BOS] words [SEP], then padding (`encoders.melp.text.tokenize_texts`).
-            attention_mask: `[B, L]`, 0 at padding.
+        this length. Nothing attends to padding, so what a batch is padded to makes no difference. Ids and mask are
+        those of `encoders.melp.text.tokenize_texts`, `[B, L]`.
 
         Raises:
             ValueError: L leaves no room for the [CLS].
@@ -223,6 +203,13 @@ class MelpForPretraining(PreTrainedModel):
         )
         return self.sent_proj(weights.to(states.dtype) @ states), mask
 
+    def word_logits(
+        self, states: torch.Tensor, tokens: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[words, vocabulary]` of all words of texts but the first, and where these are, bool `[B, L - 1]`."""
+        words = attention_mask[:, 1:].bool()  # the logits of padding are not computed
+        return self.text_decoder.logits(self.text_decoder(states[:, :-1], tokens)[words]), words
+
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Texts in the shared space, of unit length: `[B, L] -> [B, shared]`, float32."""
         return F.normalize(self.proj_t(self.text_states(input_ids, attention_mask)[1]).float(), dim=-1)
@@ -230,8 +217,6 @@ class MelpForPretraining(PreTrainedModel):
     def encode_ecg(self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Recordings in the shared space, of unit length: `[B, 12, L] -> [B, shared]`, float32."""
         return F.normalize(self.encoder(ecg_values, token_mask).rhythm.float(), dim=-1)
-
-    # --- losses -------------------------------------------------------------------------------------------------------
 
     @can_return_tuple
     def forward(
@@ -242,16 +227,10 @@ class MelpForPretraining(PreTrainedModel):
         token_mask: torch.Tensor | None = None,
         return_loss: bool = True,
     ) -> MelpPretrainingOutput:
-        """Compare recordings with their reports.
+        """Compare recordings `[B, 12, samples]` with their reports (`encoders.melp.text.tokenize_texts`), `[B, L]`.
 
-        In training, the batches of all processes are compared with each other; they must have one size.
-
-        Args:
-            ecg_values: `[B, 12, samples]`, from the encoder's feature extractor.
-            input_ids: `[B, L]`, from `encoders.melp.text.tokenize_texts`.
-            attention_mask: `[B, L]`.
-            token_mask: From the feature extractor; no loss looks at it.
-            return_loss: Whether to compute the losses.
+        In training, the batches of all processes are compared with each other; they must have one size. No loss looks
+        at `token_mask`, which feature extractors give.
 
         Raises:
             ValueError: Recordings and reports are not as many, or the processes' batches differ in size.
@@ -263,19 +242,19 @@ class MelpForPretraining(PreTrainedModel):
         states, summary = self.text_states(input_ids, attention_mask)
         ecg_embeds = F.normalize(ecg.rhythm.float(), dim=-1)
         text_embeds = F.normalize(self.proj_t(summary).float(), dim=-1)
-        found: dict[str, torch.Tensor] = {}
+        results: dict[str, torch.Tensor] = {}
         if return_loss:
-            found = self._contrast(ecg_embeds, text_embeds)
+            results = self._contrast(ecg_embeds, text_embeds)
             if self.config.caption_weight:
-                found["caption_loss"] = self._caption(states, ecg.tokens, input_ids, attention_mask)
+                results["caption_loss"] = self._caption(states, ecg.tokens, input_ids, attention_mask)
             if self.config.local_weight:
-                found["local_loss"] = self._local(ecg.beats, *self.sentences(states, input_ids, attention_mask))
-            found["loss"] = sum(vars(self.config)[f"{name}_weight"] * found[f"{name}_loss"] for name in self._losses)
-        return MelpPretrainingOutput(ecg_embeds=ecg_embeds, text_embeds=text_embeds, **found)
+                results["local_loss"] = self._local(ecg.beats, *self.sentences(states, input_ids, attention_mask))
+            results["loss"] = sum(weight * results[f"{name}_loss"] for name, weight in self._weights.items() if weight)
+        return MelpPretrainingOutput(ecg_embeds=ecg_embeds, text_embeds=text_embeds, **results)
 
     @property
-    def _losses(self) -> list[str]:
-        return [name for name in ("contrast", "caption", "local") if vars(self.config)[f"{name}_weight"]]
+    def _weights(self) -> dict[str, float]:
+        return {name: vars(self.config)[f"{name}_weight"] for name in ("contrast", "caption", "local")}
 
     def _contrast(self, ecg_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Loss between recordings and reports, if it has a weight, and what is told of their similarities."""
@@ -283,23 +262,22 @@ class MelpForPretraining(PreTrainedModel):
         first = losses.first_row(len(ecg_embeds), training)
         with _float32(ecg_embeds):
             similarity = ecg_embeds @ losses.gather(text_embeds, training).T  # [B, N]
-            found = {"similarity": similarity.detach(), "alignment_gap": _gap(similarity.detach(), first)}
+            results = {"similarity": similarity.detach(), "alignment_gap": _gap(similarity.detach(), first)}
             if self.config.contrast_weight:
                 if training:
                     with torch.no_grad():  # not a clamp in the graph, beyond which there would be no way back
                         self.logit_scale.clamp_(0, math.log(100))
                 scale = self.logit_scale.float().exp()
                 by_text = text_embeds @ losses.gather(ecg_embeds, training).T
-                found["contrast_loss"] = losses.matching_loss(scale * similarity, scale * by_text, first)
-        return found
+                results["contrast_loss"] = losses.matching_loss(scale * similarity, scale * by_text, first)
+        return results
 
     def _caption(
         self, states: torch.Tensor, tokens: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
         """Loss on each token of the reports but the first, given those before it and the caption tokens."""
-        told = attention_mask[:, 1:].bool()  # padding is not, so neither are its logits computed
-        logits = self.text_decoder.logits(self.text_decoder(states[:, :-1], tokens)[told])
-        return losses.caption_loss(logits, input_ids[:, 1:][told], self.training)
+        logits, words = self.word_logits(states, tokens, attention_mask)
+        return losses.caption_loss(logits, input_ids[:, 1:][words], self.training)
 
     def _local(self, beats: torch.Tensor, sentences: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Loss between beats `[B, Q, D]` and sentences `[B, S, D]` with their mask `[B, S]`."""
@@ -340,15 +318,6 @@ def zero_shot(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tens
 
 
 def mask_leads(ecg_values: torch.Tensor, p: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Set each lead of each recording to 0 with probability `p`, as upstream does in training after its scaling.
-
-    Args:
-        ecg_values: `[..., leads, samples]`, from the feature extractor.
-        p: Probability of each lead.
-        generator: Of the draws; torch's own without one.
-
-    Returns:
-        A new tensor.
-    """
+    """A copy of `[..., leads, samples]` with each lead 0 with probability `p`, as upstream trains after its scaling."""
     drawn = torch.rand(ecg_values.shape[:-1], generator=generator, device=ecg_values.device)
     return ecg_values * (drawn >= p)[..., None]

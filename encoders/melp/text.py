@@ -7,10 +7,11 @@ Upstream's text model is MedCPT's query encoder, an uncased BERT; [BOS] is added
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from encoders.base import Settings
 
 _SENTENCE_ENDS = (".", "!", "?", "。")
 
@@ -29,7 +30,7 @@ def add_bos(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"bos_token": "[BOS]"})
 
 
-def token_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def token_settings(tokenizer: PreTrainedTokenizerBase) -> Settings:
     """Fields of `MelpPretrainingConfig` that its tokenizer decides.
 
     Raises:
@@ -39,12 +40,8 @@ def token_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     ends = [vocabulary[token] for token in _SENTENCE_ENDS if token in vocabulary]
     if not ends:
         raise ValueError(f"no token of the tokenizer ends a sentence: it has none of {' '.join(_SENTENCE_ENDS)}")
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}  # an unknown word is a word
-    return {
-        "cls_token_id": tokenizer.cls_token_id,
-        "special_token_ids": sorted(special),
-        "sentence_end_ids": ends,
-    }
+    special = sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})  # an unknown word is a word
+    return {"cls_token_id": tokenizer.cls_token_id, "special_token_ids": special, "sentence_end_ids": ends}
 
 
 def tokenize_texts(
@@ -52,10 +49,8 @@ def tokenize_texts(
 ) -> dict[str, torch.Tensor]:
     """Texts to `input_ids` and `attention_mask`, int64 `[B, L]`, padded to the longest of them.
 
-    Args:
-        tokenizer: With a [BOS] (`add_bos`).
-        texts: Reports or prompts; what looks like a special token in them is text.
-        length: `MelpPretrainingConfig.text_length`; longer texts are cut, so that L is less than it.
+    The tokenizer has a [BOS] (`add_bos`). What looks like a special token in a text is text; what is longer than
+    `length`, that of `MelpPretrainingConfig.text_length`, is cut, so that L is less than it.
 
     Raises:
         ValueError: A text has no words.
@@ -81,13 +76,8 @@ def sentence_weights(
     """Which tokens make up each sentence, as weights of a mean.
 
     A sentence goes up to and with the token that ends it, and what follows the last such token is a sentence too.
-    Without a word there is none: of several ends in a row, the first counts.
-
-    Args:
-        input_ids: `[B, L]`.
-        attention_mask: `[B, L]`, 0 at padding.
-        ends: Ids that end a sentence.
-        special: Ids that belong to no sentence.
+    Without a word there is none: of several ends in a row, the first counts. Ids and mask are `[B, L]`, 0 at padding;
+    `ends` are the ids that end a sentence, `special` those that belong to none.
 
     Returns:
         Weights float32 `[B, S, L]` that sum to 1 for each sentence, and bool `[B, S]`, true where there is a sentence.

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from encoders.base import EcgEncoderConfig
+from encoders.base import SignalConfig, check_choice
 
 Patches = Literal["time", "leads", "conv"]
 
 
-class PatchConfig(EcgEncoderConfig):
+class PatchConfig(SignalConfig):
     """Sizes of a `PatchEncoder`.
 
     Attributes:
-        sampling_rate: Hz of the input.
-        seconds: Duration of the input.
-        in_channels: Number of leads.
         patches: What a token is made of. `"time"`: `patch_size` samples of all leads. `"leads"`: those of one lead; the
             linear layer is the same for all leads. `"conv"`: as `"time"`, behind a stem of strided convolutions.
         patch_size: Samples per patch; the duration is a whole number of patches. A patch as long as the recording makes
@@ -33,18 +30,14 @@ class PatchConfig(EcgEncoderConfig):
 
     model_type = "ecg_patch"
 
-    sampling_rate: int = 100
-    seconds: float = 10.0
-    in_channels: int = 12
     patches: Patches = "time"
     patch_size: int = 20
     hidden_size: int | None = 256
     conv_dim: tuple[int, ...] | list[int] = (64, 64)
     conv_stride: tuple[int, ...] | list[int] = (2, 2)
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.patches not in get_args(Patches):
-            raise ValueError(f"patches must be one of {', '.join(get_args(Patches))}, got {self.patches!r}")
+    def __post_init__(self, **kwargs: object) -> None:
+        check_choice("patches", self.patches, Patches)
         if self.patch_size < 1 or self.num_samples < 1 or self.num_samples % self.patch_size:
             raise ValueError(
                 f"{self.seconds} s at {self.sampling_rate} Hz are {self.num_samples} samples, "
@@ -61,11 +54,6 @@ class PatchConfig(EcgEncoderConfig):
                     f"the product of conv_stride {self.conv_stride}: change one of them"
                 )
         super().__post_init__(**kwargs)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the input."""
-        return round(self.seconds * self.sampling_rate)
 
     @property
     def num_patches(self) -> int:

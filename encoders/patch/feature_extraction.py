@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg, canonical_lead
-from encoders.base import EcgFeatureExtractor, TokenSpan, first_seconds
+from encoders.base import EcgFeatureExtractor, Features, TokenSpan, check_choice, first_seconds
 from encoders.patch.configuration import PatchConfig, Patches
 
 Normalize = Literal["millivolts", "zscore", "minmax"]
@@ -46,11 +45,10 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         normalize: Normalize = "millivolts",
         scale: float = 0.5,
         patches: Patches = "time",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        if normalize not in get_args(Normalize):
-            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+        check_choice("normalize", normalize, Normalize)
         if not scale > 0:
             raise ValueError(f"scale must be a positive number of millivolts, got {scale}")
         self.sampling_rate, self.seconds, self.patch_size = sampling_rate, seconds, patch_size
@@ -59,23 +57,13 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
 
     @classmethod
     def from_config(cls, config: PatchConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration.
-
-        Args:
-            config: Says rate, duration, patch size, and what a token is about.
-            **own: `leads`, `normalize`, `scale`.
-
-        Raises:
-            ValueError: The encoder takes another number of leads.
-        """
+        """The extractor for an encoder with this configuration; `own` may be `leads`, `normalize` and `scale`."""
         # The plain convolutional encoder has this extractor too, and tokens of all leads.
         patches = config.patches if isinstance(config, PatchConfig) else "time"
-        extractor = cls(config.sampling_rate, config.seconds, config.patch_size, patches=patches, **own)
-        if len(extractor.leads) != config.in_channels:
-            raise ValueError(f"the encoder takes {config.in_channels} leads, not {', '.join(extractor.leads)}")
-        return extractor
+        sizes = config.sampling_rate, config.seconds, config.patch_size
+        return cls(*sizes, patches=patches, **own).with_leads(config)
 
-    def features(self, ecg: Ecg) -> dict[str, NDArray[Any]]:
+    def features(self, ecg: Ecg) -> Features:
         """`ecg_values` float32 `[leads, samples]` and `token_mask` bool `[T]` of one recording."""
         length = round(self.seconds * self.sampling_rate)
         signal = first_seconds(ecg, tuple(self.leads), self.sampling_rate, self.seconds)  # [leads, samples], mV

@@ -13,9 +13,10 @@ from data.conversations.rows import QuestionSet, answer_text
 from data.experiment.conditions import condition_named
 from data.support.files import written_whole
 from elm.saved import card
-from elm.saved.folder import resolve, training_digest
+from elm.saved.run import SavedRun
 from eval.answerers.base import Responder
-from eval.answerers.model import ModelResponder, load_questions, load_responder
+from eval.answerers.memory import remembering
+from eval.answerers.model import ModelResponder, load_responder
 from eval.answerers.server import ServerResponder
 from eval.audit import super_classes
 from eval.audit.examples import examples
@@ -54,14 +55,13 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     for name in settings.conditions or ():
         condition_named(name)
     settings = _with_text_only(settings)
-    folder = settings.model
-    if (responder is None or questions is None) and not folder.is_dir():
-        folder = resolve(folder)
+    saved = SavedRun(settings.model)
+    named_only = responder is not None and questions is not None and not settings.model.is_dir()
     if responder is None and settings.server is None:
-        _require(folder, "config.json", "so it is not a saved model")
+        _require(saved.folder, "config.json", "so it is not a saved model")
     if questions is None:
-        _require(folder, "training.json", "so what it was trained on is not known")
-        questions = with_simulated(load_questions(folder))
+        _require(saved.folder, "training.json", "so what it was trained on is not known")
+        questions = with_simulated(saved.questions)
 
     # What can fail does so before hours of asking.
     rows = sample(questions.test, settings.limit, settings.seed)
@@ -71,19 +71,19 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     if responder is None and settings.server is not None:
         responder = _served(settings, questions)
     elif responder is None:
-        responder = load_responder(folder, questions, settings.batch_size)
+        responder = load_responder(saved, questions, settings.batch_size)
     names, notes = choose_conditions(settings.conditions, settings.full, responder, plan)
 
     lines = _answers(plan, responder, names, settings)
     if settings.full and questions.test_reports:
         lines += _answers(plan.of_reports(), responder, REPORT_CONDITIONS, settings)
     if settings.text_only is not None:
-        blind = load_responder(settings.text_only, questions, settings.batch_size)
+        blind = load_responder(SavedRun(settings.text_only), questions, settings.batch_size)
         lines += _answers(plan, blind, ["none"], settings, TEXT_ONLY)
     about = About(
         model=str(settings.model),
         # So that no other model passes for audited.
-        training=training_digest(folder) if (folder / "training.json").is_file() else None,
+        training=None if named_only else saved.digest or None,
         dataset=questions.name,
         command=settings.command,
         seed=settings.seed,
@@ -145,11 +145,12 @@ def _answers(
         "seed": settings.seed,
         "batch_size": settings.batch_size,
     }
+    memory = remembering(responder)
     with Journal(settings.folder, header) as journal:
         return [
             line
             for condition in conditions
-            for line in plan.ask(responder, condition, journal, settings.batch_size, label)
+            for line in plan.ask(memory, condition, journal, settings.batch_size, label)
         ]
 
 

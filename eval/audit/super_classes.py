@@ -15,8 +15,9 @@ from data.ecg import EcgSource
 from data.experiment.conditions import apply
 from data.experiment.donors import Donor, choose_donors, derangement
 from data.experiment.planted import Beside
+from elm.saved.run import SavedRun
 from eval.answerers.base import Responder
-from eval.answerers.model import load_questions, load_responder
+from eval.answerers.model import load_responder
 from eval.audit.cnn import CnnClassifier
 from eval.audit.settings import SuperClassSettings
 from eval.scoring.results import ClassFlips, ClassResult, ClassScores, Estimate, SuperClasses, TrainedOn
@@ -205,7 +206,8 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     Raises:
         ValueError: It was not trained along PTB-XL's folds; or as `measure`.
     """
-    questions = load_questions(settings.model)
+    saved = SavedRun(settings.model)
+    questions = saved.questions
     if (split := folds_of(questions)) is None:
         raise ValueError(f"{settings.model} was trained on {questions.name}, which is not split along PTB-XL's folds")
     trained, train_folds, test_folds = split
@@ -213,7 +215,7 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     folds = settings.folds or test_folds
     rows = super_class_rows(recordings, folds)
     responder = load_responder(
-        settings.model,
+        saved,
         dataclasses.replace(questions, source=recordings, source_key=recordings.key, test=rows),
         batch_size=256,
     )

@@ -4,7 +4,7 @@ Models that differ in their input alone (tokens of MELP, of HeartLang, patches o
 from the same questions, for as many steps, with the same LoRA and seeds (`recipes/ablation_grid.py` trains and asks;
 nothing here does). One table: right answers by what is asked with, tokens of an ECG, seconds of a training step.
 
-Seeds and patients are told apart as in `eval.grids.conditions`.
+Seeds and patients are kept apart as in `eval.grids.numbers`.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no window
+from matplotlib.figure import Figure
 from safetensors import safe_open
 
+from data.conversations.rows import QuestionSet
+from data.ecg import EcgSource
 from data.support.files import written_whole
-from eval.grids.conditions import (
+from elm import ElmConfig, ElmProcessor
+from elm.training.resume import newest_whole_checkpoint
+from eval.grids.numbers import (
     ASKED,
     DEV,
     SHIFT,
+    Answers,
     Numbers,
     accuracy,
     cell,
+    cell_text,
     compared,
     gap,
-    gap_written,
-    write_as,
-    written,
+    gap_table,
+    page,
 )
+from eval.grids.numbers import write as write_whole
 from eval.report.parts import markdown_table
-from eval.scoring.lines import Line
 from eval.statistics import rounded
-
-if TYPE_CHECKING:
-    from data.conversations.rows import QuestionSet
-    from data.ecg import EcgSource
 
 _READ_AT_ONCE = 64  # recordings
 _COLOURS = {"real": "#0072B2", "zero": "#999999", "swap": "#D55E00", "none": "#CCCCCC"}
@@ -50,12 +52,9 @@ class Cost:
     """What an input costs.
 
     Attributes:
-        tokens: Of an ECG, as the language model sees them: mean over recordings.
-        fewest: The least of any of them.
-        most: The most of any of them.
+        tokens: Tokens of an ECG, as the language model sees them: mean over recordings, of which one has `fewest`.
         trained: Parameters that are trained: LoRA, projector, and the encoder where it is.
-        seconds: Of a training step of the sft stage, by seed: half of the steps took less. `None` where no step was
-            timed.
+        seconds: Median time of a training step of the sft stage, by seed (s); None where no step was timed.
         measured_on: Device and threads these were measured on.
     """
 
@@ -68,13 +67,7 @@ class Cost:
 
 
 def cost_of(folders: Mapping[int, Path], source: EcgSource, records: Iterable[str]) -> Cost:
-    """What an input costs.
-
-    Args:
-        folders: By seed, the saved models that have it, with their checkpoints.
-        source: The recordings.
-        records: Whose tokens are counted.
-    """
+    """What an input costs, from the saved models that have it (by seed), with their checkpoints."""
     tokens = tokens_of(next(iter(folders.values())), source, records)
     times = {str(seed): _step_times(folder) for seed, folder in folders.items()}
     return Cost(
@@ -83,17 +76,15 @@ def cost_of(folders: Mapping[int, Path], source: EcgSource, records: Iterable[st
         most=max(tokens),
         trained=trained_in(next(iter(folders.values()))),
         seconds={
-            seed: rounded(np.median([entry["seconds_per_step"] for entry in found])) if found else None
-            for seed, found in times.items()
+            seed: rounded(np.median([entry["seconds_per_step"] for entry in entries])) if entries else None
+            for seed, entries in times.items()
         },
-        measured_on=sorted({entry["measured_on"] for found in times.values() for entry in found}),
+        measured_on=sorted({entry["measured_on"] for entries in times.values() for entry in entries}),
     )
 
 
 def tokens_of(folder: Path, source: EcgSource, records: Iterable[str]) -> list[int]:
     """Language-model tokens of each recording, by the extractor and the configuration of a saved model."""
-    from elm import ElmConfig, ElmProcessor
-
     config, extractor = ElmConfig.of_folder(folder), ElmProcessor.from_pretrained(folder).feature_extractor
     names, counts = list(dict.fromkeys(records)), []
     for start in range(0, len(names), _READ_AT_ONCE):
@@ -108,10 +99,8 @@ def trained_in(folder: Path) -> int:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
-def _step_times(folder: Path) -> list[dict[str, Any]]:
-    """What the log of the sft stage says of time."""
-    from elm.training.run import newest_whole_checkpoint
-
+def _step_times(folder: Path) -> list[Numbers]:
+    """Times in the log of the sft stage."""
     checkpoint = newest_whole_checkpoint(folder / "checkpoints" / "sft")
     if checkpoint is None:
         return []
@@ -120,7 +109,7 @@ def _step_times(folder: Path) -> list[dict[str, Any]]:
 
 
 def summarise(
-    answers: Mapping[tuple[str, int], Sequence[Line]],
+    answers: Answers,
     costs: Mapping[str, Cost],
     questions: QuestionSet,
     draws: int = 2000,
@@ -129,28 +118,27 @@ def summarise(
     """All numbers of a grid of inputs. Controls are left out.
 
     Args:
-        answers: By input and seed of the training, the model's scored answers under
-        `eval.grids.conditions.INFER_CONDITIONS`.
-        costs: Of every input; their order is that of the table.
+        answers: By input and seed of the training, the model's scored answers under `INFER_CONDITIONS`.
+        costs: Cost of every input; their order is that of the table.
         questions: What was asked; its training rows give the most common answers.
         draws: Resamples of the intervals over patients.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
 
     Raises:
-        ValueError: A cell is missing or was asked other questions than the rest; names the cell.
+        ValueError: A cell is missing or was asked other questions than the others; names the cell.
     """
-    told, asked = compared(answers, list(costs), questions)
-    seeds = asked["seeds"]
+    lines, shared = compared(answers, list(costs), questions)
+    seeds = shared["seeds"]
     return {
-        **asked,
+        **shared,
         "draws": draws,
         "inputs": {
             name: {
                 # All are trained on real ECGs: to be asked with anything else is a shift for each of them.
                 "accuracy": {
-                    infer: cell("real", infer, {s: accuracy(told[name, s][infer]) for s in seeds}) for infer in ASKED
+                    infer: cell("real", infer, {s: accuracy(lines[name, s][infer]) for s in seeds}) for infer in ASKED
                 },
-                "real_minus_swap": {str(s): gap(told[name, s], draws, seed) for s in seeds},
+                "real_minus_swap": {str(s): gap(lines[name, s], draws, seed) for s in seeds},
                 **asdict(cost),
             }
             for name, cost in costs.items()
@@ -162,41 +150,27 @@ def summarise(
 
 
 def write(out: Path, numbers: Numbers) -> list[Path]:
-    """Write `inputs.png`, `inputs.md` and `inputs.json` into a folder; each appears whole or not at all.
-
-    Returns:
-        Their paths.
-    """
-    return write_as(out, "inputs", numbers, draw, markdown)
+    """Write `inputs.png`, `inputs.md` and `inputs.json` into a folder; each appears whole or not at all."""
+    return write_whole(out, "inputs", numbers, draw, markdown(numbers))
 
 
 def table(numbers: Numbers) -> str:
     """A row per input: right answers in per cent (mean over seeds, lowest and highest), tokens, seconds, parameters."""
-    asked = [ASKED[infer] for infer in numbers["infer_conditions"]]
-    lines = [
-        ["input", *asked, "most common answer", "tokens per ECG", "seconds per step", "trained parameters"],
-    ]
-    for name, found in numbers["inputs"].items():
-        lines.append(
-            [
-                name,
-                *(written(found["accuracy"][infer]) for infer in numbers["infer_conditions"]),
-                f"{100 * numbers['majority_by_question']:.1f}",
-                _tokens_written(found),
-                _seconds_written(found["seconds"]),
-                f"{found['trained']:,}",
-            ]
-        )
+    conditions = numbers["infer_conditions"]
+    head = ["input", *(ASKED[infer] for infer in conditions), "most common answer"]
+    lines = [[*head, "tokens per ECG", "seconds per step", "trained parameters"]]
+    majority = f"{100 * numbers['majority_by_question']:.1f}"
+    for name, row in numbers["inputs"].items():
+        cells = [cell_text(row["accuracy"][infer]) for infer in conditions]
+        costs = [_tokens_text(row), _seconds_text(row["seconds"]), f"{row['trained']:,}"]
+        lines.append([name, *cells, majority, *costs])
     return markdown_table(lines)
 
 
 def gaps(numbers: Numbers) -> str:
     """Real minus swap, in points, of every training: its difference and its interval over patients."""
-    seeds = [str(seed) for seed in numbers["seeds"]]
-    lines = [["real minus another patient's ECG", *(f"seed {seed}" for seed in seeds)]]
-    for name, found in numbers["inputs"].items():
-        lines.append([name, *(gap_written(found["real_minus_swap"][seed]) for seed in seeds)])
-    return markdown_table(lines)
+    of_rows = {name: row["real_minus_swap"] for name, row in numbers["inputs"].items()}
+    return gap_table(of_rows, numbers["seeds"], "real minus another patient's ECG")
 
 
 def summary(numbers: Numbers) -> str:
@@ -207,45 +181,13 @@ def summary(numbers: Numbers) -> str:
 
 def markdown(numbers: Numbers) -> str:
     """`inputs.md`."""
-    seeds, settings = numbers["seeds"], numbers["settings"]
-    of_rows = {name: json.dumps(told, ensure_ascii=False) for name, told in settings["inputs"].items()}
-    parts = [
-        "# How an ECG reaches the language model",
-        f"{len(of_rows)} inputs, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; every model is "
-        f"asked {numbers['questions']:,} held-out questions about {numbers['patients']:,} patients of "
-        f"{numbers['dataset']} with each kind of ECG. All are trained on real ECGs, within a seed on the same "
-        f"questions for {settings['max_steps']:,} steps of {settings['batch_size']} rows with at most "
-        f"{settings['questions_per_row']} questions about an ECG each, with the same LoRA (rank "
-        f"{settings['lora_r']}) and learning rate; only the input differs.",
-        *([DEV] if numbers.get("dev") else []),
-        "## Right answers in per cent, and costs",
-        table(numbers),
-        f"Right answers: mean over seeds, then the lowest and the highest. † {SHIFT[0].upper()}{SHIFT[1:]}. Least so "
-        "where another patient's ECG is given: it is an ECG like any other.",
-        f"Tokens of an ECG as the language model sees them: mean over the {numbers['records']:,} recordings that were "
-        "asked about, then the least and the most where these differ. Seconds of a training step of the sft stage, "
-        "with reading what is not cached and without writing checkpoints: median of each training, mean over seeds, "
-        f"then the least and the most, {_measured_on(numbers)}. A frozen encoder's output and ECG-Byte's words are "
-        "cached before training, so that these seconds hold none of their time.",
-        "![Right answers](inputs.png)",
-        "## Does it read the ECG?",
-        gaps(numbers),
-        f"Points, with the 95 % interval over patients ({numbers['draws']:,} draws) of that one training. Seeds are "
-        "another axis than patients and are not pooled with them.",
-        "## The inputs",
-        "\n".join(f"* {name}: `{told}`" for name, told in of_rows.items()),
-    ]
-    if numbers["notes"]:
-        parts += ["## Notes on the questions", "\n".join(f"* {note}" for note in numbers["notes"])]
-    parts.append("`inputs.json` has the number of every seed. Research use only. Not a medical device.")
-    return "\n\n".join(parts) + "\n"
+    rows = {name: json.dumps(changes, ensure_ascii=False) for name, changes in numbers["settings"]["inputs"].items()}
+    measured_on = _measured_on(numbers)
+    return page("inputs", numbers, rows=rows, table=table(numbers), gaps=gaps(numbers), measured_on=measured_on)
 
 
 def draw(numbers: Numbers, path: Path) -> None:
     """`inputs.png`: a group of bars per input, each the mean over seeds, with a dot for every seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no window
-    from matplotlib.figure import Figure
-
     inputs, shown = numbers["inputs"], list(_COLOURS)
     figure = Figure(figsize=(1.6 + 1.9 * len(inputs), 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -253,14 +195,14 @@ def draw(numbers: Numbers, path: Path) -> None:
     width = 0.8 / len(shown)
     for place, infer in enumerate(shown):
         x = np.arange(len(inputs)) + (place - (len(shown) - 1) / 2) * width
-        cells = [found["accuracy"][infer] for found in inputs.values()]
+        cells = [row["accuracy"][infer] for row in inputs.values()]
         axes.bar(x, [100 * one["mean"] for one in cells], width, color=_COLOURS[infer], label=ASKED[infer])
         for at, one in zip(x, cells, strict=True):
             values = [100 * value for value in one["by_seed"].values()]
             axes.plot([at] * len(values), values, "o", color="#222222", markersize=2.5)
     majority = 100 * numbers["majority_by_question"]
     axes.axhline(majority, color="#222222", linestyle="--", linewidth=1, label="most common answer")
-    axes.set_xticks(range(len(inputs)), [f"{name}\n{_tokens_written(found)} tokens" for name, found in inputs.items()])
+    axes.set_xticks(range(len(inputs)), [f"{name}\n{_tokens_text(row)} tokens" for name, row in inputs.items()])
     axes.set_ylim(0, 100)
     axes.set_ylabel("right answers, per cent")
     axes.tick_params(axis="x", length=0)
@@ -270,13 +212,13 @@ def draw(numbers: Numbers, path: Path) -> None:
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
-def _tokens_written(found: Numbers) -> str:
-    if found["fewest"] == found["most"]:
-        return f"{found['most']}"
-    return f"{found['tokens']:.1f} ({found['fewest']} to {found['most']})"
+def _tokens_text(row: Numbers) -> str:
+    if row["fewest"] == row["most"]:
+        return f"{row['most']}"
+    return f"{row['tokens']:.1f} ({row['fewest']} to {row['most']})"
 
 
-def _seconds_written(by_seed: Mapping[str, float | None]) -> str:
+def _seconds_text(by_seed: Mapping[str, float | None]) -> str:
     values = [value for value in by_seed.values() if value is not None]
     if not values:
         return "not timed"
@@ -285,6 +227,6 @@ def _seconds_written(by_seed: Mapping[str, float | None]) -> str:
 
 
 def _measured_on(numbers: Numbers) -> str:
-    devices = sorted({device for found in numbers["inputs"].values() for device in found["measured_on"]})
+    devices = sorted({device for row in numbers["inputs"].values() for device in row["measured_on"]})
     at_a_time = f"{numbers['jobs']} trainings at a time" if numbers["jobs"] > 1 else "one training at a time"
     return f"on {'; '.join(devices) or 'nothing that was timed'}, {at_a_time}"

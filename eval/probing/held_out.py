@@ -7,21 +7,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import nn
 
+from encoders.training import Ratios
 from eval.statistics import Interval, percentile_interval, resampled_means, rounded
+
+Ratio = dict[str, float | None]  # value, low, high; None where there is none
 
 
 def ratio_interval(above: ArrayLike, below: ArrayLike, patients: Sequence[str], draws: int = 2000) -> Interval:
-    """The 95 % interval of `sum(above) / sum(below)`, resampling patients.
+    """Interval of `sum(above) / sum(below)`, resampling patients; 95 %, NaN where all recordings are of one patient.
 
-    Args:
-        above: What each recording adds above the line `[n]`.
-        below: What it adds below it, 0 or more `[n]`.
-        patients: Of each recording.
-        draws: Number of resamples.
-
-    Returns:
-        The interval; NaN and NaN where all recordings are of one patient.
+    `above` and `below` are what each recording adds above and below the line `[n]`, the latter 0 or more.
 
     Raises:
         ValueError: No recordings, or numbers that are not finite.
@@ -29,57 +26,45 @@ def ratio_interval(above: ArrayLike, below: ArrayLike, patients: Sequence[str], 
     means = resampled_means(np.column_stack([above, below]).astype(np.float64), patients, draws, seed=0)
     if means is None:
         return Interval(np.nan, np.nan)
-    kept = means[means[:, 1] > 0]
-    return percentile_interval(kept[:, 0] / kept[:, 1])
+    means = means[means[:, 1] > 0]
+    return percentile_interval(means[:, 0] / means[:, 1])
 
 
 def with_intervals(
     above: Mapping[str, ArrayLike], below: Mapping[str, ArrayLike], patients: Sequence[str]
-) -> dict[str, dict[str, float | None]]:
-    """Each `sum(above) / sum(below)` with its interval, for JSON: `value`, `low`, `high`; None where there is none."""
-    found: dict[str, dict[str, float | None]] = {}
+) -> dict[str, Ratio]:
+    """Each `sum(above) / sum(below)` with its interval, for JSON."""
+    ratios: dict[str, Ratio] = {}
     for name in above:
         total = float(np.sum(below[name]))
         value = float(np.sum(above[name])) / total if total else np.nan
         limits = ratio_interval(above[name], below[name], patients)
-        found[name] = {key: _known(number) for key, number in zip(("value", "low", "high"), (value, *limits))}
-    return found
+        numbers = zip(("value", "low", "high"), (value, *limits))
+        ratios[name] = {key: None if np.isnan(number) else rounded(number) for key, number in numbers}
+    return ratios
 
 
 class Measure:
-    """Measures a model on held-out recordings and keeps what was found last.
+    """Measures a model on held-out recordings; `numbers` are the last ones, as `with_intervals` has them."""
 
-    Args:
-        measurement: Gives, of a model, sums `above` and `below` the line by name, one of each for every recording, and
-            `numbers` that have no interval.
-        patients: Of each recording.
-
-    Attributes:
-        found: As `with_intervals` has it, and the numbers.
-    """
-
-    def __init__(self, measurement: Callable[[Any], Any], patients: Sequence[str]) -> None:
+    def __init__(self, measurement: Callable[[Any], Ratios], patients: Sequence[str]) -> None:
         self.measurement, self.patients = measurement, patients
-        self.found: dict[str, Any] = {}
+        self.numbers: dict[str, Ratio | float] = {}
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: nn.Module) -> dict[str, float | None]:
         """The numbers by name, without intervals."""
         sums = self.measurement(model)
-        self.found = with_intervals(sums.above, sums.below, self.patients) | sums.numbers
-        return {name: number["value"] if isinstance(number, dict) else number for name, number in self.found.items()}
+        self.numbers = {**with_intervals(sums.above, sums.below, self.patients), **sums.numbers}
+        return {name: one["value"] if isinstance(one, dict) else one for name, one in self.numbers.items()}
 
 
-def as_lines(metrics: Mapping[str, Any]) -> list[str]:
+def as_lines(numbers: Mapping[str, Ratio | float]) -> list[str]:
     """The numbers for the screen, one per line; plain ones without an interval."""
     lines = []
-    for name, number in metrics.items():
+    for name, number in numbers.items():
         if not isinstance(number, Mapping):
             lines.append(f"{name:<34}{number:>10.6g}")
             continue
         value, low, high = ("none" if limit is None else f"{limit:.4f}" for limit in number.values())
         lines.append(f"{name:<34}{value:>10}  ({low} to {high})")
     return lines
-
-
-def _known(number: float) -> float | None:
-    return None if np.isnan(number) else rounded(number)

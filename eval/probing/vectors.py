@@ -1,6 +1,6 @@
 """One vector per recording from an encoder, computed once and kept on disk; and encoders with random weights.
 
-What becomes of an encoder's output: `paper` takes the vector that the encoder's own paper gives to a linear probe
+Kinds of vector: `paper` takes the vector that the encoder's own paper gives to a linear probe
 (`EcgEncoderOutput.probe`), or the mean of the tokens that carry signal where there is none; `mean` and `max` go over
 those tokens; any other name is that of a `[B, P]` tensor of the output, such as MELP's `rhythm`.
 """
@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,23 +44,21 @@ def vector_of(output: EcgEncoderOutput, kind: str) -> torch.Tensor:
     Raises:
         ValueError: The output has no such vector.
     """
-    tokens: Any = output.last_hidden_state
-    mask: Any = output.mask
+    tokens, mask = output.last_hidden_state, output.mask
+    assert tokens is not None and mask is not None
     if kind == "paper" and output.probe is not None:
         return output.probe
     if kind in ("paper", "mean"):
-        kept = tokens.masked_fill(~mask[..., None], 0)  # what an encoder says of padding need not be finite
-        mean: torch.Tensor = kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
-        return mean
+        signal = tokens.masked_fill(~mask[..., None], 0)  # what an encoder says of padding need not be finite
+        return signal.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     if kind == "max":
-        highest: torch.Tensor = tokens.masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
-        return highest
-    found: torch.Tensor | None = output.get(kind)
-    if found is None or found.ndim != 2:
+        return tokens.masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
+    vector: torch.Tensor | None = output.get(kind)
+    if vector is None or vector.ndim != 2:
         vectors = [name for name, value in output.items() if torch.is_tensor(value) and value.ndim == 2]
         names = ", ".join(["paper", "mean", "max", *(n for n in vectors if n not in ("mask", "probe"))])
         raise ValueError(f"the encoder has no vector {kind!r} per recording: expected one of {names}")
-    return found
+    return vector
 
 
 def vectors(
@@ -129,10 +126,10 @@ def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
     config.pretrained_on = ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32)
-    made.to(encoder.device)
-    made.eval()
-    return made
+        model: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32)
+    model.to(encoder.device)
+    model.eval()
+    return model
 
 
 def batch_norms(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -167,8 +164,8 @@ def settle_batch_norm(
     encoder.eval()
 
 
-def describe(encoder: EcgEncoder) -> dict[str, Any]:
-    """What a report says of an encoder."""
+def describe(encoder: EcgEncoder) -> dict[str, str | int]:
+    """Type, size, weights and pretraining of an encoder, for a report."""
     return {
         "model_type": encoder.config.model_type,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),

@@ -2,7 +2,8 @@
 
     python -m eval.speed PART [options of the part]
 
-Every file in this folder is a part: the first line of its docstring says what it times, its `main(argv)` does so.
+Every file in this folder is a part: the first line of its docstring says what it times, its `main` does so. It takes
+its settings, which are in `_settings.py` lest `--help` wait for torch, or else the words of the command line.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.support.commands import parse
+from eval.speed._settings import SETTINGS
+
 
 def parts() -> dict[str, str]:
     """The names of the parts and what each one times, read without importing them: some need what others do not."""
@@ -22,17 +26,20 @@ def parts() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand the options to a part."""
-    known = parts()
+    lines = parts()
     parser = argparse.ArgumentParser(
         prog="python -m eval.speed",
         description="How long things take, a part at a time.",
-        epilog="parts:\n" + "\n".join(f"  {name:<12}{line}" for name, line in known.items()),
+        epilog="parts:\n" + "\n".join(f"  {name:<12}{line}" for name, line in lines.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=known, metavar="PART", help="what to time, from the list below")
+    parser.add_argument("part", choices=lines, metavar="PART", help="what to time, from the list below")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the part; --help after it lists them")
     args = parser.parse_args(argv)
-    importlib.import_module(f"eval.speed.{args.part}").main(args.options)
+    settings = args.options
+    if args.part in SETTINGS:
+        settings = parse(SETTINGS[args.part], f"eval.speed {args.part}", lines[args.part], args.options)
+    importlib.import_module(f"eval.speed.{args.part}").main(settings)
 
 
 if __name__ == "__main__":

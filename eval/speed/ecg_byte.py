@@ -11,17 +11,24 @@ repeat. Learning by upstream's steps takes time in proportion to the recordings;
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from data.synthetic import SyntheticCohort
+from encoders.ecg_byte import UPSTREAM, EcgByteTokenizer, TokenTable
+from encoders.ecg_byte.training import learn_merges
+from eval.speed._rows import spread
+from eval.speed._settings import EcgByte
+
+T = TypeVar("T")
 
 LEARNED, LEARNING_REPEATS = 1000, 3  # merges, and how often they are learned
 SAMPLES = 500  # of each lead of a recording that is learned from
@@ -67,68 +74,58 @@ def direct_learn(levels: Iterable[int], merges: int) -> list[str]:
         pair = min(counts, key=lambda pair: (-counts[pair], pair))
         merged, at = [], 0
         while at < len(sequence):
-            here = tuple(sequence[at : at + 2]) == pair
-            merged.append(len(strings) if here else sequence[at])
-            at += 2 if here else 1
+            is_pair = tuple(sequence[at : at + 2]) == pair
+            merged.append(len(strings) if is_pair else sequence[at])
+            at += 2 if is_pair else 1
         strings.append(strings[pair[0]] + strings[pair[1]])
         sequence = merged
     return strings[26:]
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print a table of two ratios, each the median of the repeats and their least and greatest."""
-    parser = argparse.ArgumentParser(prog="python -m eval.speed ecg_byte", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--table", type=Path, help="a published table (default: one that is learned here)")
-    parser.add_argument("--merges", type=int, default=5000, help="of the table learned here (default %(default)s)")
-    parser.add_argument("--recordings", type=int, default=300, help="to learn from (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=21, help="of encoding (default %(default)s)")
-    args = parser.parse_args(argv)
+def main(settings: EcgByte) -> None:
+    """Print a table of two ratios, each the median of the repeats and their least and greatest.
 
-    from tqdm.auto import tqdm
-
-    from data.synthetic import SyntheticCohort
-    from encoders.ecg_byte import UPSTREAM, EcgByteTokenizer, TokenTable
-    from encoders.ecg_byte.training import learn_merges
-
-    cohort = SyntheticCohort(max(args.recordings, FEW), records_per_patient=1, fs=250, seconds=10)
+    Raises:
+        RuntimeError: Both ways give different ids.
+    """
+    cohort = SyntheticCohort(max(settings.recordings, FEW), records_per_patient=1, fs=250, seconds=10)
     signals = [cohort[record].signal for record in tqdm(cohort.records, desc="Simulating", unit="recording")]
     untrained = EcgByteTokenizer(TokenTable(()), UPSTREAM)
     pieces = [row for signal in signals for row in untrained.levels(signal[:, :SAMPLES])]
     few = np.concatenate(pieces[: 12 * FEW]).tolist()
-    if args.table:
-        tokenizer = EcgByteTokenizer.from_upstream(args.table)
+    if settings.table:
+        tokenizer = EcgByteTokenizer.from_upstream(settings.table)
     else:
-        tokenizer = EcgByteTokenizer(TokenTable(learn_merges(pieces, args.merges, across=True)), UPSTREAM)
+        tokenizer = EcgByteTokenizer(TokenTable(learn_merges(pieces, settings.merges, across=True)), UPSTREAM)
     merges = [(list(merge.encode()), 256 + i) for i, merge in enumerate(tokenizer.table.merges)]
 
     encoding, learning = [], []
-    for i in tqdm(range(args.repeats), desc="Encoding", unit="recording"):
+    for i in tqdm(range(settings.repeats), desc="Encoding", unit="recording"):
         signal = signals[i % len(signals)]
-        tokenizer.encode(signal)  # builds what is kept
-        here, ids = _timed(partial(tokenizer.encode, signal))
+        tokenizer.encode(signal)  # the first time builds tables
+        ours, ids = _timed(partial(tokenizer.encode, signal))
         direct, expected = _timed(partial(direct_encode, signal, merges))
         if ids != expected:
             raise RuntimeError(f"recording {i} has other ids than upstream's steps give")
-        encoding.append((here * 1e3, direct * 1e3))
+        encoding.append((ours * 1e3, direct * 1e3))
     for _ in tqdm(range(LEARNING_REPEATS), desc="Learning", unit="table"):
-        here, _ = _timed(lambda: learn_merges(pieces, LEARNED, across=True, progress=False))
+        ours, _ = _timed(lambda: learn_merges(pieces, LEARNED, across=True, progress=False))
         direct, _ = _timed(lambda: direct_learn(few, LEARNED))
-        learning.append((here, direct * len(signals) / FEW))
+        learning.append((ours, direct * len(signals) / FEW))
 
-    print(f"{len(merges):,} merges. Medians of {args.repeats} and {LEARNING_REPEATS} repeats; least and")
+    print(f"{len(merges):,} merges. Medians of {settings.repeats} and {LEARNING_REPEATS} repeats; least and")
     print(f"greatest ratio in brackets. Upstream's steps of learning are timed over {FEW} recordings and scaled.")
     print(f"{'':<44}{'here':>12}{'upstream':>12}{'ratio':>9}")
     for name, unit, pairs in (
         (f"encode 12 x {signals[0].shape[1]}", "ms", encoding),
         (f"learn {LEARNED} merges, {len(signals)} x 12 x {SAMPLES}", "s", learning),
     ):
-        here, direct = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratios = sorted(other / own for own, other in pairs)
-        spread = f"({ratios[0]:.3g}-{ratios[-1]:.3g})"
-        print(f"{name:<44}{here:>9.3g} {unit:<2}{direct:>9.3g} {unit:<2}{statistics.median(ratios):>8.3g}x  {spread}")
+        ours, direct = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = spread(upstream / ours for ours, upstream in pairs)
+        print(f"{name:<44}{ours:>9.3g} {unit:<2}{direct:>9.3g} {unit:<2}{ratio}")
 
 
-def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(run: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result

@@ -10,22 +10,24 @@ within it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
+from torch import Tensor
+from wfdb.processing import xqrs_detect
 
-from eval.speed._rows import Rows, show, timed
-
-if TYPE_CHECKING:  # `--help` need not wait for torch
-    from torch import Tensor
-
-    from data.ecg import Ecg
-    from encoders.heartlang import HeartLangConfig, HeartLangModel
-
-    Batch = tuple[Tensor, Tensor, Tensor]
+from data.ecg import Ecg
+from data.synthetic import SyntheticCohort
+from encoders.heartlang import HeartLangConfig, HeartLangModel
+from encoders.heartlang.feature_extraction import QrsTokenizer
+from encoders.heartlang.xqrs import find_beats
+from eval.speed import _rows
+from eval.speed._rows import Rows, report
+from eval.speed._settings import HeartLang
 
 Floats = NDArray[np.float64]
 
@@ -33,15 +35,7 @@ Floats = NDArray[np.float64]
 def looped_words(
     signal: Floats, beats: Sequence[int], channels: Sequence[int], fs: int = 100, words: int = 256, length: int = 96
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
-    """Upstream's sentence, word by word.
-
-    Args:
-        signal: `[leads, samples]`.
-        beats: Samples at which the beats are.
-        channels: The number of each lead, from 1.
-        fs: Sampling rate, Hz.
-        words: Words of a sentence.
-        length: Samples of a word.
+    """Upstream's sentence of a signal `[leads, samples]`, word by word; `channels` numbers its leads, from 1.
 
     Returns:
         Words float32 `[words, length]`, the lead of each and its second, int32 `[words]` each.
@@ -72,12 +66,6 @@ def looped_words(
 
 def tokenizer_rows(records: int) -> tuple[list[Ecg], Rows]:
     """Recordings, and what is timed over them: by its name, what it does with one and the name of its baseline."""
-    from wfdb.processing import xqrs_detect
-
-    from data.synthetic import SyntheticCohort
-    from encoders.heartlang.feature_extraction import QrsTokenizer
-    from encoders.heartlang.xqrs import find_beats
-
     cohort = SyntheticCohort(records, records_per_patient=1, seed=0)
     ecgs = [cohort[record] for record in cohort.records]
     parity, safe = QrsTokenizer(mode="parity", filter=None), QrsTokenizer(filter=None)
@@ -86,7 +74,7 @@ def tokenizer_rows(records: int) -> tuple[list[Ecg], Rows]:
     def float64(ecg: Ecg) -> Floats:
         return ecg.signal.astype(np.float64)
 
-    def upstream(ecg: Ecg) -> Any:
+    def upstream(ecg: Ecg) -> object:
         return looped_words(float64(ecg), xqrs_detect(float64(ecg)[0], fs=100, verbose=False), range(1, 13))
 
     return ecgs, {
@@ -102,19 +90,12 @@ def tokenizer_rows(records: int) -> tuple[list[Ecg], Rows]:
 
 
 def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time: Tensor) -> Tensor:
-    """What upstream's network computes, an operation at a time: CLS and words `[B, 257, 768]`.
+    """What upstream's network computes with these weights, an operation at a time: CLS and words `[B, 257, 768]`.
 
-    Args:
-        model: Whose weights.
-        words: `[B, 256, 96]`.
-        in_chan: Lead of each word `[B, 256]`.
-        in_time: Second of each word `[B, 256]`.
+    `words` are `[B, 256, 96]`, their leads and seconds `[B, 256]`.
     """
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-
-    net, heads = model.backbone, model.config.num_attention_heads
-    layers: Any = net.transformer.layers
+    net: Any = model.backbone
+    heads, layers = model.config.num_attention_heads, net.transformer.layers
     around = F.pad(words.mT, (1, 1), mode="circular")
     x = F.conv1d(around, net.token_embed.tokenConv.weight).mT
     x = x + net.spa_embed.embed(in_chan) + net.tem_embed.embed(in_time)
@@ -131,76 +112,39 @@ def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time
     return out
 
 
-def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[list[Batch], Rows]:
+def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[tuple[Tensor, ...], Rows]:
     """A batch of sentences, and what is timed over it.
 
     Raises:
         RuntimeError: The encoder and its restatement do not give the same.
     """
-    import torch
-
-    from data.synthetic import SyntheticCohort
-    from encoders.heartlang import HeartLangConfig, HeartLangModel, QrsTokenizer
-
     torch.manual_seed(0)
     model = HeartLangModel(config or HeartLangConfig()).eval()
-    half = HeartLangModel(model.config).eval().to(torch.bfloat16)
-    half.load_state_dict(model.state_dict())
     cohort = SyntheticCohort(batch, records_per_patient=1, seed=0)
     sentences = QrsTokenizer(filter=None)([cohort[record] for record in cohort.records])
-    given = tuple(sentences[name] for name in ("words", "in_chan", "in_time"))
+    inputs = tuple(sentences[name] for name in ("words", "in_chan", "in_time"))
 
-    @torch.inference_mode()
-    def plain(given: Batch) -> Tensor:
-        return plain_encoder(model, *given)
+    def plain(*inputs: Tensor) -> dict[str, Tensor]:
+        return {"words": plain_encoder(model, *inputs)}
 
-    @torch.inference_mode()
-    def ours(given: Batch) -> Any:
-        return model(*given).words
-
-    @torch.inference_mode()
-    def in_half(given: Batch) -> Any:
-        return half(*given).words
-
-    want, got, coarse = plain(given), ours(given), in_half(given).float()
-    if not torch.allclose(got, want, atol=2e-4, rtol=1e-3):
-        raise RuntimeError(f"the encoder differs from its restatement by {(got - want).abs().max():.2g}")
-    likeness = torch.nn.functional.cosine_similarity(coarse, want, dim=-1)
-    print(
-        f"encoder: bfloat16 against float32, cosine of tokens: mean {likeness.mean():.5f}, least {likeness.min():.5f}"
-    )
-    return [given], {
-        "plain, float32": (plain, ""),
-        "ours, float32": (ours, "plain, float32"),
-        "ours, bfloat16": (in_half, "plain, float32"),
-    }
+    return inputs, _rows.encoder_rows(model, plain, inputs, atol=2e-4, rtol=1e-3)
 
 
 def time_tokenizer(records: int, repeats: int) -> None:
     """Print a table of the tokenizer's times."""
     ecgs, rows = tokenizer_rows(records)
-    print(f"tokenizer: {records} ECGs, one thread; medians of {repeats} repeats")
-    show(rows, timed(ecgs, rows, repeats, records))
+    report(f"tokenizer: {records} ECGs, one thread", ecgs, rows, repeats, records)
 
 
 def time_encoder(batch: int, repeats: int, config: HeartLangConfig | None = None) -> None:
     """Print a table of the encoder's times; of the published size unless a configuration says otherwise."""
-    given, rows = encoder_rows(batch, config)
-    print(f"encoder: batch {batch}, one thread; medians of {repeats} repeats")
-    show(rows, timed(given, rows, repeats, batch))
+    inputs, rows = encoder_rows(batch, config)
+    report(f"encoder: batch {batch}, one thread", [inputs], rows, repeats, batch)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(settings: HeartLang) -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(prog="python -m eval.speed heartlang", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--records", type=int, default=50, help="ECGs (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="times all is timed (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="ECGs the encoder is given at once (default %(default)s)")
-    args = parser.parse_args(argv)
-
-    import torch
-
     torch.set_num_threads(1)
-    time_tokenizer(args.records, args.repeats)
+    time_tokenizer(settings.records, settings.repeats)
     print()
-    time_encoder(args.batch, args.repeats)
+    time_encoder(settings.batch, settings.repeats)

@@ -11,16 +11,17 @@ is taken within it.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from eval.speed._rows import Rows, show, timed
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
-if TYPE_CHECKING:  # `--help` need not wait for torch
-    from torch import Tensor
-
-    from encoders.melp import MelpConfig, MelpModel
+from data.synthetic import SyntheticCohort
+from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
+from eval.speed import _rows
+from eval.speed._rows import Rows, report
+from eval.speed._settings import Encoder
 
 OUTPUTS = ("features", "beats", "tokens", "rhythm", "probe")
 TOLERANCE = 5e-5  # that the full-size encoder is held to beside upstream's own outputs
@@ -28,8 +29,6 @@ TOLERANCE = 5e-5  # that the full-size encoder is held to beside upstream's own 
 
 def weight_norm(model: MelpModel) -> tuple[Tensor, Tensor]:
     """The positional convolution's weight as upstream keeps it: length `[1, 1, K]` and direction `[D, C, K]`."""
-    import torch
-
     part: Any = model.ecg_encoder.conv_pos.pos_conv
     weight: Tensor = part[0].weight.detach()
     sizes = torch.linspace(0.5, 2, weight.shape[-1])
@@ -37,15 +36,7 @@ def weight_norm(model: MelpModel) -> tuple[Tensor, Tensor]:
 
 
 def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> dict[str, Tensor]:
-    """What upstream's network computes, by the name of `MelpOutput`.
-
-    Args:
-        model: Whose weights.
-        norm: As `weight_norm`.
-        x: Recordings `[B, 12, L]`.
-    """
-    import torch.nn.functional as F  # noqa: N812
-
+    """What upstream's network computes of recordings `[B, 12, L]`, by the name of `MelpOutput`."""
     net: Any = model
     trunk = net.ecg_encoder
     length, direction = norm
@@ -75,10 +66,9 @@ def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> d
     around = F.conv1d(x.mT, weight, conv.bias, padding=conv.padding, groups=conv.groups)[..., : x.shape[1]]
     x = trunk.encoder.layer_norm(x + F.gelu(around).mT)
     for layer in trunk.encoder.layers:
-        own = layer.self_attn
-        x = layer.self_attn_layer_norm(
-            x + own.out_proj(attention(own.q_proj(x), own.k_proj(x), own.v_proj(x), own.heads))
-        )
+        part = layer.self_attn
+        attended = attention(part.q_proj(x), part.k_proj(x), part.v_proj(x), part.heads)
+        x = layer.self_attn_layer_norm(x + part.out_proj(attended))
         x = layer.final_layer_norm(x + layer.fc2(F.gelu(layer.fc1(x))))
     contrast = net.ln_contrast(pooled(net.attn_pool_contrast, x))
     beats = contrast @ net.proj_contrast
@@ -91,70 +81,28 @@ def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> d
     }
 
 
-def encoder_rows(batch: int, config: MelpConfig | None = None) -> tuple[list[Tensor], Rows]:
+def encoder_rows(batch: int, config: MelpConfig | None = None) -> tuple[tuple[Tensor, ...], Rows]:
     """A batch of recordings, and what is timed over it.
 
     Raises:
         RuntimeError: The encoder and its restatement do not give the same.
     """
-    import torch
-
-    from data.synthetic import SyntheticCohort
-    from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
-
     torch.manual_seed(0)
     model = MelpModel(config or MelpConfig()).eval()
-    half = MelpModel(model.config).eval().to(torch.bfloat16)
-    half.load_state_dict(model.state_dict())
     cohort = SyntheticCohort(batch, records_per_patient=1, seed=0, fs=model.config.sampling_rate)
     extractor = MelpFeatureExtractor.from_config(model.config)
-    x = extractor([cohort[record] for record in cohort.records])["ecg_values"]
+    inputs = (extractor([cohort[record] for record in cohort.records])["ecg_values"],)
     norm = weight_norm(model)
-
-    @torch.inference_mode()
-    def plain(x: Tensor) -> dict[str, Tensor]:
-        return plain_encoder(model, norm, x)
-
-    @torch.inference_mode()
-    def ours(x: Tensor) -> Any:
-        return model(x)
-
-    @torch.inference_mode()
-    def in_half(x: Tensor) -> Any:
-        return half(x)
-
-    want, got, coarse = plain(x), ours(x), in_half(x)
-    for name in OUTPUTS:
-        if not torch.allclose(got[name], want[name], atol=TOLERANCE, rtol=0):
-            far = (got[name] - want[name]).abs().max()
-            raise RuntimeError(f"the encoder's {name} differ from those of its restatement by {far:.2g}")
-    print("bfloat16 against float32, cosine (mean, least) and greatest difference:")
-    for name in OUTPUTS:
-        likeness = torch.nn.functional.cosine_similarity(coarse[name].float(), want[name], dim=-1)
-        far = (coarse[name].float() - want[name]).abs().max()
-        print(f"  {name:<10}{likeness.mean():.5f}  {likeness.min():.5f}  {far:.2g}")
-    return [x], {
-        "plain, float32": (plain, ""),
-        "ours, float32": (ours, "plain, float32"),
-        "ours, bfloat16": (in_half, "plain, float32"),
-    }
+    return inputs, _rows.encoder_rows(model, lambda x: plain_encoder(model, norm, x), inputs, atol=TOLERANCE)
 
 
 def time_encoder(batch: int, repeats: int, config: MelpConfig | None = None) -> None:
     """Print a table of the encoder's times; of the published size unless a configuration says otherwise."""
-    given, rows = encoder_rows(batch, config)
-    print(f"encoder: batch {batch}, CPU time of one thread; medians of {repeats} repeats")
-    show(rows, timed(given, rows, repeats, batch))
+    inputs, rows = encoder_rows(batch, config)
+    report(f"encoder: batch {batch}, CPU time of one thread", [inputs], rows, repeats, batch)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(settings: Encoder) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m eval.speed melp", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--batch", type=int, default=8, help="ECGs the encoder is given at once (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="times all is timed (default %(default)s)")
-    args = parser.parse_args(argv)
-
-    import torch
-
     torch.set_num_threads(1)
-    time_encoder(args.batch, args.repeats)
+    time_encoder(settings.batch, settings.repeats)

@@ -10,25 +10,33 @@ not cached, so that way is timed over fewer of them.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # `--help` need not wait for torch
-    from data.conversations.rows import Row
-    from data.ecg import Ecg
-    from elm.inputs.collator import EcgCollator
-    from elm.inputs.features import FeatureStore
-    from elm.inputs.processing import ElmProcessor
-    from elm.model.modeling import ElmForConditionalGeneration
-    from encoders.melp import MelpConfig
+import torch
+from tqdm.auto import tqdm
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from trl import ModelConfig, SFTConfig
+
+from data.conversations.rows import Row, packed, question_row
+from data.conversations.synthetic import load
+from data.ecg import Ecg
+from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
+from elm.inputs.collator import EcgCollator
+from elm.inputs.features import FeatureStore
+from elm.training.build import lora
+from elm.training.rows import as_dataset
+from elm.training.stages import stage_args
+from elm.training.tiny_llama import llama_config, train_tokenizer
+from elm.training.trainer import ElmTrainer
+from encoders.melp import MelpConfig, MelpFeatureExtractor
+from eval.speed._rows import spread
+from eval.speed._settings import Training
 
 RECORDS_PER_STEP = 2  # whose questions are an optimizer step
 STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
@@ -36,14 +44,9 @@ STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained.
+    """What is trained: a copy of the model, on the same number of questions about each recording, one per row.
 
-    Attributes:
-        model: Its weights stay as they are: a copy is trained.
-        processor: Its processor.
-        source: Recordings, in memory.
-        rows: The same number of questions about each recording, one per row.
-        records_per_step: Recordings whose questions are an optimizer step.
+    Questions about `records_per_step` recordings are an optimizer step.
     """
 
     model: ElmForConditionalGeneration
@@ -63,25 +66,17 @@ class Trained:
 
 def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
     """Questions about simulated recordings, in the words of the default job, and an untrained model of this encoder."""
-    import torch
-
-    from data.conversations.rows import question_row
-    from data.conversations.synthetic import load
-    from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
-    from elm.training.tiny import llama_config, train_tokenizer
-    from encoders.melp import MelpFeatureExtractor
-
     cohort = load(patients=max(records, 20), held_out_patients=1, questions=10, held_out_questions=1)
-    asked = {row["question"]: row["answer"] for row in cohort.train if len(row["ecgs"]) == 1}
+    answers = {row["question"]: row["answer"] for row in cohort.train if len(row["ecgs"]) == 1}
     source = {row["ecgs"][0]: cohort.source[row["ecgs"][0]] for row in cohort.reports[:records]}
     rows = [
         question_row(
             id=f"{record}/{i}", ecgs=[record], patient_ids=[record], question_type="t", question=text, answer=answer
         )
         for record in source
-        for i, (text, answer) in enumerate(islice(cycle(asked.items()), questions))
+        for i, (text, answer) in enumerate(islice(cycle(answers.items()), questions))
     ]
-    tokenizer = train_tokenizer([f"{text} {' '.join(answer)}" for text, answer in asked.items()])
+    tokenizer = train_tokenizer([f"{text} {' '.join(answer)}" for text, answer in answers.items()])
     config = ElmConfig(
         text_config=llama_config(tokenizer),
         encoder_config=encoder_config,
@@ -97,8 +92,6 @@ def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
 
 def fill(job: Job, root: Path) -> tuple[FeatureStore, float]:
     """A new cache with the encoder's output for all recordings, and the seconds it took to make."""
-    from elm.inputs.features import FeatureStore
-
     start = time.perf_counter()
     store = FeatureStore(job.model.model.encoder, job.processor.feature_extractor, job.source, "speed", root)
     store.fill(job.source)
@@ -107,12 +100,6 @@ def fill(job: Job, root: Path) -> tuple[FeatureStore, float]:
 
 def train(job: Job, collator: EcgCollator, steps: int, questions_per_row: int, folder: Path) -> Trained:
     """Train a copy of the model for so many steps, each on the questions about `records_per_step` recordings."""
-    from transformers.trainer_callback import PrinterCallback, TrainerCallback
-    from trl import ModelConfig, SFTConfig
-
-    from data.conversations.rows import packed
-    from elm.training.run import ElmTrainer, as_dataset, lora, stage_args
-
     ends: list[float] = []
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -151,27 +138,18 @@ def train(job: Job, collator: EcgCollator, steps: int, questions_per_row: int, f
     return Trained(per_step * (len(ends) - 1) / (ends[-1] - ends[0]), losses)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: Training) -> None:
     """Print a table of three ratios, each the median of the repeats and their least and greatest."""
-    parser = argparse.ArgumentParser(prog="python -m eval.speed sft", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--records", type=int, default=8, help="ECGs (default %(default)s)")
-    parser.add_argument("--questions", type=int, default=25, help="questions about each (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="times all is timed (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
-    args = parser.parse_args(argv)
-
-    import torch
-    from tqdm.auto import tqdm
-
-    from elm import EcgCollator
-    from encoders.melp import MelpConfig
-
     torch.set_num_threads(args.threads)
     # Without dropout, so that a frozen encoder says the same in training as in the cache.
     todo = job(MelpConfig(dropout=0.0, dropout_input=0.0, attention_dropout=0.0), args.records, args.questions)
+    count = len(todo.rows)
     rates: dict[str, list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as aside, tqdm(total=3 * args.repeats, desc="Timing", unit="run") as progress:
-        folder = Path(aside)
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        tqdm(total=3 * args.repeats, desc="Timing", unit="run") as progress,
+    ):
+        folder = Path(temporary)
 
         def timed(collator: EcgCollator, steps: int, questions_per_row: int = 1) -> float:
             rate = train(todo, collator, steps, questions_per_row, folder).rate
@@ -183,7 +161,6 @@ def main(argv: Sequence[str]) -> None:
             store, seconds = fill(todo, folder / f"cache-{repeat}")
             cached = timed(EcgCollator(todo.processor, {}, store), STEPS)
             shared = timed(EcgCollator(todo.processor, {}, store), STEPS, args.questions)
-            count = len(todo.rows)
             for name, rate, baseline in (
                 ("cache, filled in one epoch", count / (seconds + count / cached), encoding),
                 ("cache, once filled", cached, encoding),
@@ -196,8 +173,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"{size:,}, all {text:,}. Medians of {args.repeats} repeats; least and greatest ratio in brackets.")
     print(f"{'':<28}{'questions/s':>12}{'baseline':>12}{'ratio':>9}")
     for name, pairs in rates.items():
-        here, baseline = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratios = sorted(rate / other for rate, other in pairs)
-        spread = f"({ratios[0]:.3g}-{ratios[-1]:.3g})"
-        print(f"{name:<28}{here:>12.4g}{baseline:>12.4g}{statistics.median(ratios):>8.3g}x  {spread}")
+        rate, baseline = (statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"{name:<28}{rate:>12.4g}{baseline:>12.4g}{spread(rate / other for rate, other in pairs)}")
     print("Baselines: no cache; no cache; the cache with one question per row.")

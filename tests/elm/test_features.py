@@ -22,8 +22,8 @@ from data.support import cache
 from elm import EcgCollator
 from elm.inputs import features as features_module
 from elm.inputs.features import FeatureStore, weights_hash
-from elm.training import run as training
-from elm.training.settings import ElmArguments
+from elm.saved.arguments import ElmArguments
+from elm.saved.run import feature_store
 from encoders import load_encoder, save_encoder
 from encoders.base import EcgEncoderOutput
 from encoders.melp import MelpFeatureExtractor, MelpModel
@@ -510,7 +510,7 @@ def test_the_encoder_is_moved_for_a_fill_and_moved_back(open_store, encoder, mon
 def test_a_run_says_how_much_its_caches_may_take(pair, source, tmp_path):
     questions = QuestionSet("q", source, "corpus", train=[], test=[], reports=[], patient_of={})
     arguments = ElmArguments(cache_dir=str(tmp_path), cache_gb=1e-6)
-    store = training.feature_store(arguments, pair.model, pair.processor, questions)
+    store = feature_store(arguments, pair.model, pair.processor, questions)
     assert store.cache_gb == 1e-6 and store.root == tmp_path
     store.fill(source)
     assert taken(store) <= 1000

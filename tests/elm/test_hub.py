@@ -17,11 +17,15 @@ from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
 from elm.saved import publish as publishing
 from elm.saved.folder import resolve, save
-from elm.training.run import questions_of, stage_args
+from elm.saved.places import last_parts, pattern_of
+from elm.saved.publish import Publication
+from elm.saved.run import SavedRun
+from elm.training.stages import stage_args
 from encoders import load_encoder, save_encoder
 from eval.answerers.scripted import ScriptedResponder
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
+from helpers import hub_server
 
 DATASET = {"patients": 12, "held_out_patients": 10, "questions": 4, "held_out_questions": 6}
 PRIVATE = "/home/somebody/my data"
@@ -83,7 +87,7 @@ def test_what_is_uploaded_and_what_is_not(folder):
     assert not [path for path in files if SHOWS_PATIENTS.fullmatch(path)]
     card = files["README.md"].decode()
     assert "`ablation/report.md`" in card and 'elm.load("owner/model")' in card and "name: model" in card
-    with_recordings = publishing.contents(folder, "owner/model", with_recordings=True)
+    with_recordings = publishing.contents(folder, "owner/model", Publication(with_recordings=True))
     more = with_recordings.keys() - files.keys()
     assert more and all(SHOWS_PATIENTS.fullmatch(path) for path in more)
     assert {"ablation/report.html", "ablation/predictions.jsonl", "ablation/examples.json"} <= more
@@ -113,12 +117,12 @@ def test_what_is_uploaded_and_what_is_not(folder):
     ],
 )
 def test_places_are_told_from_what_only_looks_like_them(places, text, want):
-    assert publishing._last_parts(text, publishing._pattern([*places, "/some/where"])) == (want or text)
+    assert last_parts(text, pattern_of([*places, "/some/where"])) == (want or text)
 
 
 @pytest.mark.parametrize("with_recordings", [False, True])
 def test_no_place_of_this_machine_is_named(folder, audited_once, with_recordings):
-    files = publishing.contents(folder, "owner/model", with_recordings=with_recordings)
+    files = publishing.contents(folder, "owner/model", Publication(with_recordings=with_recordings))
     text = {
         path: (content if isinstance(content, bytes) else content.read_bytes()).decode()
         for path, content in files.items()
@@ -141,7 +145,7 @@ def test_no_place_of_this_machine_is_named(folder, audited_once, with_recordings
 
 
 def test_pages_and_tokenizers_stay_as_they_are_but_for_places(folder, audited_once):
-    files = publishing.contents(folder, "owner/model", with_recordings=True)
+    files = publishing.contents(folder, "owner/model", Publication(with_recordings=True))
     for path in ("ablation/report.html", "ablation/report.md"):
         before = (folder / path).read_text()
         assert str(audited_once) in before
@@ -158,14 +162,14 @@ def test_no_audit_or_one_of_another_model_is_refused(folder, make_pair):
     shutil.rmtree(folder / "ablation")
     with pytest.raises(ValueError, match="was not audited: run `python -m eval.ablation --model .*or say --unaudited"):
         publishing.contents(folder, "owner/model")
-    files = publishing.contents(folder, "owner/model", unaudited=True)
+    files = publishing.contents(folder, "owner/model", Publication(unaudited=True))
     card = files["README.md"].decode()
     assert "**Not audited.**" in card and "model-index" not in card
     assert files.keys() == LOADS | ADAPTER | {"README.md"}
 
 
 def test_an_old_audit_is_not_published_as_that_of_an_unaudited_model(folder):
-    files = publishing.contents(folder, "owner/model", unaudited=True, with_recordings=True)
+    files = publishing.contents(folder, "owner/model", Publication(unaudited=True, with_recordings=True))
     assert not [path for path in files if path.startswith("ablation/")] and "**Not audited.**" in str(
         files["README.md"]
     )
@@ -188,9 +192,9 @@ def test_recordings_of_mimic_stay_private(folder):
     (folder / "training.json").write_text(json.dumps(training | {"corpora": ["mimic-iv-ecg"]}))
     settings = {"unaudited": True, "with_recordings": True}
     with pytest.raises(ValueError, match="come from patients of MIMIC-IV"):
-        publishing.contents(folder, "owner/model", **settings)
-    assert "examples" in str(list(publishing.contents(folder, "owner/model", private=True, **settings)))
-    assert "README.md" in publishing.contents(folder, "owner/model", unaudited=True)
+        publishing.contents(folder, "owner/model", Publication(**settings))
+    assert "examples" in str(list(publishing.contents(folder, "owner/model", Publication(private=True, **settings))))
+    assert "README.md" in publishing.contents(folder, "owner/model", Publication(unaudited=True))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_the_trainer_publishes_no_checkpoints(tmp_path):
 
 
 def publish(folder, name="owner/model", **settings):
-    return publishing.push(folder, name, **settings).rpartition("/")[2]  # the commit
+    return publishing.push(folder, name, Publication(**settings)).rpartition("/")[2]  # the commit
 
 
 @torch.no_grad()
@@ -266,10 +270,10 @@ def test_only_what_is_read_is_fetched(logged_in, folder):
     found = resolve("owner/model")
     assert {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} == LOADS
     logged_in.requests.clear()
-    assert questions_of("owner/model").name == "simulated cohort" and logged_in.downloads() == []
+    assert SavedRun("owner/model").questions.name == "simulated cohort" and logged_in.downloads() == []
 
 
-def test_who_may_not_read_is_told_what_to_do(logged_in, folder, hub_server, monkeypatch, make_pair, tmp_path):
+def test_who_may_not_read_is_told_what_to_do(logged_in, folder, monkeypatch, make_pair, tmp_path):
     publish(folder, "owner/secret", private=True)
     pair = make_pair()
     save_encoder(pair.model.model.encoder, pair.processor.feature_extractor, tmp_path / "encoder")
@@ -336,7 +340,8 @@ print(json.dumps(same))
 """
 
 
-def test_the_whole_way_in_a_process_of_its_own(hub, hub_server, folder, tmp_path):
+@pytest.mark.slow
+def test_the_whole_way_in_a_process_of_its_own(hub, folder, tmp_path):
     """As a user goes it, with the real client: publish, load by every name, ask, audit."""
     environment = {**os.environ, **hub.environment(tmp_path / "home", hub_server.WRITER), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", SCRIPT, folder, hub.url], capture_output=True, text=True,

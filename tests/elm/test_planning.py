@@ -14,11 +14,11 @@ import recipes
 from data.conversations import load_questions
 from data.conversations.rows import dialogues
 from elm.model.modeling import ElmForConditionalGeneration
+from elm.saved.arguments import ElmArguments
 from elm.training import plan as planning
+from elm.training.build import lora
 from elm.training.plan import PlanArguments
 from elm.training.published import LANGUAGE_MODELS, language_config
-from elm.training.run import lora
-from elm.training.settings import ElmArguments
 from recipes import sft_llava
 
 CONFIGS = Path(recipes.__file__).parent / "configs"

@@ -12,8 +12,10 @@ from elm import EcgCollator
 from elm.inputs.features import FeatureStore
 from elm.inputs.packing import join
 from elm.model.attention import mask_of_questions
-from elm.training.run import as_dataset, build_collator, stage_args, train_stage, under_condition
-from elm.training.settings import ElmArguments
+from elm.saved.arguments import ElmArguments
+from elm.training.build import build_collator
+from elm.training.rows import as_dataset, under_condition
+from elm.training.stages import stage_args, train_stage
 
 ECG = 99
 

@@ -5,9 +5,7 @@ Models of a few thousand random weights of every family, built by the recipe's o
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,25 +28,17 @@ from elm.inputs.features import FeatureStore, weights_hash
 from elm.model import vocabulary
 from elm.model.configuration import ECG_VOCABULARY, ElmConfig, token_name
 from elm.saved import publish as hub
+from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
-from elm.training import run as training
-from elm.training.settings import ElmArguments
+from elm.training.build import build as build_model
+from elm.training.build import lora
+from elm.training.stages import stage_args, train_stage
 from encoders import load_encoder, save_encoder
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
 from encoders.ecg_byte.modeling import from_bytes
 from eval.answerers.model import ModelResponder
+from helpers import families
 
-
-def _families():
-    """test_families.py: one small model and tokenizer of every family."""
-    spec = importlib.util.spec_from_file_location("families_of_tests", Path(__file__).with_name("test_families.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["families_of_tests"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-FAMILIES = _families()
 TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "real"}
 POSITIONS = 1200
 
@@ -90,7 +80,7 @@ def build(byte_folder):
 
     def make(folder, **settings):
         arguments = ElmArguments(encoder=str(byte_folder), projector_type="vocabulary", **settings)
-        model, processor = training.build(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
+        model, processor = build_model(arguments, ModelConfig(model_name_or_path=str(folder)), None, 0)
         return model.eval(), processor
 
     return make
@@ -102,13 +92,13 @@ def one_of(build, tmp_path_factory):
 
     @cache
     def make(name) -> Built:
-        language = FAMILIES.saved(name, tmp_path_factory.mktemp(name), POSITIONS)
+        language = families.saved(name, tmp_path_factory.mktemp(name), POSITIONS)
         return Built(name, language, *build(language))
 
     return make
 
 
-@pytest.fixture(scope="session", params=list(FAMILIES.KINDS))
+@pytest.fixture(scope="session", params=families.EACH)
 def built(request, one_of) -> Built:
     return one_of(request.param)
 
@@ -141,8 +131,8 @@ def test_tokens_are_numbered_in_the_tables_order_and_words_stay(built, byte):
     assert processor.tokenizer.convert_tokens_to_ids([token_name(n) for n in range(count)]) == list(
         range(start, start + count)
     )
-    kind = FAMILIES.KINDS[built.name]
-    words = FAMILIES.make_tokenizer(kind)
+    kind = families.KINDS[built.name]
+    words = families.make_tokenizer(kind)
     assert start == len(words) + (kind.ecg not in words.get_vocab()) and len(processor.tokenizer) == start + count
     published = AutoModelForCausalLM.from_pretrained(built.language).get_input_embeddings().weight
     table = model.get_input_embeddings().weight
@@ -185,7 +175,7 @@ def test_a_head_of_its_own_begins_with_the_words_mean(one_of):
 
 def test_a_vocabulary_grows_once(one_of, byte):
     built = one_of("gpt2")
-    language = FAMILIES.make_language(FAMILIES.KINDS["gpt2"], FAMILIES.make_tokenizer(FAMILIES.KINDS["gpt2"]))
+    language = families.make_language(families.KINDS["gpt2"], families.make_tokenizer(families.KINDS["gpt2"]))
     with pytest.raises(ValueError, match="has ECG tokens already: begin with a model of words alone"):
         vocabulary.extend(language, built.processor.tokenizer, byte)
 
@@ -241,7 +231,7 @@ def test_token_ids_are_the_conversation_with_tokens_in_place(built, byte, cohort
     for ecg in ecgs:
         for lead, row in enumerate(byte.levels(ecg)):
             tokens += [built.start + len(number) + lead]
-            tokens += [built.start + number[token] for token in byte.encode_levels(row[None])]
+            tokens += [built.start + number[token] for token in byte._ids(row[None])]
     for prompt in (True, False):
         ids = processor.token_ids(messages, ecgs, add_generation_prompt=prompt)
         places = processor(messages, ecgs, add_generation_prompt=prompt)["input_ids"][0]
@@ -300,7 +290,7 @@ def test_what_is_no_such_model_says_so(one_of, tmp_path):
 def test_it_is_published_like_any_other(one_of, tmp_path):
     built = one_of("llama-3.2")
     save(built.model, built.processor, tmp_path / "model", training=TRAINING)
-    files = hub.contents(tmp_path / "model", "owner/model", unaudited=True)
+    files = hub.contents(tmp_path / "model", "owner/model", hub.Publication(unaudited=True))
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= files.keys()
     published = tmp_path / "published"
     published.mkdir()
@@ -385,17 +375,17 @@ def trained(model, processor, cohort, folder, rows):
     )  # fmt: skip
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
-    align = training.stage_args(args, "align")
-    trainer = training.train_stage(model, processor, rows, collator, align, resume=True)
+    align = stage_args(args, "align")
+    trainer = train_stage(model, processor, rows, collator, align, resume=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = weights_hash(model)
-    lora = training.lora(ModelConfig(lora_r=4, lora_dropout=0.0), model, train_encoder=False)
-    sft = training.stage_args(args, "sft")
-    trainer = training.train_stage(model, processor, rows, collator, sft, resume=True, peft_config=lora)
+    config = lora(ModelConfig(lora_r=4, lora_dropout=0.0), model, train_encoder=False)
+    sft = stage_args(args, "sft")
+    trainer = train_stage(model, processor, rows, collator, sft, resume=True, peft_config=config)
     return trainer, trainer.accelerator.unwrap_model(trainer.model), base
 
 
-@pytest.mark.parametrize("name", ["llama-3.2", "llama-3-base"])
+@pytest.mark.parametrize("name", ["llama-3.2", pytest.param("llama-3-base", marks=pytest.mark.slow)])
 def test_rows_are_trained_in_both_stages_and_words_are_not(one_of, build, cohort, tmp_path, name):
     built = one_of(name)
     rows = rows_of(cohort)
@@ -559,7 +549,7 @@ def test_lora_is_saved_merged_and_alone(one_of, build, cohort, tmp_path, name):
     model, processor = build(built.language)
     save(model, processor, tmp_path / "base", training=TRAINING)
     base = weights_hash(model)
-    tuned = get_peft_model(model, training.lora(ModelConfig(lora_r=4), model, train_encoder=False)).eval()
+    tuned = get_peft_model(model, lora(ModelConfig(lora_r=4), model, train_encoder=False)).eval()
     with torch.no_grad():
         for weight in tuned.parameters():
             if weight.requires_grad:

@@ -10,12 +10,12 @@ from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.cnn import CnnConfig, CnnEncoder
+from encoders.contract import simulated
 from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, HeartLangVQConfig, QrsTokenizer
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
+from helpers.golden import golden_folder
 
-torch.set_num_threads(1)
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}  # no tensor of the tiny checkpoint shows its heads
 SMALL_MELP = {
     "sampling_rate": 100,
@@ -31,12 +31,6 @@ SMALL_MELP = {
     "n_queries_contrast": 5,
     "n_queries_caption": 8,
 }
-
-
-def golden_folder(name: str) -> Path:
-    if not (GOLDEN / name).is_dir():
-        pytest.skip(f"upstream's fixtures are not at {GOLDEN / name}")
-    return GOLDEN / name
 
 
 @pytest.fixture(scope="session")
@@ -117,10 +111,4 @@ def make_pair(name: str) -> Pair:
 def make_ecg():
     """A recording of pulses at 72 per minute, the same in time whatever the rate and length."""
 
-    def make(seconds: float = 10.0, fs: float = 500, seed: int = 0, record_id: str = "") -> Ecg:
-        gains = np.random.default_rng(seed).normal(size=(12, 1))
-        phase = (np.arange(round(seconds * fs)) / fs * 1.2) % 1.0
-        pulses = np.exp(-(((phase - 0.3) / 0.03) ** 2)) + 0.3 * np.exp(-(((phase - 0.6) / 0.08) ** 2))
-        return Ecg(gains * pulses, fs, LEADS, record_id=record_id)
-
-    return make
+    return simulated

@@ -13,7 +13,7 @@ from encoders import load_encoder, new_encoder, save_encoder
 from encoders.cnn import CnnEncoder
 from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, QrsTokenizer
 from encoders.melp import MelpFeatureExtractor
-from encoders.melp.convert import PRETRAINED_ON, read_published
+from encoders.melp.upstream import PRETRAINED_ON, read_published
 from encoders.patch import PatchEncoder
 
 TWO_HEADS = {"num_attention_heads": 2, "head_dim": 16}

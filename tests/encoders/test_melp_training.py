@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoTokenizer, TrainingArguments
 from data.ecg import LEADS, Ecg
 from data.synthetic import SyntheticCohort
 from encoders import new_encoder
-from encoders.melp import training
+from encoders.melp import alignment, training
+from encoders.melp.alignment import Alignment
 from encoders.melp.files import new_pretraining
-from encoders.melp.training import Alignment, MelpTrainer, PairCollator, Pairs, new_text_model, unreadable
+from encoders.melp.training import MelpTrainer, PairCollator, Pairs, new_text_model, unreadable
 
 SIZES = training.SMALL | {"sampling_rate": 100, "conv_pos_kernel": 8, "n_queries_contrast": 4, "n_queries_caption": 5}
 TEXTS = [
@@ -190,7 +191,7 @@ def test_captions_of_another_ecg_are_given_another_patients_recording(pairs, par
     model, _, tokenizer = parts
     others = Alignment(pairs, patients, PairCollator(tokenizer, 128), 4).others()
     for row in range(len(pairs)):
-        far = training._first(others[row], row + len(pairs) // 2)
+        far = alignment._first(others[row], row + len(pairs) // 2)
         assert patients[far] != patients[row] and pairs.texts[pairs.records[far]] != pairs.texts[pairs.records[row]]
         collator = PairCollator(tokenizer, model.config.text_length)
         with torch.no_grad():
@@ -218,4 +219,4 @@ def test_reports_that_are_all_alike_leave_nothing_to_compare(pairs, parts, cohor
     ("allowed", "start", "found"), [([1, 0, 1, 0], 1, 2), ([1, 0, 0, 0], 1, 0), ([0, 0, 0, 0], 2, 2), ([0, 1], 3, 1)]
 )
 def test_the_next_that_is_allowed(allowed, start, found):
-    assert training._first(np.array(allowed, bool), start) == found
+    assert alignment._first(np.array(allowed, bool), start) == found

@@ -14,6 +14,7 @@ from data.conversations.synthetic import load
 from data.experiment.conditions import CONDITIONS, Altered
 from data.experiment.planted import DOSES
 from elm.saved import card
+from elm.saved.run import SavedRun
 from eval import ablation as door
 from eval.answerers.scripted import ScriptedResponder
 from eval.audit import run as ablation
@@ -392,7 +393,7 @@ def saved(cohort, tmp_path, monkeypatch):
     for name in ("config.json", "training.json"):
         (tmp_path / name).write_text("{}")
     folder = SimpleNamespace(path=tmp_path, responder=None)
-    monkeypatch.setattr(ablation, "load_questions", lambda _: cohort.questions)
+    monkeypatch.setattr(SavedRun, "questions", cohort.questions)
     monkeypatch.setattr(ablation, "load_responder", lambda *_: folder.responder)
     monkeypatch.setattr(card, "write_card", lambda folder: (folder / "README.md").write_text("card"))
     return folder
@@ -423,6 +424,7 @@ def test_the_gate(saved, request, capsys, who, gate, passes):
     assert (saved.path / "ablation" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     heavy = "{'torch', 'transformers', 'scipy', 'matplotlib'}"
     code = f"import sys, eval.ablation as a\ntry: a.main(['--help'])\nfinally: print({heavy} & set(sys.modules))"

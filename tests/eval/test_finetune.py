@@ -10,7 +10,9 @@ from torch import nn
 from data.ecg import LEADS, Ecg
 from elm.inputs.features import weights_hash
 from encoders import new_encoder
-from eval.probing.finetune import Group, Inputs, Settings, finetune, layer_groups, optimizer_for, stack_of
+from eval.probing.finetune import Inputs, finetune
+from eval.probing.rates import Group, layer_groups, optimizer_for, stack_of
+from eval.probing.settings import Finetuning
 from eval.probing.vectors import vector_of
 from eval.statistics import auroc
 
@@ -167,7 +169,7 @@ def tuned(pair, tmp_path, *, count=60, seed=0, **settings):
     )
     truth = dict(zip(names, labels))
     of = [np.array([truth[name] for name in part]) for part in (train, valid, test)]
-    settings = Settings(**{"epochs": 4, "learning_rate": 5e-3, **settings})
+    settings = Finetuning(**{"epochs": 4, "learning_rate": 5e-3, **settings})
     return finetune(pair[0], inputs, (train, valid, test), (of[0], of[1]), settings, seed=seed), of[2]
 
 
@@ -214,7 +216,7 @@ def test_training_leaves_the_callers_generator_alone(tmp_path):
 )
 def test_settings_that_cannot_be_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
-        Settings(**settings)
+        Finetuning(**settings)
 
 
 def test_a_validation_of_one_class_and_a_loss_that_blows_up_are_refused(tmp_path):
@@ -224,8 +226,8 @@ def test_a_validation_of_one_class_and_a_loss_that_blows_up_are_refused(tmp_path
     inputs = Inputs(extractor, source, names, tmp_path)
     split = (names[:4], names[4:6], names[6:])
     with pytest.raises(ValueError, match="no class has records with and without it in the validation"):
-        finetune(encoder, (inputs, inputs), split, (labels[:4], np.ones((2, 2), bool)), Settings(epochs=1))
+        finetune(encoder, (inputs, inputs), split, (labels[:4], np.ones((2, 2), bool)), Finetuning(epochs=1))
     with torch.no_grad():
         encoder.patch.weight.fill_(float("inf"))
     with pytest.raises(ValueError, match="epoch 1: the loss is nan: lower learning_rate"):
-        finetune(encoder, (inputs, inputs), split, (labels[:4], labels[4:6]), Settings(epochs=1))
+        finetune(encoder, (inputs, inputs), split, (labels[:4], labels[4:6]), Finetuning(epochs=1))

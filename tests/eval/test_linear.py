@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 
 from eval.statistics import auroc
 from eval.statistics.linear import STRENGTHS, fit_probe
@@ -44,6 +45,16 @@ def test_nothing_is_better_than_what_is_found(n, width, strength):
     if width < 10:
         brute = minimize(loss, np.zeros(width + 1), (x, y, strength), "BFGS", options={"gtol": 1e-8})
         assert found == pytest.approx(brute.x, abs=2e-3)
+
+
+def test_the_weights_are_those_of_scikit_learn():
+    features, labels, patients = make(300, 20, findings=3)
+    x = standardised(features)
+    for strength in STRENGTHS[1:5]:
+        scores = fit_probe(features, labels, patients, strengths=[strength])(features)
+        for finding in range(3):
+            theirs = LogisticRegression(C=1 / (300 * strength), tol=1e-10, max_iter=5000).fit(x, labels[:, finding])
+            assert scores[:, finding] == pytest.approx(theirs.decision_function(x), abs=1e-3)
 
 
 def test_drawn_recordings_do_as_well_as_all_where_they_span_the_features():

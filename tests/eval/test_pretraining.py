@@ -31,4 +31,4 @@ def test_a_measure_keeps_what_it_found():
 
     measure = Measure(lambda model: Sums(), ["a", "b"])
     assert measure(None) == {"x": 0.5, "codes": 7}
-    assert measure.found["x"]["low"] == 0.25 and as_lines(measure.found)[1].split() == ["codes", "7"]
+    assert measure.numbers["x"]["low"] == 0.25 and as_lines(measure.numbers)[1].split() == ["codes", "7"]

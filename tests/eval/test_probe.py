@@ -19,10 +19,12 @@ from data.readers import write_wfdb
 from encoders import load_encoder, new_encoder
 from encoders.base import EcgEncoderOutput
 from encoders.hub import save_encoder
-from eval.probing import probe
-from eval.probing.finetune import Settings
-from eval.probing.probe import Protocol, measure
+from eval import probe
+from eval.probing import areas
+from eval.probing.probe import measure
+from eval.probing.settings import Finetuning, Protocol
 from eval.probing.tasks import Task, drawn
+from eval.probing.text import probe_text
 from eval.probing.vectors import random_like, settle_batch_norm, vector_of, vectors
 from eval.statistics import auroc
 from eval.statistics.linear import fit_probe
@@ -111,7 +113,7 @@ def test_the_macro_mean_is_what_the_parts_give_and_its_row_of_random_weights_bes
         assert [told["classes"][name]["auroc"] for name in ("slow", "fast")] == pytest.approx(by_hand[0], abs=1e-6)
         for part in (told, told["random"]):
             assert part["interval"][0] < part["auroc"] < part["interval"][1]
-    text = probe.text(numbers)
+    text = probe_text(numbers)
     assert (
         "100 %: left out of the mean: rare (no test record has it); everywhere (every training record has it)." in text
     )
@@ -134,8 +136,8 @@ def test_encoders_are_compared_on_the_same_draws(task, cnn, tmp_path):
 
 def test_a_resample_without_a_class_borrows_from_the_next_that_has_it():
     nan = np.nan
-    assert probe._filled(np.array([nan, 0.5, nan, nan, 0.7, nan])).tolist() == [0.5, 0.5, 0.7, 0.7, 0.7, 0.5]
-    assert np.isnan(probe._filled(np.full(3, nan))).all()
+    assert areas._filled(np.array([nan, 0.5, nan, nan, 0.7, nan])).tolist() == [0.5, 0.5, 0.7, 0.7, 0.7, 0.5]
+    assert np.isnan(areas._filled(np.full(3, nan))).all()
 
 
 def test_a_class_with_one_positive_does_not_cost_the_interval(task, cnn, tmp_path):
@@ -171,7 +173,7 @@ def test_an_encoder_that_has_seen_the_corpus_is_warned_of(task, cnn, tmp_path, c
 
 
 def test_fine_tuning_is_told_beside_random_weights(task, cnn, tmp_path):
-    protocol = Protocol((100.0,), finetune=Settings(epochs=15, learning_rate=1e-2), random_seeds=1, draws=100)
+    protocol = Protocol((100.0,), finetune=Finetuning(epochs=15, learning_rate=1e-2), random_seeds=1, draws=100)
     numbers = measure({"cnn": cnn}, task, task, tmp_path, protocol)
     told = numbers["results"][0]["encoders"]["cnn"]
     assert told["auroc"] > 0.8 and 1 <= told["fit"]["epoch"] <= 15
@@ -367,6 +369,7 @@ def test_transfer_between_corpora(ptbxl, tmp_path, capsys):
     assert "# Linear probe: from ptbxl-all to cpsc2018" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     heavy = "{'torch', 'transformers', 'scipy', 'wfdb', 'pandas'}"
     code = f"import sys, eval.probe as p\ntry: p.main(['--help'])\nfinally: print({heavy} & set(sys.modules))"
@@ -377,7 +380,8 @@ def test_help_does_not_wait_for_torch():
 
 def test_the_docs_name_every_task():
     text = (Path(__file__).resolve().parents[2] / "docs/probe.md").read_text(encoding="utf-8")
-    from eval.probing.tasks import FINDINGS, TASKS
+    from eval.probing.tasks import TASKS
+    from eval.probing.transfer import FINDINGS
 
     assert all(f"`{name}`" in text for name in TASKS)
     assert all(finding in text for finding in FINDINGS)

@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.regression.linear_model import OLS
@@ -14,7 +15,6 @@ from eval import statistics
 from eval.speed.statistics import looped_aurocs, looped_flips, looped_means
 from eval.statistics import (
     auroc,
-    auroc_difference_interval,
     auroc_interval,
     balanced_accuracy,
     cluster_interval,
@@ -193,7 +193,7 @@ def test_resamples_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
     values, clusters = answers(rng, 30, 200, 1.0, pairs=True)
     columns, scores = values[:, None].astype(float), rng.normal(size=200)
     means, areas = resampled_means(columns, clusters, 100, 0), resampled_aurocs(scores, values, clusters, 100)
-    monkeypatch.setattr(statistics, "_AT_ONCE", 1000)
+    monkeypatch.setattr(statistics.partition, "AT_ONCE", 1000)
     assert resampled_means(columns, clusters, 100, 0) == pytest.approx(means, rel=1e-12)
     assert np.array_equal(resampled_aurocs(scores, values, clusters, 100), areas)
 
@@ -402,6 +402,7 @@ def test_the_area_is_the_mann_whitney_statistic(items):
         return
     theirs = scipy.stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
     assert area == pytest.approx(theirs / positive.sum() / (~positive).sum(), rel=1e-12)
+    assert area == pytest.approx(sklearn.metrics.roc_auc_score(positive, scores), rel=1e-12)
     assert auroc(-scores, positive) == pytest.approx(1 - area)
     assert auroc(np.where(scores == 3, np.inf, np.exp(scores)), positive) == area  # only the order counts
 
@@ -446,13 +447,13 @@ def test_areas_of_two_scores_share_their_resamples():
     rng = np.random.default_rng(16)
     positive, clusters = answers(rng, 40, 200, 1.0)
     scores = positive + rng.normal(size=200)
-    assert auroc_difference_interval(scores, np.exp(scores), positive, clusters) == (0, 0)
+    same = resampled_aurocs(scores, positive, clusters) - resampled_aurocs(np.exp(scores), positive, clusters)
+    assert percentile_interval(same) == (0, 0)
     first, second = auroc_interval(scores, positive, clusters), auroc_interval(-scores, positive, clusters)
     assert second == pytest.approx((1 - first.high, 1 - first.low))
     noisier = scores + rng.normal(size=200)
     apart = resampled_aurocs(scores, positive, clusters) - resampled_aurocs(noisier, positive, clusters)
-    difference = auroc_difference_interval(scores, noisier, positive, clusters)
-    assert difference == percentile_interval(apart)
+    difference = percentile_interval(apart)
     assert difference.low < auroc(scores, positive) - auroc(noisier, positive) < difference.high
 
 
@@ -514,6 +515,9 @@ def test_every_class_counts_alike_in_balanced_accuracy(pairs):
     more = [pair for pair in pairs for _ in range(3 if pair[1] == "yes" else 1)]
     assert balanced_accuracy(*zip(*more)) == pytest.approx(accuracy)
     sizes = Counter(actual for _, actual in pairs)
+    labels = [(str(predicted), actual) for predicted, actual in pairs]
+    theirs = sklearn.metrics.recall_score(*list(zip(*labels))[::-1], labels=list(sizes), average="macro")
+    assert accuracy == pytest.approx(theirs, rel=1e-12)
     assert balanced_accuracy(["yes"] * len(pairs), [actual for _, actual in pairs]) == ("yes" in sizes) / len(sizes)
     if len(set(sizes.values())) == 1:
         assert accuracy == pytest.approx(np.mean([predicted == actual for predicted, actual in pairs]))

@@ -17,6 +17,7 @@ from data.conversations.super_classes import SUPER_CLASSES, super_class_rows
 from data.corpora.ptbxl import PtbXl
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
+from elm.saved.run import SavedRun
 from eval import super_classes as door
 from eval.answerers.scripted import ScriptedResponder
 from eval.audit import cnn as reference
@@ -192,7 +193,7 @@ def test_the_command_asks_about_other_recordings(ptbxl, questions, tmp_path, mon
         asked.append((given.source.root, given.source_key))
         return ScriptedResponder(lambda row, condition: "", oracle(ptbxl.labels("super_class")))
 
-    monkeypatch.setattr(super_classes, "load_questions", lambda folder: questions)
+    monkeypatch.setattr(SavedRun, "questions", questions)
     monkeypatch.setattr(super_classes, "load_responder", load_responder)
     out = tmp_path / "found.json"
     argv = ["--model", str(tmp_path), "--ptbxl", str(ptbxl.root), "--folds", "9", "--out", str(out)]
@@ -200,7 +201,7 @@ def test_the_command_asks_about_other_recordings(ptbxl, questions, tmp_path, mon
     assert asked == [(ptbxl.root, f"ptbxl {ptbxl.root.resolve()} 100 Hz")]
     assert json.loads(out.read_text())["macro"]["model"]["auroc"]["value"] == 1.0
     assert "| mean" in capsys.readouterr().out
-    monkeypatch.setattr(super_classes, "load_questions", lambda folder: QuestionSet("waves", {}, "", [], [], [], {}))
+    monkeypatch.setattr(SavedRun, "questions", QuestionSet("waves", {}, "", [], [], [], {}))
     with pytest.raises(SystemExit, match="2"):
         door.main(argv)
     assert "was trained on waves, which is not split along PTB-XL's folds" in capsys.readouterr().err

@@ -15,16 +15,14 @@ from data.corpora.csn import Csn
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
 from eval.probing.tasks import (
-    FINDINGS,
     TASKS,
     Task,
     drawn,
     lacking,
     load_task,
     parse_folds,
-    seen_corpora,
-    transferred,
 )
+from eval.probing.transfer import FINDINGS, seen_corpora, transferred
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -30,9 +30,14 @@ from encoders.melp import (
 )
 from encoders.melp.files import new_pretraining, save_pretraining
 from encoders.melp.text import add_bos, tokenize_texts
+from eval import zero_shot as door
 from eval.probing import zero_shot
-from eval.probing.tasks import FINDINGS, TASKS, Task, simulated
-from eval.probing.zero_shot import TextAndEcg, measure, prompts_of, read_prompts, score
+from eval.probing.prompts import WORDS as PLAIN
+from eval.probing.prompts import prompts_of, read_prompts
+from eval.probing.tasks import TASKS, Task, simulated
+from eval.probing.text import SHOWN, score_text, zero_shot_text
+from eval.probing.transfer import FINDINGS
+from eval.probing.zero_shot import OUTSIDE, TextAndEcg, measure, score
 from eval.statistics import auroc
 
 PROMPTS = Path(__file__).resolve().parents[2].parent / "shared/data/metadata/CKEPE_prompt.json"
@@ -149,9 +154,9 @@ def test_models_of_random_weights_stand_beside_it(known, tmp_path):
     assert numbers["random"]["by_seed"] == [0.5, numbers["auroc"]] and numbers["random"]["auroc"] == 0.75
     assert numbers["difference"] == {"value": 0.25, "interval": [0.25, 0.25]}
     assert [told["random"] for told in numbers["classes"].values()] == [0.75] * 3
-    told = zero_shot.text(numbers)
+    told = zero_shot_text(numbers)
     assert "mean of 2 seeds (0.500 to 1.000): the model is above it by +0.25 (+0.25 to +0.25)" in told
-    assert "random weights" in told and "random weights" not in zero_shot.text(
+    assert "random weights" in told and "random weights" not in zero_shot_text(
         measure(known, task, tmp_path, prompts=right, **QUICK)
     )
 
@@ -178,10 +183,10 @@ def test_the_macro_mean_and_its_interval_are_over_classes_in_the_same_resamples(
     assert numbers["interval"][0] < numbers["auroc"] < numbers["interval"][1]
     width = {name: told[name]["interval"][1] - told[name]["interval"][0] for name in "ABC"}
     assert numbers["interval"][1] - numbers["interval"][0] < np.mean(list(width.values()))
-    apart = measure(known, task, tmp_path, prompts=prompts, apart={"Because.": ["C", "other"]}, **QUICK)
+    apart = measure(known, task, tmp_path, prompts=prompts, outside={"Because.": ["C", "other"]}, **QUICK)
     assert apart["classes"]["C"].pop("apart") == "Because." and apart["classes"] == told
     assert apart["auroc"] == pytest.approx((told["A"]["auroc"] + told["B"]["auroc"]) / 2, abs=2e-6)
-    words = zero_shot.text({**apart, "classes": {**told, "C": {**told["C"], "apart": "Because."}}})
+    words = zero_shot_text({**apart, "classes": {**told, "C": {**told["C"], "apart": "Because."}}})
     assert "its mean over 2 classes" in words and "- Not in the mean: C. Because." in words and "C (apart)" in words
 
 
@@ -193,7 +198,7 @@ def test_classes_without_positives_are_reported_and_left_out(known, tmp_path):
     numbers = measure(known, task, tmp_path, prompts=dict.fromkeys("ABD", "normal"), **QUICK)
     assert numbers["left_out"] == {"B": "no test record has it", "D": "every test record has it"}
     assert list(numbers["classes"]) == ["A"]
-    words = zero_shot.text(numbers)
+    words = zero_shot_text(numbers)
     assert "- Left out: B, no test record has it." in words and "- A note." in words
     with pytest.raises(ValueError, match="no class is there in some test records and not in others"):
         measure(known, make_task("B", labels=labels), tmp_path, prompts={"B": "normal"}, **QUICK)
@@ -232,13 +237,13 @@ def test_own_prompts_give_cosines_and_from_two_on_a_softmax(known, tmp_path):
     shares = np.exp(np.exp(2) * want)
     shares /= shares.sum(axis=1, keepdims=True)
     np.testing.assert_allclose([told["softmax"] for told in numbers["records"]], shares, atol=1e-5)
-    lines = zero_shot.score_text(numbers).splitlines()
+    lines = score_text(numbers).splitlines()
     rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][2:]
     assert rows == ["a", "ab", "c"]
     alone = score(known, source, "key", ["c", "a"], ["atrial"], tmp_path)
     assert [told["record"] for told in alone["records"]] == ["c", "a"] and "softmax" not in alone["records"][0]
-    many = {f"r{i:03d}": recording("A") for i in range(zero_shot.SHOWN + 1)}
-    words = zero_shot.score_text(score(known, many, "many", list(many), ["normal"], tmp_path))
+    many = {f"r{i:03d}": recording("A") for i in range(SHOWN + 1)}
+    words = score_text(score(known, many, "many", list(many), ["normal"], tmp_path))
     assert "20 of 21 records" in words and "| r019" in words and "| r020" not in words
 
 
@@ -269,7 +274,7 @@ def test_every_class_of_every_task_has_plain_words_that_agree_with_the_findings_
     assert {"synthetic", *TASKS} - {"ptbxl-all", "csn-stated", "synthetic"} == classes_of().keys()
     for finding in ("sinus rhythm", "atrial fibrillation", "atrial flutter", "sinus tachycardia", "ST depression"):
         for labels in FINDINGS[finding].values():
-            assert all(zero_shot.WORDS[label] == finding for label in labels), finding
+            assert all(PLAIN[label] == finding for label in labels), finding
 
 
 def test_every_statement_of_ptbxl_has_plain_words():
@@ -279,7 +284,7 @@ def test_every_statement_of_ptbxl_has_plain_words():
     if not table.is_file():
         pytest.skip(f"PTB-XL's statements are not at {table}")
     codes = {line.partition(",")[0].strip("_") for line in table.read_text().splitlines()[1:]}
-    assert len(codes) == 71 and codes <= zero_shot.WORDS.keys()
+    assert len(codes) == 71 and codes <= PLAIN.keys()
 
 
 def test_the_papers_prompts_serve_every_task():
@@ -310,7 +315,7 @@ def test_simulated_findings_are_those_of_held_out_patients():
         there = {r for r, present in zip(cohort.records, cohort.present(name)) if present}
         assert there == {r for r in cohort.records if name in task.labels[r]}
     assert list(prompts_of(task)) == list(prompts_of(task).values()) == list(task.classes)
-    assert {name for names in zero_shot._apart().values() for name in names} == {*VOLTAGES[1:], *NOISES[1:]}
+    assert {name for names in OUTSIDE.values() for name in names} == {*VOLTAGES[1:], *NOISES[1:]}
     with pytest.raises(ValueError, match="synthetic: no record in the split 'valid'"):
         simulated(1)
 
@@ -351,7 +356,7 @@ def written(tmp_path):
 def test_the_command_writes_the_same_bytes_twice(folder, tmp_path, capsys):
     found = []
     for _ in range(2):
-        zero_shot.main(arguments(folder, tmp_path, "--task", "synthetic", "--patients", "150"))
+        door.main(arguments(folder, tmp_path, "--task", "synthetic", "--patients", "150"))
         found.append(written(tmp_path))
     assert found[0] == found[1]
     numbers = json.loads(found[0][0])
@@ -370,7 +375,7 @@ def test_the_command_writes_the_same_bytes_twice(folder, tmp_path, capsys):
     with torch.no_grad():
         ecg = loaded.model.encode_ecg(batch["ecg_values"])
         words = loaded.model.encode_text(**tokenize_texts(loaded.tokenizer, ["atrial fibrillation"], 32))
-    zero_shot.main(
+    door.main(
         arguments(folder, tmp_path, "--task", "synthetic", "--patients", "150", "--prompt", "Atrial Fibrillation")
     )
     told = json.loads(written(tmp_path)[0])
@@ -381,7 +386,7 @@ def test_the_command_writes_the_same_bytes_twice(folder, tmp_path, capsys):
 def test_recordings_by_path_are_scored_by_prompts(folder, tmp_path, capsys):
     cohort = SyntheticCohort(2)
     paths = [str(write_wfdb(cohort[record], tmp_path / "ecgs")) for record in cohort.records[:2]]
-    zero_shot.main(arguments(folder, tmp_path, "--prompt", "normal ecg", "--prompt", "tachycardia", "--ecg", *paths))
+    door.main(arguments(folder, tmp_path, "--prompt", "normal ecg", "--prompt", "tachycardia", "--ecg", *paths))
     numbers = json.loads(written(tmp_path)[0])
     assert [told["record"] for told in numbers["records"]] == paths
     assert all(sum(told["softmax"]) == pytest.approx(1, abs=2e-6) for told in numbers["records"])
@@ -405,7 +410,7 @@ def test_recordings_by_path_are_scored_by_prompts(folder, tmp_path, capsys):
 )
 def test_what_cannot_be_done_is_an_error_in_words(given, message, folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        zero_shot.main(arguments(folder, tmp_path, *given))
+        door.main(arguments(folder, tmp_path, *given))
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
@@ -417,7 +422,7 @@ def test_an_encoder_without_a_text_side_is_refused_with_what_is_needed(folder, t
         (path / "config.json").write_text(json.dumps({"model_type": kind}))
     for name in (zero_shot.PUBLISHED, str(alone), str(upstream)):
         with pytest.raises(SystemExit) as stop:
-            zero_shot.main(arguments(name, tmp_path, "--task", "synthetic", "--patients", "150"))
+            door.main(arguments(name, tmp_path, "--task", "synthetic", "--patients", "150"))
         said = capsys.readouterr().err
         assert stop.value.code == 2 and f"{name} has no text side" in said
         assert "none of which is published" in said and "recipes/pretrain_melp.py" in said
@@ -431,6 +436,7 @@ def test_a_checkpoint_of_upstream_asks_for_its_tokenizer():
         zero_shot.load(str(golden))
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     heavy = "{'torch', 'transformers', 'scipy', 'wfdb', 'pandas'}"
     code = f"import sys, eval.zero_shot as z\ntry: z.main(['--help'])\nfinally: print({heavy} & set(sys.modules))"

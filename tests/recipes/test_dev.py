@@ -12,9 +12,11 @@ from trl import SFTConfig
 
 import elm
 from data.conversations import load_questions
+from elm.saved.arguments import ElmArguments
+from elm.saved.questions import DEV_NOTE, TEST_ROWS, TRAIN_ROWS, few
 from elm.training import dev
 from elm.training.published import LANGUAGE_MODELS, language_config
-from elm.training.settings import ElmArguments, for_dev
+from elm.training.settings import for_dev
 from encoders.melp import MelpConfig
 from recipes import ablation_grid, sft_llava
 
@@ -26,31 +28,26 @@ CONFIGS = [
 ]
 
 
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """Where temporary folders go; the working directory has nothing in it."""
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "temporary"
+QUICK = ("tiny_cpu", "ecg_qa_llama_1b", "grid_tiny")  # the default job, a published language model, a grid
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs(config, temporary):
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in CONFIGS],
+)
+def test_every_config_runs(config, folder_of_dev):
     recipe = ablation_grid if config.stem.startswith("grid_") else sft_llava
     told = yaml.safe_load(config.read_text())
     if told.get("quantization"):
         pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
-    recipe.main(*recipe.parse(["--config", str(config), "--dev", "--disable_tqdm", "true"]))
-    (folder,) = temporary.glob("ecg-elm-dev-*/model")
-    assert list(Path.cwd().iterdir()) == [], "something went to a folder of the config's own"
+    flags = ["--config", str(config), "--dev", "--disable_tqdm", "true"]
+    folder = folder_of_dev(lambda: recipe.main(*recipe.parse(flags)))
     models = sorted(folder.glob("cells/*/")) if recipe is ablation_grid else [folder]
     assert len(models) == (4 if recipe is ablation_grid else 1)
     for one in models:
         record = json.loads((one / "training.json").read_text())
-        assert len(record["losses"]) == dev.STEPS and dev.NOTE in record["notes"]
-        assert dev.NOTE in (one / "README.md").read_text()
+        assert len(record["losses"]) == dev.STEPS and DEV_NOTE in record["notes"]
+        assert DEV_NOTE in (one / "README.md").read_text()
         assert (one / "ablation" / "report.json").exists()
         align = len(list((one / "checkpoints" / "align").glob("checkpoint-*")))
         assert (align > 0) == (told.get("align_steps", 0) > 0 and record["train_condition"] != "none")
@@ -83,18 +80,20 @@ def test_the_small_encoder_takes_the_same_input_and_gives_as_many_tokens():
 
 def test_few_questions_are_spread_over_all(tmp_path):
     questions = load_questions("synthetic", patients=60, held_out_patients=12, questions=10, cache=tmp_path)
-    few = dev.few(questions)
-    assert 0 < len(few.train) <= dev.TRAIN_ROWS < len(questions.train) and 0 < len(few.test) <= dev.TEST_ROWS
-    assert few.train[-1] in questions.train[-len(questions.train) // 10 :], "not the first ones alone"
-    assert few.notes[0] == dev.NOTE and questions.notes[0] != dev.NOTE
+    some = few(questions)
+    assert 0 < len(some.train) <= TRAIN_ROWS < len(questions.train) and 0 < len(some.test) <= TEST_ROWS
+    assert some.train[-1] in questions.train[-len(questions.train) // 10 :], "not the first ones alone"
+    assert some.notes[0] == DEV_NOTE and questions.notes[0] != DEV_NOTE
 
 
-def test_a_corpus_that_is_there_is_used(temporary, tmp_path):
+def test_a_corpus_that_is_there_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     arguments = ElmArguments(dataset="ecg_qa", dataset_args={"root": str(tmp_path)}, align_steps=500, dev=True)
     training_args = SFTConfig(str(tmp_path / "real"), use_cpu=True)
     found, aside = for_dev(arguments, training_args)
     assert found.dataset == "ecg_qa" and found.dataset_args == arguments.dataset_args
-    assert Path(aside.output_dir).is_relative_to(temporary) and Path(found.cache_dir).is_relative_to(temporary)
+    assert Path(aside.output_dir).is_relative_to(tmp_path) and Path(found.cache_dir).is_relative_to(tmp_path)
     assert found.align_steps == dev.STEPS
     gone = dataclasses.replace(arguments, dataset_args={"root": "nowhere"})
     assert for_dev(gone, training_args)[0].dataset == "synthetic"

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from elm.saved.folder import save, training_digest
+from elm.saved.folder import save
+from elm.saved.run import SavedRun
 from serve import server
 from serve.serving import gate, launch
 from serve.serving.gate import Gate
@@ -222,7 +223,7 @@ def test_vllm_is_told_what_must_be_so(folder, cache):
 
 def test_the_hash_tells_weights_and_trainings_apart(folder):
     first = model_hash(folder)
-    assert first.startswith(f"{training_digest(folder)}-") and len(first) == 33 and model_hash(folder) == first
+    assert first.startswith(f"{SavedRun(folder).digest}-") and len(first) == 33 and model_hash(folder) == first
     (folder / "README.md").write_text("other words")
     assert model_hash(folder) == first
     weights = folder / "model.safetensors"
@@ -321,6 +322,7 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
         start(tmp_path)
 
 
+@pytest.mark.slow
 def test_its_help_waits_for_no_torch():
     code = "import sys, serve.server; serve.server.parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""Published MELP checkpoints, read without upstream's code.
+"""MELP as upstream has it: its published checkpoints, read without its code, and its path for CPSC2018.
 
 Reads `fuyingw/MELP_Encoder` (`model.safetensors`, bf16), its reproductions, and a Lightning `.ckpt` of HKU-MedAI/MELP.
 All of them name the ECG tower `ecg_encoder.*`; here it is the model itself, so one prefix goes:
@@ -18,16 +18,18 @@ multiplied into a plain weight: it computes the same, loads without a rename and
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from encoders.checkpoints import read_state
+from encoders.base import Settings
+from encoders.checkpoints import Weights, layers_in, not_default, read_state, report_unused
 from encoders.melp.configuration import MelpConfig, MelpPretrainingConfig
 
-logger = logging.getLogger(__name__)
+Config = TypeVar("Config", MelpConfig, MelpPretrainingConfig)
 
 PRETRAINED_ON = (
     "MIMIC-IV-ECG recordings and their reports (MELP); its authors chose the checkpoint by zero-shot AUROC on the "
@@ -44,30 +46,27 @@ _POS_CONV = "ecg_encoder.conv_pos.pos_conv.0."
 _WEIGHT_NORM = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
 
 
-class PublishedMelp(NamedTuple):
+class Published(NamedTuple, Generic[Config]):
     """A published checkpoint in our terms.
 
     Attributes:
-        config: Sizes read from the tensors, the rest from its config.json or as published.
-        weights: float32 state for `MelpModel`; not checked yet, `encoders.checkpoints.load_weights` does that.
-        ignored: Names, as in the file, of the tensors that the encoder has no use for.
+        config: Sizes read from the tensors, the others from its config.json, the settings, or as published.
+        weights: float32 state for the model; not checked yet, `encoders.checkpoints.load_weights` does that.
+        ignored: Names, as in the file, of the tensors that the model has no use for.
     """
 
-    config: MelpConfig
-    weights: dict[str, torch.Tensor]
+    config: Config
+    weights: Weights
     ignored: list[str]
 
 
-def read_published(path: str | Path, **settings: Any) -> PublishedMelp:
-    """Read a published MELP checkpoint.
+def read_published(path: str | Path, **settings: Any) -> Published[MelpConfig]:
+    """Read a published MELP encoder; which tensors are ignored is also logged.
 
     Args:
         path: A `.safetensors` file, a Lightning `.ckpt` (or `.pt`, `.bin`), or a folder with `model.safetensors`.
         **settings: Fields of `MelpConfig` to set: `output`, or the numbers of heads, which no tensor shows (64 wide
             heads and 8 in the poolers unless a config.json beside the file or these say otherwise).
-
-    Returns:
-        Configuration, weights and what was ignored; also logged.
 
     Raises:
         FileNotFoundError: No such file, or no checkpoint in the folder.
@@ -75,34 +74,17 @@ def read_published(path: str | Path, **settings: Any) -> PublishedMelp:
     """
     file = _file(path)
     published = _ecg_tower(read_state(file), file, settings)
-    _report(file, published.ignored)
+    report_unused(file, published.ignored)
     return published
 
 
-class PublishedPretraining(NamedTuple):
-    """A training checkpoint of upstream, ECG and text side, in our terms.
-
-    Attributes:
-        config: Sizes read from the tensors, the rest from the settings.
-        weights: float32 state for `MelpForPretraining`; not checked yet, `encoders.checkpoints.load_weights` does that.
-        ignored: Names, as in the file, of the tensors that no loss reads.
-    """
-
-    config: MelpPretrainingConfig
-    weights: dict[str, torch.Tensor]
-    ignored: list[str]
-
-
-def read_published_pretraining(path: str | Path, **settings: Any) -> PublishedPretraining:
-    """Read the Lightning checkpoint of a whole MELP.
+def read_published_pretraining(path: str | Path, **settings: Any) -> Published[MelpPretrainingConfig]:
+    """Read the Lightning checkpoint of a whole MELP; which tensors are ignored is also logged.
 
     Args:
-        path: The file (`.ckpt`, `.pt`, `.bin` or `.safetensors`), or a folder with `model.safetensors`.
+        path: As `read_published` takes it.
         **settings: Fields of `MelpPretrainingConfig`; `encoder_config` and `text_config` as dicts of what no tensor
             shows. Heads are 64 wide in the text tower, and 8 in the caption decoder, unless these say otherwise.
-
-    Returns:
-        Configuration, weights and what was ignored; also logged.
 
     Raises:
         FileNotFoundError: No such file, or no checkpoint in the folder.
@@ -122,9 +104,9 @@ def read_published_pretraining(path: str | Path, **settings: Any) -> PublishedPr
             weights["text_model" + name.removeprefix("lm_model.bert")] = state[name].float()
         else:  # of the ECG tower's dead weights, and the head that would predict words from the text alone
             ignored.append(name)
-    told = settings.pop("text_config", {})
-    text = _text_sizes(weights, file) | told
-    if text["hidden_size"] % 64 and "num_attention_heads" not in told:
+    text_settings = settings.pop("text_config", {})
+    text = _text_sizes(weights, file) | text_settings
+    if text["hidden_size"] % 64 and "num_attention_heads" not in text_settings:
         raise ValueError(
             f"{file}: the number of heads of its text tower, of width {text['hidden_size']}, is not known: give "
             "num_attention_heads in text_config"
@@ -133,13 +115,31 @@ def read_published_pretraining(path: str | Path, **settings: Any) -> PublishedPr
         "encoder_config": tower.config,
         "text_config": text,
         "text_hidden_dim": _shape(weights, "proj_t.0.weight", file)[0],
-        "decoder_layers": _count(weights, "text_decoder.resblocks.{}.ln_1.weight"),
+        "decoder_layers": layers_in(weights, "text_decoder.resblocks.{}.ln_1.weight"),
         "frozen_text_layers": min(6, text["num_hidden_layers"]),
         # BERT's [PAD], [CLS], [SEP] and [MASK] as MedCPT has them, and [BOS], which upstream adds last.
         "special_token_ids": (0, 2, 3, 4, text["vocab_size"] - 1),
     } | settings
-    _report(file, ignored)
-    return PublishedPretraining(MelpPretrainingConfig(**settings), weights, ignored)
+    report_unused(file, ignored)
+    return Published(MelpPretrainingConfig(**settings), weights, ignored)
+
+
+def settings_for_pretraining(config: MelpPretrainingConfig | MelpConfig | None) -> Settings:
+    """What `MelpForPretraining.from_upstream`'s configuration says, for `read_published_pretraining`."""
+    if isinstance(config, MelpPretrainingConfig):
+        text = config.text_config
+        settings = not_default(config) | {"encoder_config": not_default(config.encoder_config), "text_config": {}}
+        if text.num_attention_heads != type(text)().num_attention_heads:
+            settings["text_config"] = {"num_attention_heads": text.num_attention_heads}
+        return settings
+    if config is None:
+        return {"single_sentence": "uniform"}
+    return {
+        "single_sentence": "uniform",
+        "encoder_config": not_default(config),
+        "text_config": {"num_attention_heads": config.num_attention_heads},
+        "decoder_heads": config.pooler_heads,
+    }
 
 
 def _file(path: str | Path) -> Path:
@@ -150,13 +150,8 @@ def _file(path: str | Path) -> Path:
     return file
 
 
-def _report(file: Path, ignored: list[str]) -> None:
-    if ignored:
-        logger.info("%s: no use for %d of its tensors: %s", file, len(ignored), ", ".join(sorted(ignored)))
-
-
-def _ecg_tower(state: dict[str, torch.Tensor], file: Path, settings: dict[str, Any]) -> PublishedMelp:
-    weights: dict[str, torch.Tensor] = {}
+def _ecg_tower(state: Weights, file: Path, settings: Settings) -> Published[MelpConfig]:
+    weights: Weights = {}
     ignored: list[str] = []
     for name, tensor in state.items():
         ours = name.removeprefix("ecg_encoder.")
@@ -173,23 +168,16 @@ def _ecg_tower(state: dict[str, torch.Tensor], file: Path, settings: dict[str, A
         raise ValueError(
             f"{file}: the number of heads of width {config.hidden_size} is not known: give num_attention_heads"
         )
-    return PublishedMelp(config, weights, ignored)
+    return Published(config, weights, ignored)
 
 
-def _shape(weights: dict[str, torch.Tensor], name: str, file: Path) -> torch.Size:
+def _shape(weights: Weights, name: str, file: Path) -> torch.Size:
     if name not in weights or weights[name].ndim != 2:
         raise ValueError(f"{file} is no whole MELP: no 2-d tensor for {name} in it")
     return weights[name].shape
 
 
-def _count(weights: dict[str, torch.Tensor], pattern: str) -> int:
-    index = 0
-    while pattern.format(index) in weights:
-        index += 1
-    return index
-
-
-def _text_sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
+def _text_sizes(weights: Weights, file: Path) -> Settings:
     """Fields of `BertConfig` that the tensors tell."""
     embeddings = "text_model.embeddings.{}_embeddings.weight"
     vocabulary, hidden = _shape(weights, embeddings.format("word"), file)
@@ -199,12 +187,12 @@ def _text_sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
         "max_position_embeddings": _shape(weights, embeddings.format("position"), file)[0],
         "type_vocab_size": _shape(weights, embeddings.format("token_type"), file)[0],
         "num_attention_heads": max(1, hidden // 64),
-        "num_hidden_layers": _count(weights, "text_model.encoder.layer.{}.intermediate.dense.weight"),
+        "num_hidden_layers": layers_in(weights, "text_model.encoder.layer.{}.intermediate.dense.weight"),
         "intermediate_size": _shape(weights, "text_model.encoder.layer.0.intermediate.dense.weight", file)[0],
     }
 
 
-def _sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
+def _sizes(weights: Weights, file: Path) -> Settings:
     """Fields of `MelpConfig` that the tensors and a config.json beside them tell."""
 
     def shape(name: str, ndim: int = 2) -> torch.Size:
@@ -215,10 +203,10 @@ def _sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
         return weights[name].shape
 
     convs = "ecg_encoder.feature_extractor.conv_layers.{}.0.weight"
-    conv_shapes = [shape(convs.format(index), 3) for index in range(max(1, _count(weights, convs)))]
+    conv_shapes = [shape(convs.format(index), 3) for index in range(max(1, layers_in(weights, convs)))]
     hidden = shape("ecg_encoder.post_extract_proj.weight")[0]
     kernel = [s[2] for s in conv_shapes]
-    sizes: dict[str, Any] = {
+    sizes: Settings = {
         "pretrained_on": PRETRAINED_ON,
         "in_channels": conv_shapes[0][1],
         "conv_dim": [s[0] for s in conv_shapes],
@@ -226,7 +214,7 @@ def _sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
         "conv_stride": kernel,  # convolutions do not overlap in any published size
         "hidden_size": hidden,
         "num_attention_heads": max(1, hidden // 64),
-        "num_hidden_layers": _count(weights, "ecg_encoder.encoder.layers.{}.fc1.weight"),
+        "num_hidden_layers": layers_in(weights, "ecg_encoder.encoder.layers.{}.fc1.weight"),
         "intermediate_size": shape("ecg_encoder.encoder.layers.0.fc1.weight")[0],
         "conv_pos_kernel": shape(_POS_CONV + "weight", 3)[2],
         "conv_pos_groups": hidden // shape(_POS_CONV + "weight", 3)[1],
@@ -241,3 +229,9 @@ def _sizes(weights: dict[str, torch.Tensor], file: Path) -> dict[str, Any]:
         if "attn_pooler_heads" in published:
             sizes["pooler_heads"] = published["attn_pooler_heads"]
     return sizes
+
+
+def as_for_cpsc(signal: NDArray[np.float64], length: int) -> tuple[NDArray[np.float64], int]:
+    """Upstream's input for CPSC2018: half of `length` samples, then zeros (mV); and how many samples are signal."""
+    half = signal[:, : round(length / 2)]
+    return np.pad(half, ((0, 0), (0, length - half.shape[1]))), half.shape[1]

@@ -1,4 +1,4 @@
-"""Published HeartLang checkpoints, read without upstream's code.
+"""HeartLang as upstream has it: its published checkpoints, read without its code, and its way to words.
 
 `PKUDigitalHealth/HeartLang` on the hub holds what upstream's `save_model` writes: `{"model": state, "optimizer",
 "epoch", "args", "scaler"}`. There are three kinds, told apart by their tensors, whose names have no prefix, or
@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from encoders.base import EcgEncoder
-from encoders.checkpoints import load_weights, read_state, told_by
+from encoders.base import EcgEncoder, Settings
+from encoders.checkpoints import Weights, built, layers_in, not_default, read_state, report_unused
 from encoders.heartlang.configuration import HeartLangConfig, HeartLangVQConfig
+from encoders.heartlang.words import Array, Reading, Words, spans_of
+from encoders.heartlang.xqrs import find_beats
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +46,6 @@ _HEADS = {"mlp_head": "fine-tuned", "lm_head": "pretrained"}
 Model = TypeVar("Model", bound=EcgEncoder)
 
 
-class Upstream(NamedTuple):
-    """A checkpoint of upstream's, by our names.
-
-    Attributes:
-        kind: `"pretrained"`, `"fine-tuned"` or `"VQ-HBR"`.
-        weights: float32 tensors.
-    """
-
-    kind: str
-    weights: dict[str, torch.Tensor]
-
-
 def is_heartlang(names: list[str]) -> bool:
     """Whether a checkpoint with tensors of these names is HeartLang's."""
     return any(name.endswith(_WORDS) for name in names)
@@ -65,8 +56,8 @@ def is_vq(names: list[str]) -> bool:
     return any("quantize.embedding.weight" in name for name in names)
 
 
-def read_upstream(path: str | Path) -> Upstream:
-    """Read a checkpoint that upstream's code wrote.
+def read_upstream(path: str | Path) -> tuple[str, Weights]:
+    """Kind (`"pretrained"`, `"fine-tuned"`, `"VQ-HBR"`) and float32 weights, by our names, of a checkpoint.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -82,18 +73,16 @@ def read_upstream(path: str | Path) -> Upstream:
             weights[_CODEBOOK.get(name, name)] = tensor.float()
         if "quantize.started" in weights:
             weights["quantize.started"] = weights["quantize.started"].bool()
-        return Upstream("VQ-HBR", weights)
+        return "VQ-HBR", weights
     weights = {}
     for name, tensor in state.items():
         # A head is a head wherever it stands: `--finetune` upstream makes `backbone.mlp_head` of it.
         bare = name.removeprefix("module.").removeprefix("backbone.").removeprefix("module.")
         weights[bare if bare.startswith(tuple(_HEADS)) else f"backbone.{bare}"] = tensor.float()
-    return Upstream("fine-tuned" if "mlp_head.weight" in weights else "pretrained", weights)
+    return ("fine-tuned" if "mlp_head.weight" in weights else "pretrained"), weights
 
 
-def read_published(
-    cls: type[Model], path: str | Path, **settings: Any
-) -> tuple[HeartLangConfig, dict[str, torch.Tensor]]:
+def read_published(cls: type[Model], path: str | Path, **settings: Any) -> tuple[HeartLangConfig, Weights]:
     """The configuration and the weights of a checkpoint, for one of our classes. What is left out is logged.
 
     Args:
@@ -101,9 +90,8 @@ def read_published(
         path: The checkpoint.
         **settings: Fields of the configuration that no tensor shows. Heads are 64 wide unless these say otherwise.
 
-    Returns:
-        Configuration, and float32 state; not checked yet, `encoders.checkpoints.load_weights` does that. A classifier's
-        head is not in it where the checkpoint has none and `num_labels` is given.
+    The state is float32 and not checked yet, `encoders.checkpoints.load_weights` does that. A classifier's head is not
+    in it where the checkpoint has none and `num_labels` is given.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -127,39 +115,28 @@ def read_published(
         )
     if vq:
         weights.setdefault("quantize.started", torch.ones(1, dtype=torch.bool))
-    ignored = sorted(name for name in weights if name not in wanted and name.startswith((*_HEADS, *_UNUSED)))
-    if ignored:
-        logger.info("%s: no use for %d of its tensors: %s", path, len(ignored), ", ".join(ignored))
+    ignored = [name for name in weights if name not in wanted and name.startswith((*_HEADS, *_UNUSED))]
+    report_unused(path, ignored)
     return config, {name: tensor for name, tensor in weights.items() if name not in ignored}
 
 
 def from_upstream(cls: type[Model], path: str | Path, config: HeartLangConfig | None) -> Model:
-    """A model of one of our classes with the weights of a checkpoint, in eval mode; errors as `read_published`'s.
-
-    Args:
-        cls: The class.
-        path: The checkpoint.
-        config: Says what no tensor shows. For VQ-HBR, one of the encoder does too, for the heads.
-
-    Raises:
-        ValueError: Also where a tensor is missing, unexpected, misshapen or not finite.
-    """
-    told = told_by(config)
+    """A model of one of our classes with the weights of a checkpoint, in eval mode: see `HeartLangPreTrained`."""
+    settings = not_default(config)
     if isinstance(config, cls.config_class):
-        told["num_labels"] = config.num_labels
+        settings["num_labels"] = config.num_labels
     else:  # the encoder's, for VQ-HBR
-        told = {name: value for name, value in told.items() if name in ("num_attention_heads", "head_dim")}
-    made_config, weights = read_published(cls, path, **told)
-    made = cls(made_config)
-    head = {name: tensor for name, tensor in made.state_dict().items() if name.startswith("mlp_head.")}
+        settings = {name: value for name, value in settings.items() if name in ("num_attention_heads", "head_dim")}
+    whole_config, weights = read_published(cls, path, **settings)
+    model = cls(whole_config)
+    head = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("mlp_head.")}
     if head and "mlp_head.weight" not in weights:
-        logger.info("%s has no mlp_head: a new one of %d labels", path, made_config.num_labels)
+        logger.info("%s has no mlp_head: a new one of %d labels", path, whole_config.num_labels)
         weights = head | weights
-    load_weights(made, weights, source=str(path))
-    return made.eval()
+    return built(model, weights, source=str(path))
 
 
-def _sizes(weights: dict[str, torch.Tensor], path: str | Path, settings: dict[str, Any], vq: bool) -> dict[str, Any]:
+def _sizes(weights: Weights, path: str | Path, settings: Settings, vq: bool) -> Settings:
     """Fields of the configuration that tensors tell. The split of attention into heads is the one they do not."""
 
     def shape(name: str, ndim: int) -> torch.Size:
@@ -168,10 +145,7 @@ def _sizes(weights: dict[str, torch.Tensor], path: str | Path, settings: dict[st
         return weights[name].shape
 
     def layers(trunk: str) -> int:
-        count = 0
-        while f"{trunk}.transformer.layers.{count}.0.to_qkv.weight" in weights:
-            count += 1
-        return count
+        return layers_in(weights, trunk + ".transformer.layers.{}.0.to_qkv.weight")
 
     trunk = "encoder" if vq else "backbone"
     hidden, length, _ = shape(f"{trunk}.{_WORDS}", 3)
@@ -184,7 +158,7 @@ def _sizes(weights: dict[str, torch.Tensor], path: str | Path, settings: dict[st
             f"{path}: its attention is {inner} wide, which is not {heads} heads of {head_dim}: "
             "give num_attention_heads and head_dim"
         )
-    sizes: dict[str, Any] = {
+    sizes: Settings = {
         "hidden_size": hidden,
         "word_length": length,
         "max_words": shape(f"{trunk}.pos_embed", 3)[1] - 1,
@@ -203,3 +177,29 @@ def _sizes(weights: dict[str, torch.Tensor], path: str | Path, settings: dict[st
     elif "lm_head.weight" in weights:
         sizes["vocab_size"] = shape("lm_head.weight", 2)[0]
     return sizes
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def check_mode(parity: bool, per_lead: bool, output: str) -> None:
+    """Refuse, with a `ValueError`, settings of a `QrsTokenizer` that upstream's way and ours do not share."""
+    if per_lead and not parity:
+        raise ValueError("detection 'per_lead' is upstream's old tokenizer: it needs mode='parity'")
+    if parity and output in ("beats", "leads", "compact"):
+        raise ValueError(
+            f"output {output!r} needs mode='safe': upstream drops words of the last leads when there are many "
+            "beats, so in parity mode a beat or a lead is not the same number of words in every recording"
+        )
+
+
+def read_words(signal: Array, leads: list[str], fs: int, length: int, *, per_lead: bool) -> Reading:
+    """Beats and words as upstream has them: by XQRS on the first lead, or `per_lead`, as until May 2025."""
+    every = np.arange(len(signal))
+    groups = []
+    for rows in every[:, None] if per_lead else [every]:
+        beats = find_beats(signal[rows[0]], fs)
+        groups.append(Words(rows, beats, spans_of(beats, signal.shape[1], length)))
+    beats = groups[0].middles
+    flags = () if any(len(group.middles) for group in groups) else ("no_beats",)
+    return Reading(groups, beats, np.arange(len(beats) if len(groups) == 1 else 0), leads[0], flags)

@@ -1,0 +1,124 @@
+"""HeartLang's models with a task: guessing hidden words, and labels of recordings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from transformers.utils import ModelOutput, can_return_tuple
+
+from encoders.heartlang.configuration import HeartLangConfig
+from encoders.heartlang.modeling import HeartLangBackbone, HeartLangPreTrained
+
+
+@dataclass
+class HeartLangMaskedSentenceOutput(ModelOutput):
+    """What `HeartLangForMaskedSentence` gives for M masked words.
+
+    Attributes:
+        loss: Cross-entropy with the codes of the masked words.
+        logits: `[M, codes]`, in the order of `mask.nonzero()`.
+        correct: How many of the masked words that are no padding were guessed, a number.
+        counted: How many there are, a number.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    correct: torch.LongTensor | None = None
+    counted: torch.LongTensor | None = None
+
+
+class HeartLangForMaskedSentence(HeartLangPreTrained):
+    """Guesses the codes of hidden words from the words around them."""
+
+    def __init__(self, config: HeartLangConfig):
+        super().__init__(config)
+        self.backbone = HeartLangBackbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        words: torch.Tensor,
+        in_chan: torch.Tensor | None = None,
+        in_time: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> HeartLangMaskedSentenceOutput:
+        """Guess hidden words of sentences, which are as `HeartLangModel` takes them.
+
+        Those to hide are true in `mask`, bool `[B, 256]` (see `masked_words`); `labels` are the codes of all words
+        `[B, 256]`, from `HeartLangVQ.encode`.
+
+        Raises:
+            ValueError: A shape is not as there, or there is no mask.
+        """
+        self._check(words, in_chan, in_time)
+        if mask is None or mask.shape != words.shape[:2]:
+            raise ValueError(f"mask must be bool {tuple(words.shape[:2])}: which words to guess")
+        hidden = self.backbone(words, in_chan, in_time, mask)[:, 1:][mask]
+        logits = self.lm_head(hidden)  # [M, codes]
+        if labels is None:
+            return HeartLangMaskedSentenceOutput(logits=logits)
+        wanted = labels[mask].long()
+        right = logits.argmax(dim=-1) == wanted
+        counted = (in_chan > 0)[mask] if in_chan is not None else torch.ones_like(right)
+        return HeartLangMaskedSentenceOutput(
+            loss=F.cross_entropy(logits.float(), wanted),
+            logits=logits,
+            correct=(right & counted).sum(),
+            counted=counted.sum(),
+        )
+
+
+def masked_words(
+    in_chan: torch.Tensor, share: float = 0.5, mask_padding: bool = False, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Words to hide, drawn anew for each sentence: bool `[B, N]`.
+
+    Args:
+        in_chan: Lead of each word `[B, N]`; 0 is padding.
+        share: Share of the words, rounded to a whole number in each sentence.
+        mask_padding: Draw from all N slots, as upstream: at 72 beats per minute 44 % of what is guessed is padding.
+        generator: Draws them, on the device of `in_chan`; torch's own without one.
+    """
+    eligible = torch.ones_like(in_chan, dtype=torch.bool) if mask_padding else in_chan > 0
+    draw = torch.rand(in_chan.shape, device=in_chan.device, generator=generator).masked_fill(~eligible, 2.0)
+    hidden = (eligible.sum(dim=1, keepdim=True) * share).round()
+    return draw.argsort(dim=1).argsort(dim=1) < hidden
+
+
+@dataclass
+class HeartLangClassifierOutput(ModelOutput):
+    """Binary cross-entropy, the mean over recordings and labels, and logits `[B, labels]`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+class HeartLangClassifier(HeartLangPreTrained):
+    """Labels that do not exclude each other, from CLS; `config.num_labels` of them."""
+
+    def __init__(self, config: HeartLangConfig):
+        super().__init__(config)
+        self.backbone = HeartLangBackbone(config)
+        self.backbone.mask_token.requires_grad_(False)  # no word is masked
+        self.mlp_head = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        words: torch.Tensor,
+        in_chan: torch.Tensor | None = None,
+        in_time: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> HeartLangClassifierOutput:
+        """Classify sentences `[B, 256, 96]`; `labels` are 0 or 1, `[B, labels]`."""
+        self._check(words, in_chan, in_time)
+        logits = self.mlp_head(self.backbone(words, in_chan, in_time)[:, 0])
+        loss = None if labels is None else F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return HeartLangClassifierOutput(loss=loss, logits=logits)
