@@ -19,7 +19,7 @@ import elm
 from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
 from data.synthetic import SyntheticCohort
-from elm.training import tiny
+from elm.training import tiny_llama
 from encoders import load_encoder
 
 REPO = Path(__file__).resolve().parents[1]
@@ -83,8 +83,10 @@ def model(run, records, tmp_path_factory):
     """A model that the recipe has trained: their encoder, their questions, an untrained Llama."""
     llama, folder = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("trained") / "model"
     torch.manual_seed(0)
-    tokenizer = tiny.train_tokenizer([f"Does this ECG show {finding}? yes no" for finding in FINDINGS], vocab_size=320)
-    LlamaForCausalLM(tiny.llama_config(tokenizer)).save_pretrained(llama)
+    tokenizer = tiny_llama.train_tokenizer(
+        [f"Does this ECG show {finding}? yes no" for finding in FINDINGS], vocab_size=320
+    )
+    LlamaForCausalLM(tiny_llama.llama_config(tokenizer)).save_pretrained(llama)
     tokenizer.save_pretrained(llama)
     config = folder.parent / "ours.yaml"
     config.write_text(*shown("yaml"))

@@ -176,7 +176,7 @@ class FeatureStore:
 
     def _fill(self, pending: deque[str], batch_size: int) -> None:
         """Compute shards of `pending` until none is missing; raises `NoRoom`."""
-        with tqdm(total=len(pending), desc="Encoding ECGs", unit="ECG", disable=not pending) as progress:
+        with tqdm(total=len(pending), desc="Encoding ECGs", unit="ECG", disable=not pending or None) as progress:
             while pending and not self._full:
                 if (rows := min(self._shard_rows, int(self._shards.room(evict=True) // self._row_bytes))) < 1:
                     raise NoRoom(f"cache_gb is {self.cache_gb:g}")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from elm import EcgCollator
-from elm.training.tiny import melp_config
+from elm.training.tiny_encoder import melp_config
 from encoders.melp import MelpConfig, MelpModel
 from eval.speed import __main__ as speed
 from eval.speed import sft

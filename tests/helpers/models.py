@@ -11,7 +11,7 @@ from transformers import FEATURE_EXTRACTOR_MAPPING, LlamaConfig, PreTrainedToken
 import elm  # noqa: F401  (registers the Auto classes)
 from data.ecg import Ecg
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
-from elm.training.tiny import train_tokenizer
+from elm.training.tiny_llama import train_tokenizer
 from encoders.base import EcgEncoderConfig
 from encoders.contract import simulated
 from encoders.heartlang import HeartLangConfig, HeartLangVQConfig

@@ -20,6 +20,7 @@ SETTINGS = {
     "turns": 3, "align_steps": 2, "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 4, "threads": 1,
     "logging_steps": 1, "report_to": "none", "bf16": False, "use_cpu": True, "gradient_checkpointing": False,
     "ablation": False, "text_only": False, "disable_tqdm": True, "learning_rate": 1e-3,
+    "processes": 1, "dataloader_num_workers": 0, "questions_per_row": 1, "reports_in_sft": False,
 }  # fmt: skip
 
 

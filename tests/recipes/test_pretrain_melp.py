@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.experiment.recordings import load_recordings
-from elm.training import tiny
+from elm.training import tiny_encoder
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpModel
 from encoders.melp.files import load_pretraining
@@ -150,7 +150,7 @@ def test_the_tiny_config_has_the_encoder_of_the_default_job():
     file = str(next(path for path in MELP.configs if path.stem == "melp_tiny_cpu"))
     arguments, _ = pretrain_melp.parse(["--config", file])
     made, _ = new_encoder("ecg_melp", **arguments.mapping("encoder_args"))
-    ours, theirs = (json.loads(json.dumps(each.to_dict())) for each in (made.config, tiny.melp_config()))
+    ours, theirs = (json.loads(json.dumps(each.to_dict())) for each in (made.config, tiny_encoder.melp_config()))
     assert {name for name in theirs if ours.get(name) != theirs[name]} <= {"dtype"}
 
 
