@@ -18,8 +18,6 @@ Without --model it is a small Llama with random weights, without --tokenizer tok
 that are exchanged. A model's own tokenizer, where it was trained here, need not be named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from data.support.commands import parse

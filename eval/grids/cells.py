@@ -1,7 +1,5 @@
 """The models of a grid: its settings, what is trained and where, and several of them at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import multiprocessing

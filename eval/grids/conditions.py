@@ -5,8 +5,6 @@ every model learns from the same questions in the same order, and only the ECGs 
 trains and asks; nothing here does).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The picture of a grid: a heat map, in which cells asked with what they were trained on are framed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -7,8 +7,6 @@ nothing here does). One table: right answers by what is asked with, tokens of an
 Seeds and patients are kept apart as in `eval.grids.numbers`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,11 +107,7 @@ def _step_times(folder: Path) -> list[Numbers]:
 
 
 def summarise(
-    answers: Answers,
-    costs: Mapping[str, Cost],
-    questions: QuestionSet,
-    draws: int = 2000,
-    seed: int = 0,
+    answers: Answers, costs: Mapping[str, Cost], questions: QuestionSet, draws: int = 2000, seed: int = 0
 ) -> Numbers:
     """All numbers of a grid of inputs. Controls are left out.
 

@@ -5,8 +5,6 @@ spread over seeds is mean, lowest and highest, intervals over patients are of ea
 pooled into one interval.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

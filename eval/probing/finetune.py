@@ -4,8 +4,6 @@ Binary cross-entropy of all classes, AdamW, cosine with warm-up, gradients clipp
 on the validation split. Dropout of the encoder is active here, and nowhere else in `eval`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Numbers about held-out recordings that pretraining reports, with intervals that know whose recordings go together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ The encoder is frozen, or trained with a linear head; beside each stands its arc
 difference in the same resamples of test patients.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

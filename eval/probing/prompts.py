@@ -1,7 +1,5 @@
 """The prompt of each class: plain words, or those of a file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

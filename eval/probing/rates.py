@@ -7,8 +7,6 @@ what the first layer's input depends on, as gradients tell. Parameters that the 
 another output, say) are not trained, nor those that the encoder itself holds frozen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Nothing heavy is imported here: `--help` need not wait for torch.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal

@@ -6,8 +6,6 @@ not in the task. That gives, record by record, the splits that MERL, MELP and He
 are split by those tables (`data/corpora/cpsc2018.py`, `csn.py`), recordings without any label included.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

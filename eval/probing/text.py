@@ -1,7 +1,5 @@
 """What people read of a probe and of zero-shot classification: the numbers in Markdown."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Transfer of findings from one corpus to another, and which corpora an encoder has seen."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence

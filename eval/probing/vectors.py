@@ -5,8 +5,6 @@ Kinds of vector: `paper` takes the vector that the encoder's own paper gives to 
 those tokens; any other name is that of a `[B, P]` tensor of the output, such as MELP's `rhythm`.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

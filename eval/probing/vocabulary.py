@@ -1,7 +1,5 @@
 """The rows of a language model's table that stand for ECG-Byte's tokens, beside those of words."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Nothing is fitted: the score of a class is the cosine of the recording and of th
 class is ranked by itself. The number is the macro AUROC on the test records.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import tempfile

@@ -6,8 +6,6 @@ Every file in this folder is a part: the first line of its docstring says what i
 its settings, which are in `_settings.py` lest `--help` wait for torch, or else the words of the command line.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib

@@ -1,7 +1,5 @@
 """Ways of doing one thing, timed one after the other in every repeat, and the table of them."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import time

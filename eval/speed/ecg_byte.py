@@ -9,8 +9,6 @@ not about upstream's program. In every repeat both ways are timed one after the 
 repeat. Learning by upstream's steps takes time in proportion to the recordings; it is timed over a few and scaled.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections import Counter

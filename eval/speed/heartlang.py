@@ -8,8 +8,6 @@ random weights. CPU time of one thread; in every repeat all ways are timed one a
 within it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -9,8 +9,6 @@ outputs are compared first. CPU time of one thread; in every repeat all ways are
 is taken within it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -8,8 +8,6 @@ timed one after the other, and a ratio is taken within the repeat. The encoder c
 not cached, so that way is timed over fewer of them.
 """
 
-from __future__ import annotations
-
 import copy
 import statistics
 import tempfile

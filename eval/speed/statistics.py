@@ -6,8 +6,6 @@ The loops do the same in the way it is explained: throw patients, collect their 
 fewer draws, in the same run, and scaled to as many.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Intervals and standard errors of means of answers, by patient."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, SupportsFloat
 
 import numpy as np

@@ -13,8 +13,6 @@ All findings are fitted in one search: for ten findings of 4,000 recordings and 
 scikit-learn's `LogisticRegression`, which fits one after the other and finds the same weights (a test compares them).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

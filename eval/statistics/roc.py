@@ -4,8 +4,6 @@ The area is scikit-learn's (a test compares them), from the same sorted scores a
 Balanced accuracy is written out because scikit-learn's refuses predictions that are no class, such as None.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Iterable
 

@@ -1,7 +1,5 @@
 """Tests of paired differences by patient, and the correction for many tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 
