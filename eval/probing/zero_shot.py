@@ -25,10 +25,9 @@ from encoders.melp.files import load_pretraining
 from encoders.melp.pretraining import zero_shot
 from encoders.melp.text import tokenize_texts
 from eval.probing.areas import Areas, Floats, Numbers, compared, with_interval
-from eval.probing.prompts import prompts_of, read_prompts
 from eval.probing.settings import ZeroShotSettings
 from eval.probing.tasks import SYNTHETIC, Task, simulated, task_of
-from eval.probing.transfer import seen_notes
+from eval.probing.transfer import prompts_of, read_prompts, seen_notes
 from eval.probing.vectors import describe, vectors
 from eval.statistics import rounded
 
