@@ -26,8 +26,8 @@ class Areas:
     def of(cls, scores: Floats, truth: NDArray[np.bool_], patients: Sequence[str], draws: int, seed: int) -> Areas:
         """AUROCs of scores `[records, classes]`; every class is there in some records and not in others."""
         columns = list(zip(scores.T, truth.T))
-        resampled = [resampled_aurocs(column, present, patients, draws, seed) for column, present in columns]
-        return cls(np.array([auroc(*column) for column in columns]), np.stack([_filled(one) for one in resampled]))
+        resampled = [_filled(resampled_aurocs(*column, patients, draws, seed)) for column in columns]
+        return cls(np.array([auroc(*column) for column in columns]), np.stack(resampled))
 
     @classmethod
     def mean(cls, areas: Sequence[Areas]) -> Areas:

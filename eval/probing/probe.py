@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -67,8 +68,7 @@ def run(settings: ProbeSettings) -> Numbers:
         train, test, notes = transferred(train, task_of(settings, test_name))
     encoders = {name: _load(name, train, settings.seed) for name in settings.encoder}
     numbers = measure(encoders, train, test, settings.cache, settings.protocol())
-    command = command_of("eval.probe", settings)
-    return {"command": command, **numbers, "notes": [*notes, *numbers["notes"]]}
+    return {"command": command_of("eval.probe", settings), **numbers, "notes": [*notes, *numbers["notes"]]}
 
 
 def _load(name: str, train: Task, seed: int) -> Pair:
@@ -85,12 +85,8 @@ def _load(name: str, train: Task, seed: int) -> Pair:
 def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path | str, protocol: Protocol) -> Numbers:
     """Probe or fine-tune encoders on a task, and test them on it or on another with the same classes.
 
-    Args:
-        encoders: By name, each with its feature extractor.
-        train: Gives training and validation records.
-        test: Gives test records: the same task, or one of another corpus (`eval.probing.transfer.transferred`).
-        cache: Folder in which vectors are kept.
-        protocol: What is done.
+    Encoders are by name, each with its feature extractor; `train` gives training and validation records, `test` the
+    test records: the same task, or one of another corpus (`eval.probing.transfer.transferred`).
 
     Raises:
         ValueError: No class can be learned and tested, or no encoder was given; or as `eval.probing.tasks.drawn`.
@@ -125,9 +121,7 @@ def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path |
             "head": "fine-tuned" if protocol.finetune else "linear probe",
             "features": protocol.features,
             "percents": [draw.percent for draw in draws],
-            "random_seeds": protocol.random_seeds,
-            "draws": protocol.draws,
-            "seed": protocol.seed,
+            **{name: getattr(protocol, name) for name in ("random_seeds", "draws", "seed")},
             **({"finetune": protocol.finetune.to_json()} if protocol.finetune else {}),
         },
         "encoders": about,
@@ -162,12 +156,10 @@ class _Scorer:
     def linear(self, encoder: EcgEncoder, draw: Draw) -> Scored:
         """Probe the frozen encoder."""
         train, valid = self.train, self.train.splits["valid"]
-        x = {
-            split: vectors(
-                encoder, self.extractor, of.source, of.source_key, of.splits[split], self.cache, self.protocol.features
-            )
-            for split, of in (("train", train), ("valid", train), ("test", self.test))
-        }
+        x, kind = {}, self.protocol.features
+        for split, of in (("train", train), ("valid", train), ("test", self.test)):
+            records = of.splits[split]
+            x[split] = vectors(encoder, self.extractor, of.source, of.source_key, records, self.cache, kind)
         place = {record: i for i, record in enumerate(train.splits["train"])}
         probe = fit_probe(
             x["train"][[place[record] for record in draw.records]],
@@ -208,24 +200,16 @@ class _Scorer:
 
 
 def _described(task: Task) -> Numbers:
-    return {
-        "name": task.name,
-        "recordings": task.source_key,
-        "splits": {
-            split: {
-                "records": len(records),
-                "patients": len({task.patient_of[record] for record in records}),
-                "positives": task.counts(records),
-            }
-            for split, records in task.splits.items()
-        },
-    }
+    splits = {}
+    for split, records in task.splits.items():
+        patients = {task.patient_of[record] for record in records}
+        splits[split] = {"records": len(records), "patients": len(patients), "positives": task.counts(records)}
+    return {"name": task.name, "recordings": task.source_key, "splits": splits}
 
 
 def _result(
     draw: Draw, scored: Mapping[str, Sequence[Mapping[float, Scored]]], train: Task, test: Task, protocol: Protocol
 ) -> Numbers:
-    """What came of one draw."""
     numbers: Numbers = {
         "percent": draw.percent,
         "records": len(draw.records),
@@ -250,12 +234,10 @@ def _result(
             "fit": of_draw[0].fit,
             "random_fits": [run.fit for run in of_draw[1:]],
         }
-    names = list(areas)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            (a, of_a), (b, of_b) = areas[first].macro, areas[second].macro
-            difference = with_interval("difference", a - b, of_a - of_b)
-            numbers["pairs"].append({"first": first, "second": second, **difference})
+    for first, second in combinations(areas, 2):
+        (a, of_a), (b, of_b) = areas[first].macro, areas[second].macro
+        difference = with_interval("difference", a - b, of_a - of_b)
+        numbers["pairs"].append({"first": first, "second": second, **difference})
     return numbers
 
 

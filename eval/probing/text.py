@@ -48,11 +48,10 @@ def probe_text(numbers: Numbers) -> str:
     """The numbers of `eval.probing.probe.measure`."""
     train, test = numbers["train_task"], numbers["test_task"]
     splits = [(train, "train"), (train, "valid"), (test, "test")]
-    rows = [[unit, *(f"{task['splits'][split][unit]:,}" for task, split in splits)] for unit in ("patients", "records")]
-    rows += [
-        [name, *(f"{task['splits'][split]['positives'][name]:,}" for task, split in splits)]
-        for name in train["splits"]["train"]["positives"]
-    ]
+    counts = [task["splits"][split] for task, split in splits]
+    rows = [[unit, *(f"{of_split[unit]:,}" for of_split in counts)] for unit in ("patients", "records")]
+    for name in counts[0]["positives"]:
+        rows.append([name, *(f"{of_split['positives'][name]:,}" for of_split in counts)])
     head = ["", *(f"{task['name']}, {split}" for task, split in splits)]
     return _page(
         "probe",
@@ -82,12 +81,10 @@ def probe_tables(numbers: Numbers) -> list[Table]:
             ["difference", *(_difference(one["difference"]) for one in of_draws)],
         ]
     tables = [Table(head, rows)]
-    if any(result["pairs"] for result in results):
-        of_pairs = [
-            [f"{pairs[0]['first']} − {pairs[0]['second']}"]
-            + [signed_span(pair["difference"], pair["interval"], 3) for pair in pairs]
-            for pairs in zip(*(result["pairs"] for result in results))
-        ]
+    if of_pairs := [
+        [f"{pairs[0]['first']} − {pairs[0]['second']}", *(_difference(pair, "difference") for pair in pairs)]
+        for pairs in zip(*(result["pairs"] for result in results))
+    ]:
         tables.append(Table(["difference of encoders", *head[1:]], of_pairs))
     return [*tables, _class_table(numbers, results[-1])]
 
@@ -103,8 +100,8 @@ def _class_table(numbers: Numbers, result: Numbers) -> Table:
     return Table([f"class ({result['percent']:g} %)", "in training", "in test", *columns], rows)
 
 
-def _difference(numbers: Numbers) -> str:
-    return signed_span(numbers["value"], numbers["interval"], 3)
+def _difference(numbers: Numbers, name: str = "value") -> str:
+    return signed_span(numbers[name], numbers["interval"], 3)
 
 
 # --- zero-shot --------------------------------------------------------------------------------------------------------

@@ -81,8 +81,7 @@ def vectors(
     shards.refresh(lambda path: computed.update(_read(path)))
     missing = [record for record in dict.fromkeys(records) if record not in computed]
     shard: dict[str, Floats] = {}
-    saved = time.monotonic()
-    training = encoder.training
+    saved, training = time.monotonic(), encoder.training
     encoder.eval()
     try:
         with tqdm(total=len(missing), desc="Encoding ECGs", unit="ECG", disable=not missing) as progress:
@@ -125,9 +124,7 @@ def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32)
-    model.to(encoder.device)
-    model.eval()
-    return model
+    return model.to(encoder.device).eval()
 
 
 def batch_norms(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -144,8 +141,7 @@ def settle_batch_norm(
     random row would be weaker than it need be. No label is used. Up to `SETTLED_ON` recordings, evenly spaced; an
     encoder without batch norms stays as it is.
     """
-    layers = batch_norms(encoder)
-    if not layers:
+    if not (layers := batch_norms(encoder)):
         return
     momenta = [layer.momentum for layer in layers]
     encoder.eval()

@@ -31,17 +31,13 @@ LABELS = {"words": "words", "upstream": "upstream's rows", "content": "rows by c
 class Measured:
     """Numbers of a set of rows.
 
-    Attributes:
-        raw: Cosines of random pairs of rows, at `QUANTILES`.
-        centred: The same with the mean row taken away.
-        off_mean: Median distance of a row from their mean, in units of the words'.
-        moved: Relative change of the last logits when what is read of these rows is exchanged, the median of pairs.
-        least: The least of the pairs; `most` is the greatest.
+    `moved` is the relative change of the last logits when what is read of these rows is exchanged: the median of
+    pairs, beside the least and the most.
     """
 
-    raw: tuple[float, ...]
-    centred: tuple[float, ...]
-    off_mean: float
+    raw: tuple[float, ...]  # cosines of random pairs of rows, at `QUANTILES`
+    centred: tuple[float, ...]  # the same with the mean row taken away
+    off_mean: float  # median distance of a row from their mean, in units of the words'
     moved: float
     least: float
     most: float
@@ -83,17 +79,9 @@ def _tokenizer(path: Path | None) -> EcgByteTokenizer:
 
 def _small_llama(dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        max_position_embeddings=4096,
-        initializer_range=0.06,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config).to(dtype)
+    sizes = {"vocab_size": WORDS, "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": LAYERS}
+    layout = {"num_attention_heads": 4, "max_position_embeddings": 4096, "tie_word_embeddings": False}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **layout, initializer_range=0.06)).to(dtype)
 
 
 def compare(
@@ -165,13 +153,9 @@ def relative_changes(
 def measure(rows: Tensor, words: Tensor, changes: Sequence[float]) -> Measured:
     """Numbers of one set of rows `[N, H]` beside the words `[V, H]`, and of what its exchange changes."""
     rows, words = rows.float().cpu(), words.float().cpu()
-
-    def distance(some: Tensor) -> float:
-        return float((some - some.mean(0)).norm(dim=1).median())
-
     raw, centred = (tuple(np.quantile(_cosines(some), QUANTILES).tolist()) for some in (rows, rows - rows.mean(0)))
-    moved = statistics.median(changes)
-    return Measured(raw, centred, distance(rows) / distance(words), moved, min(changes), max(changes))
+    distance, usual = (float((some - some.mean(0)).norm(dim=1).median()) for some in (rows, words))
+    return Measured(raw, centred, distance / usual, statistics.median(changes), min(changes), max(changes))
 
 
 def _cosines(rows: Tensor, pairs: int = 20_000) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from data.ecg import EcgSource
@@ -105,19 +106,14 @@ def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
 
 def random_like(loaded: TextAndEcg, seed: int) -> TextAndEcg:
     """The same architecture with weights drawn anew on both sides: what ranking by such a model is worth."""
-    config = copy.deepcopy(loaded.model.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = type(loaded.model)(config).eval()
+        model = type(loaded.model)(copy.deepcopy(loaded.model.config)).eval()
     return loaded._replace(model=model.to(loaded.model.device))
 
 
 def text_vectors(loaded: TextAndEcg, texts: Sequence[str]) -> Floats:
-    """Texts in the shared space, of unit length `[texts, D]`; in lower case, as upstream has prompts.
-
-    Raises:
-        ValueError: A text has no words.
-    """
+    """Texts in the shared space, of unit length `[texts, D]`; in lower case, as upstream has prompts."""
     model, _, tokenizer = loaded
     parts = []
     with torch.no_grad():
@@ -193,9 +189,8 @@ def measure(
 
     areas, others = areas_of(loaded), [areas_of(model) for model in random]
     inside, beside = areas[headline], Areas.mean(others) if others else None
-    notes = list(task.notes)
-    if task.name != SYNTHETIC:
-        notes += seen_notes("The model", loaded.model.encoder.config.pretrained_on, [task])
+    pretrained_on = loaded.model.encoder.config.pretrained_on
+    notes = [*task.notes, *(seen_notes("The model", pretrained_on, [task]) if task.name != SYNTHETIC else ())]
     if cut := _cut(loaded, used):
         notes.append(f"Prompts longer than the model reads, which are cut: {', '.join(cut)}.")
     of_task = {"name": task.name, "recordings": task.source_key, "records": len(records)}
@@ -230,16 +225,11 @@ def score(
     divide the recording among them if exactly one of them were true.
     """
     scores = cosines(loaded, source, source_key, records, prompts, cache)
-    rows: list[Numbers] = [
-        {"record": record, "cosines": [rounded(x) for x in row]} for record, row in zip(records, scores)
-    ]
     scale = float(np.exp(loaded.model.logit_scale.item()))
-    if len(prompts) > 1:
-        logits = scale * scores
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        for row, of_prompts in zip(rows, shares):
-            row["softmax"] = [rounded(x) for x in of_prompts]
+    rows: list[Numbers] = []
+    for record, row, shares in zip(records, scores, softmax(scale * scores, axis=1)):
+        rows.append({"record": record, "cosines": [rounded(x) for x in row]})
+        rows[-1] |= {"softmax": [rounded(x) for x in shares]} if len(prompts) > 1 else {}
     cut = _cut(loaded, dict(zip(prompts, prompts)))
     return {
         "model": _described(loaded),
