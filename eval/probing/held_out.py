@@ -22,8 +22,6 @@ def ratio_interval(above: ArrayLike, below: ArrayLike, patients: Sequence[str], 
         ValueError: No recordings, or numbers that are not finite.
     """
     means = resampled_means(np.column_stack([above, below]).astype(np.float64), patients, draws, seed=0)
-    if means is None:
-        return Interval(np.nan, np.nan)
     means = means[means[:, 1] > 0]
     return percentile_interval(means[:, 0] / means[:, 1])
 

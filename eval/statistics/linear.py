@@ -27,17 +27,11 @@ STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the penalty
 
 @dataclass(frozen=True)
 class Probe:
-    """Linear scores of several findings: `probe(features)`.
+    """Linear scores of several findings: `probe(features)`."""
 
-    Attributes:
-        weights: `[D, F]`, of the features as they come.
-        intercepts: `[F]`.
-        strengths: `[F]`, the penalty chosen for each finding.
-    """
-
-    weights: Array
-    intercepts: Array
-    strengths: Array
+    weights: Array  # [D, F], of the features as they come
+    intercepts: Array  # [F]
+    strengths: Array  # [F], the penalty chosen for each finding
 
     def __call__(self, features: ArrayLike) -> Array:
         """Log-odds `[N, F]` of each finding, given features `[N, D]`.
@@ -97,7 +91,7 @@ def fit_probe(
         together[rows_present.tobytes()].append(finding)
     of_patient = _folds(patients, folds, seed)
     weights = np.zeros((features.shape[1], labels.shape[1]))
-    intercepts, chosen = np.zeros(labels.shape[1]), np.zeros(labels.shape[1])
+    intercepts, chosen = np.zeros((2, labels.shape[1]))
     for findings in together.values():
         rows = np.flatnonzero(present[:, findings[0]])
         x, back, mean = _coordinates(features[rows], max_width, seed)
@@ -129,7 +123,7 @@ def _fit_validated(
     x, back, mean = _coordinates(features, max_width, seed)
     x_held = (held - mean) @ back(np.eye(x.shape[1]))
     fits = np.stack(list(_along(path, x, labels)))
-    loss = np.stack([_log_loss(_scores(x_held, fit), truth).mean(axis=0) for fit in fits])
+    loss = np.stack([_log_loss(x_held, fit, truth)[0].mean(axis=0) for fit in fits])
     best = np.where(both, np.argmin(loss, axis=0), np.argmin(loss[:, both].sum(axis=1)))
     chosen = fits[best, :, np.arange(labels.shape[1])].T  # [d + 1, F]
     weights = back(chosen[:-1])
@@ -147,36 +141,30 @@ def _check(
         raise ValueError(f"strengths must be positive numbers, got {list(strengths)}")
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}")
-    for row, finite in enumerate(np.isfinite(features).all(axis=1)):
-        if not finite:
-            raise ValueError(f"features of row {row} (patient {patients[row]}) are not finite")
+    if len(rows := np.flatnonzero(~np.isfinite(features).all(axis=1))):
+        raise ValueError(f"features of row {rows[0]} (patient {patients[rows[0]]}) are not finite")
     for finding, column in enumerate(labels.T):
         values = np.unique(column[~np.isnan(column)])
-        if not np.isin(values, (0, 1)).all():
-            raise ValueError(
-                f"finding {finding}: labels must be 0, 1 or NaN, got {values[~np.isin(values, (0, 1))][0]}"
-            )
+        if len(wrong := values[~np.isin(values, (0, 1))]):
+            raise ValueError(f"finding {finding}: labels must be 0, 1 or NaN, got {wrong[0]}")
         if len(values) < 2:
             raise ValueError(f"finding {finding}: all known labels are {values}: leave it out, it cannot be learned")
 
 
 def _folds(patients: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
     """The part each recording falls in. Sorted names: their order in the data does not matter."""
-    names = sorted(set(patients))
+    names, place = np.unique(np.asarray(patients), return_inverse=True)
     part = np.empty(len(names), np.int64)
     part[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % folds
-    of = dict(zip(names, part))
-    return np.array([of[patient] for patient in patients])
+    return part[place]
 
 
 def _coordinates(
     features: NDArray[np.floating], max_width: int, seed: int
 ) -> tuple[Array, Callable[[Array], Array], Array]:
-    """Standardised features along their principal axes, no more numerous than recordings.
+    """Standardised features along their principal axes, no more numerous than recordings: coordinates `[N, d]`.
 
-    Returns:
-        The coordinates `[N, d]`; what turns their weights `[d, F]` into weights of the features `[D, F]`; and the mean
-        of the features `[D]`.
+    And what turns their weights `[d, F]` into weights of the features `[D, F]`; and the mean of the features `[D]`.
     """
     x = features.astype(np.float64)
     mean = x.mean(axis=0)
@@ -208,7 +196,7 @@ def _least_loss(x: Array, y: Array, fold: NDArray[np.int64], path: Array, findin
             continue
         judged += learnable * out.sum()
         for i, fit in enumerate(_along(path, x[~out], y[~out][:, learnable])):
-            loss[i, learnable] += _log_loss(_scores(x[out], fit), y[out][:, learnable]).sum(axis=0)
+            loss[i, learnable] += _log_loss(x[out], fit, y[out][:, learnable])[0].sum(axis=0)
     if not judged.all():
         raise ValueError(
             f"finding {findings[int(np.argmin(judged))]}: all recordings of one label are of too few patients for "
@@ -225,14 +213,10 @@ def _along(path: Array, x: Array, y: Array) -> Iterator[Array]:
         yield weights
 
 
-def _scores(x: Array, weights: Array) -> Array:
-    scores: Array = x @ weights[:-1] + weights[-1]
-    return scores
-
-
-def _log_loss(z: Array, y: Array) -> Array:
-    loss: Array = np.logaddexp(0, z) - y * z
-    return loss
+def _log_loss(x: Array, weights: Array, y: Array) -> tuple[Array, Array]:
+    """Log loss of each recording and finding, and the scores behind it, `[N, F]` both."""
+    scores = x @ weights[:-1] + weights[-1]
+    return np.logaddexp(0, scores) - y * scores, scores
 
 
 def _minimise(x: Array, y: Array, strengths: Array, start: Array) -> Array:
@@ -247,18 +231,12 @@ def _minimise(x: Array, y: Array, strengths: Array, start: Array) -> Array:
 
     def objective(flat: Array) -> tuple[float, Array]:
         w = unit * flat.reshape(start.shape)
-        z = _scores(x, w)
-        pull = strengths * w[:-1]
-        error = (expit(z) - y) / len(x)
-        value = _log_loss(z, y).sum() / len(x) + (pull * w[:-1]).sum() / 2
+        loss, scores = _log_loss(x, w, y)
+        pull, error = strengths * w[:-1], (expit(scores) - y) / len(x)
+        value = loss.sum() / len(x) + (pull * w[:-1]).sum() / 2
         return float(value), (unit * np.vstack([x.T @ error + pull, error.sum(axis=0)])).ravel()
 
-    result = minimize(
-        objective,
-        (start / unit).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-6},
-    )
+    options = {"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-6}
+    result = minimize(objective, (start / unit).ravel(), jac=True, method="L-BFGS-B", options=options)
     weights: Array = unit * np.asarray(result.x).reshape(start.shape)
     return weights
