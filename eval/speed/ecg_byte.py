@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from data.synthetic import SyntheticCohort
 from encoders.ecg_byte import UPSTREAM, EcgByteTokenizer, TokenTable
 from encoders.ecg_byte.training import learn_merges
+from eval.speed import EcgByte
 from eval.speed._rows import spread
-from eval.speed._settings import EcgByte
 
 T = TypeVar("T")
 
@@ -114,10 +114,8 @@ def main(settings: EcgByte) -> None:
     print(f"{len(merges):,} merges. Medians of {settings.repeats} and {LEARNING_REPEATS} repeats; least and")
     print(f"greatest ratio in brackets. Upstream's steps of learning are timed over {FEW} recordings and scaled.")
     print(f"{'':<44}{'here':>12}{'upstream':>12}{'ratio':>9}")
-    for name, unit, pairs in (
-        (f"encode 12 x {signals[0].shape[1]}", "ms", encoding),
-        (f"learn {LEARNED} merges, {len(signals)} x 12 x {SAMPLES}", "s", learning),
-    ):
+    learned = f"learn {LEARNED} merges, {len(signals)} x 12 x {SAMPLES}"
+    for name, unit, pairs in ((f"encode 12 x {signals[0].shape[1]}", "ms", encoding), (learned, "s", learning)):
         ours, direct = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = spread(upstream / ours for ours, upstream in pairs)
         print(f"{name:<44}{ours:>9.3g} {unit:<2}{direct:>9.3g} {unit:<2}{ratio}")

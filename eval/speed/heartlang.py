@@ -23,9 +23,8 @@ from data.synthetic import SyntheticCohort
 from encoders.heartlang import HeartLangConfig, HeartLangModel
 from encoders.heartlang.feature_extraction import QrsTokenizer
 from encoders.heartlang.xqrs import find_beats
-from eval.speed import _rows
+from eval.speed import HeartLang, _rows
 from eval.speed._rows import Rows, report
-from eval.speed._settings import HeartLang
 
 Floats = NDArray[np.float64]
 
@@ -35,8 +34,7 @@ def looped_words(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
     """Upstream's sentence of a signal `[leads, samples]`, word by word; `channels` numbers its leads, from 1.
 
-    Returns:
-        Words float32 `[words, length]`, the lead of each and its second, int32 `[words]` each.
+    That is words float32 `[words, length]`, the lead of each and its second, int32 `[words]` each.
     """
     samples, half = signal.shape[1], length // 2
     out = np.zeros((words, length), np.float32)
@@ -99,10 +97,8 @@ def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time
     x = x + net.spa_embed.embed(in_chan) + net.tem_embed.embed(in_time)
     x = torch.cat([net.cls_token.expand(len(x), 1, -1), x], dim=1) + net.pos_embed
     for attention, feed_forward in layers:
-        q, k, v = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2)
-            for part in attention.to_qkv(attention.norm(x)).chunk(3, dim=-1)
-        )
+        parts = attention.to_qkv(attention.norm(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
         weights = (q @ k.mT * model.config.head_dim**-0.5).softmax(dim=-1)
         x = attention.to_out((weights @ v).transpose(1, 2).flatten(2)) + x
         x = feed_forward.net(x) + x
@@ -121,11 +117,8 @@ def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[tup
     cohort = SyntheticCohort(batch, records_per_patient=1, seed=0)
     sentences = QrsTokenizer(filter=None)([cohort[record] for record in cohort.records])
     inputs = tuple(sentences[name] for name in ("words", "in_chan", "in_time"))
-
-    def plain(*inputs: Tensor) -> dict[str, Tensor]:
-        return {"words": plain_encoder(model, *inputs)}
-
-    return inputs, _rows.encoder_rows(model, plain, inputs, atol=2e-4, rtol=1e-3)
+    rows = _rows.encoder_rows(model, lambda *x: {"words": plain_encoder(model, *x)}, inputs, atol=2e-4, rtol=1e-3)
+    return inputs, rows
 
 
 def time_tokenizer(records: int, repeats: int) -> None:

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from data.synthetic import SyntheticCohort
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
-from eval.speed import _rows
+from eval.speed import Encoder, _rows
 from eval.speed._rows import Rows, report
-from eval.speed._settings import Encoder
 
 OUTPUTS = ("features", "beats", "tokens", "rhythm", "probe")
 TOLERANCE = 5e-5  # that the full-size encoder is held to beside upstream's own outputs
@@ -36,8 +35,7 @@ def weight_norm(model: MelpModel) -> tuple[Tensor, Tensor]:
 def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> dict[str, Tensor]:
     """What upstream's network computes of recordings `[B, 12, L]`, by the name of `MelpOutput`."""
     net: Any = model
-    trunk = net.ecg_encoder
-    length, direction = norm
+    trunk, (length, direction) = net.ecg_encoder, norm
 
     def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
@@ -50,8 +48,7 @@ def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> d
         query = pooler.ln_q(pooler.query).expand(len(frames), -1, -1)
         three = attn.in_proj_weight
         weights = (attn.q_proj_weight, attn.k_proj_weight, attn.v_proj_weight) if three is None else three.chunk(3)
-        parts = zip((query, keys, keys), weights, attn.in_proj_bias.chunk(3))
-        q, k, v = (F.linear(*part) for part in parts)
+        q, k, v = map(F.linear, (query, keys, keys), weights, attn.in_proj_bias.chunk(3))
         out: Tensor = attn.out_proj(attention(q, k, v, attn.num_heads))
         return out
 
@@ -70,13 +67,8 @@ def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> d
         x = layer.final_layer_norm(x + layer.fc2(F.gelu(layer.fc1(x))))
     contrast = net.ln_contrast(pooled(net.attn_pool_contrast, x))
     beats = contrast @ net.proj_contrast
-    return {
-        "features": x,
-        "beats": beats,
-        "tokens": net.ln_caption(pooled(net.attn_pool_caption, x)),
-        "rhythm": beats.mean(dim=1),
-        "probe": contrast.mean(dim=1),
-    }
+    caption = net.ln_caption(pooled(net.attn_pool_caption, x))
+    return dict(zip(OUTPUTS, (x, beats, caption, beats.mean(dim=1), contrast.mean(dim=1))))
 
 
 def encoder_rows(batch: int, config: MelpConfig | None = None) -> tuple[tuple[Tensor, ...], Rows]:

@@ -33,8 +33,8 @@ from elm.training.stages import stage_args
 from elm.training.tiny import llama_config, train_tokenizer
 from elm.training.trainer import ElmTrainer
 from encoders.melp import MelpConfig, MelpFeatureExtractor
+from eval.speed import Training
 from eval.speed._rows import spread
-from eval.speed._settings import Training
 
 RECORDS_PER_STEP = 2  # whose questions are an optimizer step
 STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
@@ -42,16 +42,13 @@ STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained: a copy of the model, on the same number of questions about each recording, one per row.
-
-    Questions about `records_per_step` recordings are an optimizer step.
-    """
+    """What is trained: a copy of the model, on the same number of questions about each recording, one per row."""
 
     model: ElmForConditionalGeneration
     processor: ElmProcessor
     source: dict[str, Ecg]
     rows: list[Row]
-    records_per_step: int
+    records_per_step: int  # whose questions are an optimizer step
 
 
 @dataclass(frozen=True)
@@ -143,10 +140,8 @@ def main(args: Training) -> None:
     todo = job(MelpConfig(dropout=0.0, dropout_input=0.0, attention_dropout=0.0), args.records, args.questions)
     count = len(todo.rows)
     rates: dict[str, list[tuple[float, float]]] = {}
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        tqdm(total=3 * args.repeats, desc="Timing", unit="run") as progress,
-    ):
+    bar = tqdm(total=3 * args.repeats, desc="Timing", unit="run")
+    with tempfile.TemporaryDirectory() as temporary, bar as progress:
         folder = Path(temporary)
 
         def timed(collator: EcgCollator, steps: int, questions_per_row: int = 1) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import statistics
-from eval.speed._settings import Statistics
+from eval.speed import Statistics
 
 Floats = NDArray[np.float64]
 Rng = np.random.Generator
