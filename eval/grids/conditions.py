@@ -85,9 +85,6 @@ def _upstream(lines: Lines) -> tuple[float | None, int]:
     return upstream_accuracy([line.prediction for line in lines.values()], [line.answer for line in lines.values()])
 
 
-# --- what people read -------------------------------------------------------------------------------------------------
-
-
 def write(out: Path, numbers: Numbers) -> list[Path]:
     """Write `grid.png`, `grid.md` and `grid.json` into a folder; each appears whole or not at all."""
     return grid.write(out, "grid", numbers, draw, markdown(numbers))

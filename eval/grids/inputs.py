@@ -31,21 +31,16 @@ _COLOURS = {"real": "#0072B2", "zero": "#999999", "swap": "#D55E00", "none": "#C
 
 @dataclass(frozen=True)
 class Cost:
-    """What an input costs.
+    """What an input costs."""
 
-    Attributes:
-        tokens: Tokens of an ECG, as the language model sees them: mean over recordings, of which one has `fewest`.
-        trained: Parameters that are trained: LoRA, projector, and the encoder where it is.
-        seconds: Median time of a training step of the sft stage, by seed (s); None where no step was timed.
-        measured_on: Device and threads these were measured on.
-    """
-
-    tokens: float
+    tokens: (
+        float  # of an ECG, as the language model sees them: the mean over recordings, beside the fewest and the most
+    )
     fewest: int
     most: int
-    trained: int
-    seconds: Mapping[str, float | None]
-    measured_on: Sequence[str]
+    trained: int  # parameters that are trained: LoRA, projector, and the encoder where it is
+    seconds: Mapping[str, float | None]  # median step of the sft stage, by seed (s); None where no step was timed
+    measured_on: Sequence[str]  # device and threads of these
 
 
 def cost_of(folders: Mapping[int, Path], source: EcgSource, records: Iterable[str]) -> Cost:
@@ -90,15 +85,8 @@ def summarise(
 ) -> Numbers:
     """All numbers of a grid of inputs. Controls are left out.
 
-    Args:
-        answers: By input and seed of the training, the model's scored answers under `INFER_CONDITIONS`.
-        costs: Cost of every input; their order is that of the table.
-        questions: Test questions; the training rows give the most common answers.
-        draws: Resamples of the intervals over patients.
-        seed: Seed of the resamples.
-
-    Raises:
-        ValueError: A cell is missing or was asked other questions than the others; names the cell.
+    Arguments and errors as `eval.grids.conditions.summarise`, with inputs in place of train conditions; the order of
+    their `costs` is that of the table.
     """
     lines, shared = grid.compared(answers, list(costs), questions)
     seeds = shared["seeds"]
@@ -118,9 +106,6 @@ def summarise(
             for name, cost in costs.items()
         },
     }
-
-
-# --- what people read -------------------------------------------------------------------------------------------------
 
 
 def write(out: Path, numbers: Numbers) -> list[Path]:

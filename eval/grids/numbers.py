@@ -134,9 +134,6 @@ def gap(lines: Mapping[str, Lines], draws: int, seed: int) -> Gap:
     return {"difference": rounded(np.mean(real - swap)), "interval": limits, "n": len(both)}
 
 
-# --- what people read -------------------------------------------------------------------------------------------------
-
-
 def write(out: Path, name: str, numbers: Numbers, draw: Callable[[Numbers, Path], None], markdown: str) -> list[Path]:
     """Write numbers into a folder as `name.png`, `name.md` and `name.json`; each appears whole or not at all."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "md", "json")]

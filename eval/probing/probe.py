@@ -196,9 +196,6 @@ class _Scorer:
             yield score
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
 def _described(task: Task) -> Numbers:
     splits = {}
     for split, records in task.splits.items():

@@ -35,9 +35,6 @@ class Recordings:
         return {"ptbxl": self.ptbxl, "cpsc2018": self.cpsc2018, "csn": self.csn}
 
 
-# --- probe ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Finetuning:
     """How an encoder is fine-tuned; `learning_rate` is the head's, `layer_decay` a layer's share of the rate above.
@@ -154,9 +151,6 @@ class ProbeSettings(Recordings, _ProbeTask):
         return Protocol(self.percent, self.features, finetune, self.random_seeds, seed=self.seed)
 
 
-# --- zero-shot --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class _ZeroShotModel:
     """The first flags of `eval.zero_shot`."""
@@ -194,9 +188,6 @@ class ZeroShotSettings(Recordings, _ZeroShotModel):
             raise ValueError("--ecg needs --prompt: what the recordings are compared with")
         if self.prompt and self.prompts:
             raise ValueError("--prompts is of a task's classes and --prompt of your own: give one of them")
-
-
-# --- vocabulary -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

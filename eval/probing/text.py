@@ -41,9 +41,6 @@ def _area(numbers: Numbers) -> str:
     return auroc_span(numbers["auroc"], numbers["interval"])
 
 
-# --- probe ------------------------------------------------------------------------------------------------------------
-
-
 def probe_text(numbers: Numbers) -> str:
     """The numbers of `eval.probing.probe.measure`."""
     train, test = numbers["train_task"], numbers["test_task"]
@@ -102,9 +99,6 @@ def _class_table(numbers: Numbers, result: Numbers) -> Table:
 
 def _difference(numbers: Numbers, name: str = "value") -> str:
     return signed_span(numbers[name], numbers["interval"], 3)
-
-
-# --- zero-shot --------------------------------------------------------------------------------------------------------
 
 
 def zero_shot_text(numbers: Numbers) -> str:

@@ -95,13 +95,8 @@ def compare(
 ) -> dict[str, Measured]:
     """All kinds of rows in one language model, whose table becomes as long as words and tokens need.
 
-    Args:
-        language: A causal language model. Its rows from `words` on are overwritten.
-        byte: The tokenizer.
-        words: How many rows are words.
-        trained: Rows of the tokens as they were learned, in the order of the tokenizer's table.
-        tokens: How many tokens of a recording are read; fewer where one of them has fewer.
-        exchanges: How often a recording is exchanged.
+    The first `words` rows are words; those behind them are overwritten. `trained` are rows of the tokens as they were
+    learned, in the order of the tokenizer's table. So many `tokens` of a recording are read, fewer where one has fewer.
     """
     cohort = SyntheticCohort(2 * exchanges, records_per_patient=1, seed=1)
     number = {token: n for n, token in enumerate(byte.table.llm_order)}
@@ -117,8 +112,7 @@ def compare(
     rows_of = _table(language)
     word_rows = rows_of[:words].clone()
     kinds = {"upstream": rows_of[words:].clone(), "content": content_rows(byte, word_rows.cpu())}
-    if trained is not None:
-        kinds["trained"] = trained
+    kinds |= {} if trained is None else {"trained": trained}
     measured = {"words": measure(word_rows, word_rows, relative_changes(language, word_pairs, words))}
     for kind, rows in kinds.items():
         rows_of[words:] = rows.to(rows_of.device, rows_of.dtype)
@@ -139,8 +133,7 @@ def relative_changes(
     Each pair are two sequences of ids of one length, read between the same words. Ids below `words` are words; frame
     and logits are of them alone.
     """
-    generator = torch.Generator().manual_seed(1)
-    before, behind = torch.randint(words, (2, FRAME), generator=generator)
+    before, behind = torch.randint(words, (2, FRAME), generator=torch.Generator().manual_seed(1))
     changes = []
     for pair in pairs:
         ids = torch.stack([torch.cat([before, torch.as_tensor(body), behind]) for body in pair])
@@ -164,8 +157,7 @@ def _cosines(rows: Tensor, pairs: int = 20_000) -> NDArray[np.float32]:
     first = rng.integers(len(rows), size=pairs)
     second = (first + rng.integers(1, len(rows), size=pairs)) % len(rows)
     unit = nn.functional.normalize(rows.float(), dim=1)
-    cosines: NDArray[np.float32] = (unit[first] * unit[second]).sum(1).numpy()
-    return cosines
+    return np.asarray((unit[first] * unit[second]).sum(1).numpy(), dtype=np.float32)
 
 
 def table(measured: Mapping[str, Measured]) -> list[str]:

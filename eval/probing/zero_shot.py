@@ -29,7 +29,7 @@ from eval.probing.areas import Areas, Floats, Numbers, compared, with_interval
 from eval.probing.settings import ZeroShotSettings
 from eval.probing.tasks import SYNTHETIC, Task, simulated, task_of
 from eval.probing.transfer import prompts_of, read_prompts, seen_notes
-from eval.probing.vectors import describe, vectors
+from eval.probing.vectors import vectors
 from eval.statistics import rounded
 
 PUBLISHED = "fuyingw/MELP_Encoder"
@@ -71,17 +71,14 @@ def run(settings: ZeroShotSettings) -> Numbers:
         source = {path: read_ecg(path) for path in settings.ecg}
         with tempfile.TemporaryDirectory() as folder:  # a path may hold another recording tomorrow
             return command | score(loaded, source, "files", list(source), settings.prompt, folder)
-    outside = None
-    if settings.task == SYNTHETIC:
-        task, outside = simulated(settings.patients, settings.folds, settings.cache), OUTSIDE
-    else:
-        task = task_of(settings, settings.task)
+    simulation = settings.task == SYNTHETIC
+    folds, cache, seed = settings.folds, settings.cache, settings.seed
+    task = simulated(settings.patients, folds, cache) if simulation else task_of(settings, settings.task)
     if settings.prompt:
-        records = task.splits["test"]
-        return command | score(loaded, task.source, task.source_key, records, settings.prompt, settings.cache)
-    random = [random_like(loaded, settings.seed + i) for i in range(1, settings.random_seeds + 1)]
-    numbers = measure(loaded, task, settings.cache, prompts=prompts, outside=outside, random=random, seed=settings.seed)
-    return command | numbers
+        return command | score(loaded, task.source, task.source_key, task.splits["test"], settings.prompt, cache)
+    random = [random_like(loaded, seed + i) for i in range(1, settings.random_seeds + 1)]
+    outside = OUTSIDE if simulation else None
+    return command | measure(loaded, task, cache, prompts=prompts, outside=outside, random=random, seed=seed)
 
 
 def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
@@ -112,19 +109,6 @@ def random_like(loaded: TextAndEcg, seed: int) -> TextAndEcg:
     return loaded._replace(model=model.to(loaded.model.device))
 
 
-def text_vectors(loaded: TextAndEcg, texts: Sequence[str]) -> Floats:
-    """Texts in the shared space, of unit length `[texts, D]`; in lower case, as upstream has prompts."""
-    model, _, tokenizer = loaded
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(texts), TEXTS):
-            lower = [text.lower() for text in texts[start : start + TEXTS]]
-            tokens = tokenize_texts(tokenizer, lower, model.config.text_length)
-            inputs = {name: tensor.to(model.encoder.device) for name, tensor in tokens.items()}
-            parts.append(model.encode_text(**inputs).double().cpu().numpy())
-    return np.concatenate(parts)
-
-
 def cosines(
     loaded: TextAndEcg,
     source: EcgSource,
@@ -133,17 +117,23 @@ def cosines(
     texts: Sequence[str],
     cache: Path | str,
 ) -> Floats:
-    """How like each text each recording is, `[records, texts]`.
+    """How like each text, in lower case as upstream has prompts, each recording is: `[records, texts]`.
 
     Recordings are encoded once and kept in the folder `cache`, under the name `source_key` (`eval.probing.vectors`).
 
     Raises:
         ValueError: A text has no words, or a recording's vector is not finite; names it.
     """
-    model, extractor, _ = loaded
-    of_texts = text_vectors(loaded, texts)  # first: a prompt without words need not wait for the recordings
+    model, extractor, tokenizer = loaded
+    of_texts = []  # first: a prompt without words need not wait for the recordings
+    with torch.no_grad():
+        for start in range(0, len(texts), TEXTS):
+            lower = [text.lower() for text in texts[start : start + TEXTS]]
+            tokens = tokenize_texts(tokenizer, lower, model.config.text_length)
+            inputs = {name: tensor.to(model.encoder.device) for name, tensor in tokens.items()}
+            of_texts.append(model.encode_text(**inputs).double().cpu())
     of_ecgs = vectors(model.encoder, extractor, source, source_key, records, cache, "rhythm")
-    scores = zero_shot(torch.from_numpy(of_ecgs).double(), torch.from_numpy(of_texts))
+    scores = zero_shot(torch.from_numpy(of_ecgs).double(), torch.cat(of_texts))
     return np.asarray(scores.numpy(), dtype=np.float64)
 
 
@@ -249,10 +239,10 @@ def _cut(loaded: TextAndEcg, prompts: Mapping[str, str]) -> list[str]:
 
 
 def _described(loaded: TextAndEcg) -> Numbers:
-    encoder = describe(loaded.model.encoder)
-    return {
+    encoder, parameters = loaded.model.encoder, sum(parameter.numel() for parameter in loaded.model.parameters())
+    weights = {
         "weights": weights_hash(loaded.model),
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "encoder_weights": encoder["weights"],
-        "pretrained_on": encoder["pretrained_on"],
+        "parameters": parameters,
+        "encoder_weights": weights_hash(encoder),
     }
+    return weights | {"pretrained_on": encoder.config.pretrained_on}

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -64,21 +65,18 @@ def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
     cohort = load(patients=max(records, 20), held_out_patients=1, questions=10, held_out_questions=1)
     answers = {row["question"]: row["answer"] for row in cohort.train if len(row["ecgs"]) == 1}
     source = {row["ecgs"][0]: cohort.source[row["ecgs"][0]] for row in cohort.reports[:records]}
+    about = partial(question_row, question_type="t")
     rows = [
-        question_row(
-            id=f"{record}/{i}", ecgs=[record], patient_ids=[record], question_type="t", question=text, answer=answer
-        )
+        about(id=f"{record}/{i}", ecgs=[record], patient_ids=[record], question=text, answer=answer)
         for record in source
         for i, (text, answer) in enumerate(islice(cycle(answers.items()), questions))
     ]
     tokenizer = train_tokenizer([f"{text} {' '.join(answer)}" for text, answer in answers.items()])
-    config = ElmConfig(
-        text_config=llama_config(tokenizer),
-        encoder_config=encoder_config,
-        ecg_token_id=tokenizer.convert_tokens_to_ids("<ecg>"),
-    )
+    text_config, token = llama_config(tokenizer), tokenizer.convert_tokens_to_ids("<ecg>")
     torch.manual_seed(0)
-    model = ElmForConditionalGeneration(config)
+    model = ElmForConditionalGeneration(
+        ElmConfig(text_config=text_config, encoder_config=encoder_config, ecg_token_id=token)
+    )
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
     processor = ElmProcessor(MelpFeatureExtractor.from_config(encoder_config), tokenizer)
@@ -103,20 +101,11 @@ def train(job: Job, collator: EcgCollator, steps: int, questions_per_row: int, f
 
     rows = packed(job.rows, questions_per_row)
     per_step = len(job.rows) * job.records_per_step // len(job.source)
-    args = SFTConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=len(rows) * job.records_per_step // len(job.source),
-        dataloader_drop_last=True,
-        max_steps=steps,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        seed=0,
-    )
+    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    plain = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "seed": 0}
+    size = len(rows) * job.records_per_step // len(job.source)
+    batches = {"per_device_train_batch_size": size, "dataloader_drop_last": True, "max_steps": steps}
+    args = SFTConfig(output_dir=str(folder), **batches, **quiet, **plain)
     model = copy.deepcopy(job.model)
     trainer = ElmTrainer(
         model=model,
