@@ -58,15 +58,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Logits of the test records `[records, classes]` by the best epoch (from 1), which had this validation AUROC.
+    """What the best epoch came to."""
 
-    `rates` are the learning rates of the groups of parameters, from the input to the head.
-    """
-
-    scores: NDArray[np.float64]
-    epoch: int
-    validation: float
-    rates: dict[str, float]
+    scores: NDArray[np.float64]  # logits of the test records `[records, classes]`
+    epoch: int  # from 1
+    validation: float  # its AUROC
+    rates: dict[str, float]  # learning rates of the groups of parameters, from the input to the head
 
 
 def finetune(
@@ -85,9 +82,9 @@ def finetune(
 
     Args:
         encoder: Encoder to copy.
-        inputs: Inputs of training and validation records, and of test records.
+        inputs: Of training and validation records, and of test records.
         records: Training, validation and test records.
-        labels: Labels of training and validation records, `[records, classes]`.
+        labels: Of training and validation records, `[records, classes]`.
         settings: How it is trained.
         kind: Which vector the head reads (`eval.probing.vectors`).
         seed: Seed of the head, the batches and dropout.

@@ -18,8 +18,8 @@ from data.support.commands import command_of
 from encoders import load_encoder, new_encoder
 from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.registry import find_config
-from eval.probing.areas import Areas, Floats, Numbers, compared, with_interval
 from eval.probing.finetune import Inputs, finetune
+from eval.probing.numbers import Areas, Floats, Numbers, compared, with_interval
 from eval.probing.settings import ProbeSettings, Protocol
 from eval.probing.tasks import Task, drawn, lacking, task_of
 from eval.probing.text import reasons

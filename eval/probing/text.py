@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data.support.files import written_whole
-from eval.probing.areas import Numbers
+from eval.probing.numbers import Numbers
 from eval.report.parts import Table, auroc_span, markdown_table, signed_span
 from eval.report.templates import filled_in
 

@@ -25,7 +25,7 @@ from encoders.melp import MelpFeatureExtractor, MelpForPretraining
 from encoders.melp.files import load_pretraining
 from encoders.melp.pretraining import zero_shot
 from encoders.melp.text import tokenize_texts
-from eval.probing.areas import Areas, Floats, Numbers, compared, with_interval
+from eval.probing.numbers import Areas, Floats, Numbers, compared, with_interval
 from eval.probing.settings import ZeroShotSettings
 from eval.probing.tasks import SYNTHETIC, Task, simulated, task_of
 from eval.probing.transfer import prompts_of, read_prompts, seen_notes
