@@ -71,9 +71,8 @@ def compared(
     first = lines[trained[0], seeds[0]]["real"]
     for (train, number), by_condition in lines.items():
         if by_condition["real"].keys() != first.keys():
-            raise ValueError(
-                f"{train}, seed {number} was asked other questions than {trained[0]}, seed {seeds[0]}: ask both again"
-            )
+            other = f"{trained[0]}, seed {seeds[0]}"
+            raise ValueError(f"{train}, seed {number} was asked other questions than {other}: ask both again")
     rows = {row["id"]: row for row in questions.test}
     if unknown := sorted(first.keys() - rows.keys()):
         raise ValueError(f"question {unknown[0]!r} was asked, but {questions.name} has no such held-out question")
@@ -108,16 +107,10 @@ def cell(train: str, infer: str, by_seed: Mapping[int, tuple[float | None, int]]
     """One cell from a number per seed and how many answers it is of."""
     values = [value for value, _ in by_seed.values() if value is not None]
     mean, lowest, highest = (rounded(of(values)) if values else None for of in (np.mean, np.min, np.max))
-    result: Cell = {
-        "by_seed": {str(s): None if value is None else rounded(value) for s, (value, _) in by_seed.items()},
-        "n": {str(s): n for s, (_, n) in by_seed.items()},
-        "mean": mean,
-        "lowest": lowest,
-        "highest": highest,
-    }
-    if MATCHED[train] != infer:
-        result["warning"] = SHIFT
-    return result
+    of_seeds = {str(s): None if value is None else rounded(value) for s, (value, _) in by_seed.items()}
+    numbers = {str(s): n for s, (_, n) in by_seed.items()}
+    result: Cell = {"by_seed": of_seeds, "n": numbers, "mean": mean, "lowest": lowest, "highest": highest}
+    return result if MATCHED[train] == infer else {**result, "warning": SHIFT}
 
 
 def accuracy(lines: Lines) -> tuple[float | None, int]:
@@ -138,10 +131,10 @@ def write(out: Path, name: str, numbers: Numbers, draw: Callable[[Numbers, Path]
     """Write numbers into a folder as `name.png`, `name.md` and `name.json`; each appears whole or not at all."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "md", "json")]
     draw(numbers, paths[0])
-    with written_whole(paths[1], "w") as file:
-        file.write(markdown)
-    with written_whole(paths[2], "w") as file:
-        file.write(json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    data = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
+    for path, text in zip(paths[1:], (markdown, data + "\n")):
+        with written_whole(path, "w") as file:
+            file.write(text)
     return paths
 
 

@@ -113,25 +113,24 @@ def finetune(
         network = _Network(model, head, kind)
         truth = torch.from_numpy(labels[0].astype(np.float32)).to(device)
         best, weights = (-1.0, 0), network.state_dict()
-        with tqdm(total=settings.epochs, desc="Fine-tuning", unit="epoch") as progress:
-            for epoch in range(1, settings.epochs + 1):
-                network.train()
-                for rows in torch.randperm(len(train)).split(size):
-                    logits = network(learned_from.of([train[i] for i in rows.tolist()], model))
-                    loss = nn.functional.binary_cross_entropy_with_logits(logits, truth[rows.to(device)])
-                    if not torch.isfinite(loss):
-                        raise ValueError(f"epoch {epoch}: the loss is {loss.item()}: lower learning_rate")
-                    optimizer.zero_grad()
-                    loss.backward()
-                    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
-                    optimizer.step()
-                    schedule.step()
-                scores = network.scores(learned_from, valid)
-                macro = float(np.mean([auroc(scores[:, k], labels[1][:, k]) for k in judged]))
-                if macro > best[0]:
-                    best, weights = (macro, epoch), copy.deepcopy(network.state_dict())
-                progress.set_postfix(validation=f"{macro:.3f}", best=f"{best[0]:.3f}")
-                progress.update()
+        progress = tqdm(range(1, settings.epochs + 1), desc="Fine-tuning", unit="epoch")
+        for epoch in progress:
+            network.train()
+            for rows in torch.randperm(len(train)).split(size):
+                logits = network(learned_from.of([train[i] for i in rows.tolist()], model))
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, truth[rows.to(device)])
+                if not torch.isfinite(loss):
+                    raise ValueError(f"epoch {epoch}: the loss is {loss.item()}: lower learning_rate")
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
+                optimizer.step()
+                schedule.step()
+            scores = network.scores(learned_from, valid)
+            macro = float(np.mean([auroc(scores[:, k], labels[1][:, k]) for k in judged]))
+            if macro > best[0]:
+                best, weights = (macro, epoch), copy.deepcopy(network.state_dict())
+            progress.set_postfix(validation=f"{macro:.3f}", best=f"{best[0]:.3f}")
         network.load_state_dict(weights)
     rates = {group.name: settings.learning_rate * group.scale for group in groups}
     return Tuned(network.scores(tested_on, test), best[1], best[0], rates)

@@ -23,9 +23,7 @@ class Recordings:
     cpsc2018: Path | None = option("recordings of CPSC2018, as published", default=None, metavar="DIR")
     csn: Path | None = option("recordings of CSN, as published", default=None, metavar="DIR")
     splits: Path | None = option("split tables of CPSC2018 and CSN", default=None, metavar="DIR")
-    folds: str = option(
-        "folds of PTB-XL and simulated patients: training, validation, test", default=PUBLISHED_FOLDS, metavar="A/B/C"
-    )
+    folds: str = option("of PTB-XL and simulated patients", default=PUBLISHED_FOLDS, metavar="TRAINING/VALIDATION/TEST")
     rate: int = option("which records of PTB-XL: those of 100 or of 500 Hz", default=500)
     leave_out_missing: bool = option("leave out records of the split tables that are not on disk", default=False)
 
@@ -107,9 +105,7 @@ class _ProbeTask:
 class ProbeSettings(Recordings, _ProbeTask):
     """Settings of `eval.probe`."""
 
-    percent: tuple[float, ...] = option(
-        "per cent of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P"
-    )
+    percent: tuple[float, ...] = option("of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P")
     features: str = option(
         "paper (what the encoder's paper probes, else mean), mean, max, or a vector of its output",
         default="paper",
@@ -167,15 +163,11 @@ class ZeroShotSettings(Recordings, _ZeroShotModel):
     """Settings of `eval.zero_shot`."""
 
     patients: int = option("patients of the task synthetic, in all folds", default=2000, metavar="N")
-    prompts: Path | None = option(
-        "JSON with the prompt of each class (default: plain words)", default=None, metavar="FILE"
-    )
+    prompts: Path | None = option("JSON of prompts by class (default: plain words)", default=None, metavar="FILE")
     prompt: tuple[str, ...] = option(
         "score records by a prompt of your own; repeat it to compare", default=(), metavar="TEXT", append=True
     )
-    ecg: tuple[str, ...] = option(
-        "with --prompt: recordings, WFDB or any format that is read", default=(), metavar="PATH"
-    )
+    ecg: tuple[str, ...] = option("with --prompt: recordings in any format that is read", default=(), metavar="PATH")
     random_seeds: int = option("models of random weights beside it; 0 for none", default=3, metavar="N")
     seed: int = option("seed of the resamples and of random weights", default=0)
     cache: Path = option("folder of vectors (default: out/cache)", default=Path("out/cache"), metavar="DIR")

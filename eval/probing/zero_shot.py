@@ -110,16 +110,11 @@ def random_like(loaded: TextAndEcg, seed: int) -> TextAndEcg:
 
 
 def cosines(
-    loaded: TextAndEcg,
-    source: EcgSource,
-    source_key: str,
-    records: Sequence[str],
-    texts: Sequence[str],
-    cache: Path | str,
+    loaded: TextAndEcg, source: EcgSource, key: str, records: Sequence[str], texts: Sequence[str], cache: Path | str
 ) -> Floats:
     """How like each text, in lower case as upstream has prompts, each recording is: `[records, texts]`.
 
-    Recordings are encoded once and kept in the folder `cache`, under the name `source_key` (`eval.probing.vectors`).
+    Recordings are encoded once and kept in the folder `cache`, under the name `key` (`eval.probing.vectors`).
 
     Raises:
         ValueError: A text has no words, or a recording's vector is not finite; names it.
@@ -132,7 +127,7 @@ def cosines(
             tokens = tokenize_texts(tokenizer, lower, model.config.text_length)
             inputs = {name: tensor.to(model.encoder.device) for name, tensor in tokens.items()}
             of_texts.append(model.encode_text(**inputs).double().cpu())
-    of_ecgs = vectors(model.encoder, extractor, source, source_key, records, cache, "rhythm")
+    of_ecgs = vectors(model.encoder, extractor, source, key, records, cache, "rhythm")
     scores = zero_shot(torch.from_numpy(of_ecgs).double(), torch.cat(of_texts))
     return np.asarray(scores.numpy(), dtype=np.float64)
 
@@ -202,19 +197,14 @@ def measure(
 
 
 def score(
-    loaded: TextAndEcg,
-    source: EcgSource,
-    source_key: str,
-    records: Sequence[str],
-    prompts: Sequence[str],
-    cache: Path | str,
+    loaded: TextAndEcg, source: EcgSource, key: str, records: Sequence[str], prompts: Sequence[str], cache: Path | str
 ) -> Numbers:
     """How like each prompt each recording is; arguments and errors as `cosines`.
 
     Per record its cosines and, of two or more prompts, the softmax over them at the model's temperature: how it would
     divide the recording among them if exactly one of them were true.
     """
-    scores = cosines(loaded, source, source_key, records, prompts, cache)
+    scores = cosines(loaded, source, key, records, prompts, cache)
     scale = float(np.exp(loaded.model.logit_scale.item()))
     rows: list[Numbers] = []
     for record, row, shares in zip(records, scores, softmax(scale * scores, axis=1)):
@@ -223,7 +213,7 @@ def score(
     cut = _cut(loaded, dict(zip(prompts, prompts)))
     return {
         "model": _described(loaded),
-        "recordings": source_key,
+        "recordings": key,
         "prompts": list(prompts),
         "scale": rounded(scale),
         "records": rows,

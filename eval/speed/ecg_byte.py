@@ -1,7 +1,5 @@
 """ECG-Byte: encoding a recording and learning a table, against upstream's procedures restated.
 
-    python -m eval.speed ecg_byte [--table FILE] [--merges 5000] [--recordings 300] [--repeats 21]
-
 Upstream calls a Python function for every sample, then compiled code that builds a trie of all tokens for every
 recording and counts all pairs again for every merge that it learns. The same steps in Python take about as long for
 encoding, of which the function is the larger part, and many times as long for learning: that ratio is about the steps,

@@ -1,7 +1,5 @@
 """HeartLang: milliseconds per recording for its tokenizer, beside upstream's procedure, and for its encoder.
 
-    python -m eval.speed heartlang [--records 50] [--repeats 5] [--batch 8]
-
 Upstream calls wfdb's XQRS and cuts word by word; its encoder is restated as plainly as it is written there. Recordings
 are simulated, 12 leads of 10 s at 100 Hz, and not filtered in any of the ways; the encoder has the published size and
 random weights. CPU time of one thread; in every repeat all ways are timed one after the other, and a ratio is taken

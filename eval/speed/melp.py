@@ -1,7 +1,5 @@
 """MELP: milliseconds per recording for its encoder, beside a plain restatement of it.
 
-    python -m eval.speed melp [--batch 8] [--repeats 5]
-
 The restatement computes what upstream's code does, an operation at a time: attention with an explicit softmax, the
 positional convolution with its weight norm applied in every call, the poolers spelled out. Recordings are simulated, 12
 leads of 10 s at 500 Hz; the encoder has the published size and random weights, both ways the same ones, and their

@@ -1,7 +1,5 @@
 """Training: cached encoder output against encoding for every question, and questions that share a row.
 
-    python -m eval.speed sft [--records 8] [--questions 25] [--repeats 3] [--threads 2]
-
 A MELP encoder of the published size and the tiny Llama of the default job, both with random weights, are trained by the
 recipe's trainer (projector and LoRA; collator, forward, backward and optimizer are timed). In every repeat all ways are
 timed one after the other, and a ratio is taken within the repeat. The encoder costs the same for every question that is

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Features = NDArray[np.floating]  # [N, D]
+Validation = tuple[ArrayLike, ArrayLike]  # features and labels of other patients
 
 STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the penalty
 
@@ -55,7 +57,7 @@ def fit_probe(
     folds: int = 5,
     max_width: int = 2048,
     seed: int = 0,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: Validation | None = None,
 ) -> Probe:
     """Fit one logistic regression per finding.
 
@@ -104,12 +106,7 @@ def fit_probe(
 
 
 def _fit_validated(
-    features: NDArray[np.floating],
-    labels: Array,
-    validation: tuple[ArrayLike, ArrayLike],
-    path: Array,
-    max_width: int,
-    seed: int,
+    features: Features, labels: Array, validation: Validation, path: Array, max_width: int, seed: int
 ) -> Probe:
     """`fit_probe` with a validation split. All labels are known on both sides, as those of benchmarks are."""
     held, truth = (np.asarray(side, dtype=np.float64) for side in validation)
@@ -130,9 +127,7 @@ def _fit_validated(
     return Probe(weights, chosen[-1] - mean @ weights, path[best])
 
 
-def _check(
-    features: NDArray[np.floating], labels: Array, patients: Sequence[str], strengths: Sequence[float], folds: int
-) -> None:
+def _check(features: Features, labels: Array, patients: Sequence[str], strengths: Sequence[float], folds: int) -> None:
     if features.ndim != 2 or labels.ndim != 2 or not len(features) == len(labels) == len(patients):
         raise ValueError(
             f"features [N, D], labels [N, F] and patients must match: {features.shape}, {labels.shape}, {len(patients)}"
@@ -159,9 +154,7 @@ def _folds(patients: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
     return part[place]
 
 
-def _coordinates(
-    features: NDArray[np.floating], max_width: int, seed: int
-) -> tuple[Array, Callable[[Array], Array], Array]:
+def _coordinates(features: Features, max_width: int, seed: int) -> tuple[Array, Callable[[Array], Array], Array]:
     """Standardised features along their principal axes, no more numerous than recordings: coordinates `[N, d]`.
 
     And what turns their weights `[d, F]` into weights of the features `[D, F]`; and the mean of the features `[D]`.
