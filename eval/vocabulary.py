@@ -25,11 +25,7 @@ from eval.probing.settings import VocabularySettings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables.
-
-    Raises:
-        ValueError: A tokenizer is named for a model that has its own, or there is none in the file.
-    """
+    """Print the tables."""
     settings = parse(VocabularySettings, "eval.vocabulary", __doc__, argv)
 
     from eval.probing.vocabulary import run

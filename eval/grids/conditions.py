@@ -5,9 +5,11 @@ every model learns from the same questions in the same order, and only the ECGs 
 trains and asks; nothing here does).
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,29 +34,15 @@ class Published:
     caveat: str
 
 
-PUBLISHED = {
-    "ecg_bench": Published(
-        "ECG-Bench, assets/acc_heatmap.png of github.com/willxxy/ECG-Bench",
-        {
-            "real": {"real": 30.55, "zero": 0.00, "none": 0.00},
-            "zero": {"real": 31.16, "zero": 28.05, "none": 17.93},
-            "none": {"real": 37.09, "zero": 28.75, "none": 30.05},
-        },
-        "One number per cell, without a seed or an interval; data set, fold, language model and number of questions "
-        "are not stated in the picture. Their answers were sampled, not greedy, and scored by their own rule: compare "
-        "with the table by that rule, and in pattern rather than in height.",
-    )
-}
+_TABLES: Mapping[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+PUBLISHED = {name: Published(**table) for name, table in _TABLES.items()}
 
 
 def summarise(answers: Answers, questions: QuestionSet, draws: int = 2000, seed: int = 0) -> Numbers:
     """All numbers of a grid. Controls are left out.
 
-    Args:
-        answers: By train condition and seed of the training, the model's scored answers under `INFER_CONDITIONS`.
-        questions: Test questions; the training rows give the most common answers.
-        draws: Resamples of the intervals over patients.
-        seed: Seed of the resamples.
+    Answers are scored, by train condition and seed of the training, each model's under `INFER_CONDITIONS`; the training
+    rows of `questions` give the most common answers; `draws` and `seed` are of the intervals over patients.
 
     Raises:
         ValueError: A cell is missing or was asked other questions than the others; names the cell.
@@ -96,7 +84,7 @@ def table(numbers: Numbers, kind: str = "accuracy") -> str:
     `kind` is `"accuracy"` or `"upstream_accuracy"`.
     """
     return _by_training(
-        {name: {i: grid.cell_text(one) for i, one in row.items()} for name, row in numbers[kind].items()}
+        {name: {i: " ".join(grid.cell_parts(one)) for i, one in row.items()} for name, row in numbers[kind].items()}
     )
 
 
@@ -158,7 +146,7 @@ def draw(numbers: Numbers, path: Path) -> None:
     figure = Figure(figsize=(13 if published else 7.5, 5), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2 if published else 1, squeeze=False, width_ratios=[4, 3] if published else None)[0]
     cells = {
-        train: {i: (one["mean"], "\n".join(part for part in grid.cell_parts(one) if part)) for i, one in row.items()}
+        train: {i: (one["mean"], "\n".join(grid.cell_parts(one))) for i, one in row.items()}
         for train, row in numbers["accuracy"].items()
     }
     spread = "mean, and lowest to highest of the seeds" if len(numbers["seeds"]) > 1 else "one training per cell"

@@ -120,7 +120,7 @@ def table(numbers: Numbers) -> str:
     lines = [[*head, "tokens per ECG", "seconds per step", "trained parameters"]]
     majority = f"{100 * numbers['majority_by_question']:.1f}"
     for name, row in numbers["inputs"].items():
-        cells = [grid.cell_text(row["accuracy"][infer]) for infer in conditions]
+        cells = [" ".join(grid.cell_parts(row["accuracy"][infer])) for infer in conditions]
         costs = [_tokens_text(row), _seconds_text(row["seconds"]), f"{row['trained']:,}"]
         lines.append([name, *cells, majority, *costs])
     return markdown_table(lines)

@@ -143,18 +143,13 @@ def mark(train: str, infer: str) -> str:
     return "" if MATCHED[train] == infer else " †"
 
 
-def cell_parts(cell: Cell) -> tuple[str, str]:
-    """A cell's mean and its spread over seeds, per cent; no spread of a single seed."""
+def cell_parts(cell: Cell) -> list[str]:
+    """A cell's mean and, of several seeds, its spread over them, per cent."""
     dagger = " †" if "warning" in cell else ""
     if cell["mean"] is None or cell["lowest"] is None or cell["highest"] is None:
-        return f"says nothing{dagger}", ""
-    spread = f"({100 * cell['lowest']:.1f} to {100 * cell['highest']:.1f})" if len(cell["by_seed"]) > 1 else ""
-    return f"{100 * cell['mean']:.1f}{dagger}", spread
-
-
-def cell_text(cell: Cell) -> str:
-    """A cell of a table."""
-    return " ".join(part for part in cell_parts(cell) if part)
+        return [f"says nothing{dagger}"]
+    spread = [f"({100 * cell['lowest']:.1f} to {100 * cell['highest']:.1f})"] if len(cell["by_seed"]) > 1 else []
+    return [f"{100 * cell['mean']:.1f}{dagger}", *spread]
 
 
 def gap_table(of_rows: Mapping[str, Mapping[str, Gap]], seeds: Sequence[int], head: str) -> str:

@@ -41,6 +41,7 @@ class Inputs:
         self.place = {record: i for i, record in enumerate(dict.fromkeys(records))}
         self._arrays: dict[str, np.memmap] = {}
         names = list(self.place)
+        folder.mkdir(exist_ok=True)
         for start in tqdm(range(0, len(names), CHUNK), desc="Reading ECGs", unit="batch"):
             chunk = extractor([source[record] for record in names[start : start + CHUNK]], return_tensors="np")
             for name, values in chunk.items():
@@ -78,16 +79,9 @@ def finetune(
 ) -> Tuned:
     """Train a copy of an encoder and a linear head, and score the test records with the best epoch.
 
-    The same encoder, data, settings, seed and machine give the same scores; the encoder stays as it is.
-
-    Args:
-        encoder: Encoder to copy.
-        inputs: Of training and validation records, and of test records.
-        records: Training, validation and test records.
-        labels: Of training and validation records, `[records, classes]`.
-        settings: How it is trained.
-        kind: Which vector the head reads (`eval.probing.vectors`).
-        seed: Seed of the head, the batches and dropout.
+    The same encoder, data, settings, seed and machine give the same scores; the encoder stays as it is. Inputs are of
+    training and validation records, and of test records; labels of training, and of validation records `[records,
+    classes]`. The head reads the vector `kind` (`eval.probing.vectors`); the seed is of head, batches and dropout.
 
     Raises:
         ValueError: No class has both labels in the validation, or the loss is not finite.

@@ -112,7 +112,7 @@ def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path |
         with scorer.finetuned() if protocol.finetune else nullcontext(scorer.linear) as score:
             scored[name] = [
                 {draw.percent: score(model, draw) for draw in draws if draw.classes}
-                for model in _with_random(name, encoder, extractor, train, protocol)
+                for model in scorer.with_random(name, encoder)
             ]
     return {
         "train_task": _described(train),
@@ -130,19 +130,6 @@ def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path |
     }
 
 
-def _with_random(
-    name: str, encoder: EcgEncoder, extractor: EcgFeatureExtractor, train: Task, protocol: Protocol
-) -> Iterator[EcgEncoder]:
-    """The encoder, then its architecture with random weights, one seed after the other."""
-    logger.info("%s", name)
-    yield encoder
-    for i in range(1, protocol.random_seeds + 1):
-        model = random_like(encoder, protocol.seed + i)
-        settle_batch_norm(model, extractor, train.source, train.splits["train"])
-        logger.info("%s, random weights %d of %d", name, i, protocol.random_seeds)
-        yield model
-
-
 @dataclass(frozen=True)
 class _Scorer:
     """Scores of the test records by an encoder and what it learns from a draw."""
@@ -152,6 +139,16 @@ class _Scorer:
     test: Task
     cache: Path
     protocol: Protocol
+
+    def with_random(self, name: str, encoder: EcgEncoder) -> Iterator[EcgEncoder]:
+        """The encoder, then its architecture with random weights, one seed after the other."""
+        logger.info("%s", name)
+        yield encoder
+        for i in range(1, self.protocol.random_seeds + 1):
+            model = random_like(encoder, self.protocol.seed + i)
+            settle_batch_norm(model, self.extractor, self.train.source, self.train.splits["train"])
+            logger.info("%s, random weights %d of %d", name, i, self.protocol.random_seeds)
+            yield model
 
     def linear(self, encoder: EcgEncoder, draw: Draw) -> Scored:
         """Probe the frozen encoder."""
@@ -177,14 +174,10 @@ class _Scorer:
         assert settings is not None
         valid, tested = train.splits["valid"], self.test.splits["test"]
         self.cache.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix="inputs-", dir=self.cache) as learned_from,
-            tempfile.TemporaryDirectory(prefix="inputs-", dir=self.cache) as tested_on,
-        ):
-            inputs = (
-                Inputs(self.extractor, train.source, (*train.splits["train"], *valid), Path(learned_from)),
-                Inputs(self.extractor, self.test.source, tested, Path(tested_on)),
-            )
+        with tempfile.TemporaryDirectory(prefix="inputs-", dir=self.cache) as folder:
+            learned_from = (*train.splits["train"], *valid)
+            of_train = Inputs(self.extractor, train.source, learned_from, Path(folder) / "train")
+            inputs = of_train, Inputs(self.extractor, self.test.source, tested, Path(folder) / "test")
 
             def score(encoder: EcgEncoder, draw: Draw) -> Scored:
                 labels = train.matrix(draw.records, draw.classes), train.matrix(valid, draw.classes)

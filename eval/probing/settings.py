@@ -27,11 +27,6 @@ class Recordings:
     rate: int = option("which records of PTB-XL: those of 100 or of 500 Hz", default=500)
     leave_out_missing: bool = option("leave out records of the split tables that are not on disk", default=False)
 
-    @property
-    def folders(self) -> dict[str, Path | None]:
-        """Folders by corpus."""
-        return {"ptbxl": self.ptbxl, "cpsc2018": self.cpsc2018, "csn": self.csn}
-
 
 @dataclass(frozen=True)
 class Finetuning:

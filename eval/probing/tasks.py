@@ -88,7 +88,7 @@ def task_of(recordings: Recordings, name: str) -> Task:
         ValueError: As `load_task`; or the folder of its corpus is not there.
     """
     corpus = name.partition("-")[0]
-    root = recordings.folders.get(corpus)
+    root: Path | None = getattr(recordings, corpus, None)
     if name in TASKS and root is None:
         raise ValueError(f"{name}: pass the folder of its recordings (--{corpus})")
     tables, leave_out = recordings.splits, recordings.leave_out_missing

@@ -127,11 +127,6 @@ def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
     return model.to(encoder.device).eval()
 
 
-def batch_norms(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Those layers whose output depends on averages over training recordings."""
-    return [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-
-
 def settle_batch_norm(
     encoder: EcgEncoder, extractor: EcgFeatureExtractor, source: EcgSource, records: Sequence[str]
 ) -> None:
@@ -141,7 +136,9 @@ def settle_batch_norm(
     random row would be weaker than it need be. No label is used. Up to `SETTLED_ON` recordings, evenly spaced; an
     encoder without batch norms stays as it is.
     """
-    if not (layers := batch_norms(encoder)):
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    layers = [layer for layer in encoder.modules() if isinstance(layer, batch_norm) and layer.track_running_stats]
+    if not layers:
         return
     momenta = [layer.momentum for layer in layers]
     encoder.eval()

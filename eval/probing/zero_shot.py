@@ -145,15 +145,9 @@ def measure(
 ) -> Numbers:
     """Macro AUROC of a task's classes on its test records, each class ranked by its prompt.
 
-    Args:
-        loaded: The model.
-        task: Only its test records are looked at.
-        cache: Folder for what recordings are encoded to.
-        prompts: By class name; plain words without.
-        outside: Classes that are measured and kept out of the mean, by why.
-        random: Models of random weights to set beside it (`random_like`).
-        draws: Resamples of test patients.
-        seed: Seed of the resamples.
+    Prompts are by class name (plain words without); `outside` are classes that are measured and kept out of the mean,
+    by why; `random` are models of random weights to set beside it (`random_like`). No record is looked at but the
+    test's; `draws` are resamples of its patients, and what recordings are encoded to is kept in `cache`.
 
     Raises:
         ValueError: No class is there in some test records and not in others; or as `prompts_of` and `cosines`.

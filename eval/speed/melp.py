@@ -3,8 +3,7 @@
 The restatement computes what upstream's code does, an operation at a time: attention with an explicit softmax, the
 positional convolution with its weight norm applied in every call, the poolers spelled out. Recordings are simulated, 12
 leads of 10 s at 500 Hz; the encoder has the published size and random weights, both ways the same ones, and their
-outputs are compared first. CPU time of one thread; in every repeat all ways are timed one after the other, and a ratio
-is taken within it.
+outputs are compared first. CPU time of one thread; a ratio is taken within a repeat (`eval.speed._rows.report`).
 """
 
 from typing import Any
