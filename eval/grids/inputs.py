@@ -90,22 +90,13 @@ def summarise(
     """
     lines, shared = grid.compared(answers, list(costs), questions)
     seeds = shared["seeds"]
-    return {
-        **shared,
-        "draws": draws,
-        "inputs": {
-            name: {
-                # All are trained on real ECGs: to be asked with anything else is a shift for each of them.
-                "accuracy": {
-                    infer: grid.cell("real", infer, {s: grid.accuracy(lines[name, s][infer]) for s in seeds})
-                    for infer in ASKED
-                },
-                "real_minus_swap": {str(s): grid.gap(lines[name, s], draws, seed) for s in seeds},
-                **asdict(cost),
-            }
-            for name, cost in costs.items()
-        },
-    }
+    by_input: Numbers = {}
+    for name, cost in costs.items():
+        # All are trained on real ECGs: to be asked with anything else is a shift for each of them.
+        right = {i: grid.cell("real", i, {s: grid.accuracy(lines[name, s][i]) for s in seeds}) for i in ASKED}
+        differences = {str(s): grid.gap(lines[name, s], draws, seed) for s in seeds}
+        by_input[name] = {"accuracy": right, "real_minus_swap": differences, **asdict(cost)}
+    return {**shared, "draws": draws, "inputs": by_input}
 
 
 def write(out: Path, numbers: Numbers) -> list[Path]:
@@ -172,9 +163,8 @@ def draw(numbers: Numbers, path: Path) -> None:
 
 
 def _tokens_text(row: Numbers) -> str:
-    if row["fewest"] == row["most"]:
-        return f"{row['most']}"
-    return f"{row['tokens']:.1f} ({row['fewest']} to {row['most']})"
+    fewest, most = row["fewest"], row["most"]
+    return f"{most}" if fewest == most else f"{row['tokens']:.1f} ({fewest} to {most})"
 
 
 def _seconds_text(by_seed: Mapping[str, float | None]) -> str:

@@ -159,9 +159,6 @@ def _warm_cosine(steps: int) -> Callable[[int], float]:
     return share
 
 
-# --- learning rates ---------------------------------------------------------------------------------------------------
-
-
 class Group(NamedTuple):
     """Parameters that learn at one rate: `before`, `layer 0`, ..., `after` or `head`, at a share of the whole rate."""
 

@@ -1,7 +1,5 @@
 """Numbers with their intervals by patient: areas under ROC curves of probes, and ratios that pretraining reports."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,21 +24,21 @@ class Areas:
     resampled: Floats
 
     @classmethod
-    def of(cls, scores: Floats, truth: NDArray[np.bool_], patients: Sequence[str], draws: int, seed: int) -> Areas:
+    def of(cls, scores: Floats, truth: NDArray[np.bool_], patients: Sequence[str], draws: int, seed: int) -> "Areas":
         """AUROCs of scores `[records, classes]`; every class is there in some records and not in others."""
         columns = list(zip(scores.T, truth.T))
         resampled = [_filled(resampled_aurocs(*column, patients, draws, seed)) for column in columns]
         return cls(np.array([auroc(*column) for column in columns]), np.stack(resampled))
 
     @classmethod
-    def mean(cls, areas: Sequence[Areas]) -> Areas:
+    def mean(cls, areas: Sequence["Areas"]) -> "Areas":
         """Mean over several models."""
         return cls(np.mean([one.point for one in areas], axis=0), np.mean([one.resampled for one in areas], axis=0))
 
-    def __sub__(self, other: Areas) -> Areas:
+    def __sub__(self, other: "Areas") -> "Areas":
         return Areas(self.point - other.point, self.resampled - other.resampled)
 
-    def __getitem__(self, classes: Sequence[int]) -> Areas:
+    def __getitem__(self, classes: Sequence[int]) -> "Areas":
         return Areas(self.point[classes], self.resampled[classes])
 
     @property

@@ -1,7 +1,6 @@
 """The linear-probe protocol of ECG encoder papers: six tasks, 1, 10 and 100 % of the training data.
 
-The encoder is frozen, or trained with a linear head; beside each stands its architecture with random weights, and the
-difference in the same resamples of test patients.
+Beside each encoder stands its architecture with random weights, and the difference in the same resamples of patients.
 """
 
 import logging

@@ -90,9 +90,7 @@ class _ProbeTask:
     train_task: str | None = option("with --test_task: learn on one corpus ...", default=None, metavar="TASK")
     test_task: str | None = option("... and test on another, findings matched by name", default=None, metavar="TASK")
     encoder: tuple[str, ...] = option(
-        "folder, checkpoint or hub id, or a type for a new one (ecg_cnn); repeat it to compare",
-        metavar="NAME",
-        append=True,
+        "folder, checkpoint, hub id, or type of a new one (ecg_cnn); repeat it to compare", metavar="NAME", append=True
     )
 
 

@@ -112,16 +112,9 @@ def zero_shot_text(numbers: Numbers) -> str:
         rows[-1] += [f"{one['random']:.3f}"] if random else []
     head = ["class", "prompt", "positives", "AUROC", *(["random weights"] if random else [])]
     outside = _by_reason({name: one["apart"] for name, one in classes.items() if "apart" in one})
-    difference = numbers.get("difference", {})
-    return _page(
-        "zero_shot",
-        numbers,
-        inside=len(inside),
-        table=markdown_table([head, *rows], 2),
-        random=random,
-        span=signed_span(difference["value"], difference["interval"]) if random else "",
-        outside=outside,
-    )
+    words = {"inside": len(inside), "table": markdown_table([head, *rows], 2), "random": random, "outside": outside}
+    span = signed_span(numbers["difference"]["value"], numbers["difference"]["interval"]) if random else ""
+    return _page("zero_shot", numbers, **words, span=span)
 
 
 def score_text(numbers: Numbers) -> str:

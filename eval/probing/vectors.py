@@ -114,9 +114,6 @@ def _read(path: Path) -> dict[str, Floats]:
     return dict(zip(names, rows, strict=True))
 
 
-# --- random weights ---------------------------------------------------------------------------------------------------
-
-
 def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
     """An encoder of the same configuration with weights drawn anew, in eval mode, on the same device."""
     config = copy.deepcopy(encoder.config)

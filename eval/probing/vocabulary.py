@@ -64,8 +64,8 @@ def run(settings: VocabularySettings) -> list[str]:
     language.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     measured = compare(language, byte, words, trained, tokens=settings.tokens, exchanges=settings.exchanges)
     who = name or f"a small Llama with random weights ({LAYERS} layers, hidden size {HIDDEN})"
-    count = len(byte.table.llm_order)
-    return [f"{who}, {settings.dtype}: {words:,} words, {count:,} ECG tokens.\n", *table(measured)]
+    about = f"{who}, {settings.dtype}: {words:,} words, {len(byte.table.llm_order):,} ECG tokens.\n"
+    return [about, *table(measured)]
 
 
 def _tokenizer(path: Path | None) -> EcgByteTokenizer:

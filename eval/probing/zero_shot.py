@@ -1,7 +1,6 @@
 """Zero-shot classification: which words does a MELP with its text side find a recording to be like?
 
-Nothing is fitted: the score of a class is the cosine of the recording and of the class's prompt in lower case, and each
-class is ranked by itself. The number is the macro AUROC on the test records.
+Nothing is fitted (docs/zero_shot.md).
 """
 
 import copy
@@ -204,15 +203,9 @@ def score(
     for record, row, shares in zip(records, scores, softmax(scale * scores, axis=1)):
         rows.append({"record": record, "cosines": [rounded(x) for x in row]})
         rows[-1] |= {"softmax": [rounded(x) for x in shares]} if len(prompts) > 1 else {}
-    cut = _cut(loaded, dict(zip(prompts, prompts)))
-    return {
-        "model": _described(loaded),
-        "recordings": key,
-        "prompts": list(prompts),
-        "scale": rounded(scale),
-        "records": rows,
-        "notes": [f"Longer than the model reads, and cut: {prompt!r}." for prompt in cut],
-    }
+    notes = [f"Longer than the model reads, and cut: {text!r}." for text in _cut(loaded, dict(zip(prompts, prompts)))]
+    about = {"model": _described(loaded), "recordings": key, "prompts": list(prompts), "scale": rounded(scale)}
+    return {**about, "records": rows, "notes": notes}
 
 
 def _cut(loaded: TextAndEcg, prompts: Mapping[str, str]) -> list[str]:

@@ -51,10 +51,5 @@ class Statistics:
     flips: int = option("random flips of the test", default=10_000)
 
 
-SETTINGS: dict[str, type[Settings]] = {
-    "ecg_byte": EcgByte,
-    "heartlang": HeartLang,
-    "melp": Encoder,
-    "sft": Training,
-    "statistics": Statistics,
-}
+SETTINGS: dict[str, type[Settings]] = {"ecg_byte": EcgByte, "heartlang": HeartLang, "melp": Encoder}
+SETTINGS |= {"sft": Training, "statistics": Statistics}

@@ -3,8 +3,8 @@
 Upstream calls a Python function for every sample, then compiled code that builds a trie of all tokens for every
 recording and counts all pairs again for every merge that it learns. The same steps in Python take about as long for
 encoding, of which the function is the larger part, and many times as long for learning: that ratio is about the steps,
-not about upstream's program. In every repeat both ways are timed one after the other, and a ratio is taken within the
-repeat. Learning by upstream's steps takes time in proportion to the recordings; it is timed over a few and scaled.
+not about upstream's program. Ratios are taken within a repeat. Learning by upstream's steps takes time in proportion to
+the recordings; it is timed over a few and scaled.
 """
 
 import statistics

@@ -36,12 +36,8 @@ def cluster_interval(
 
     NaN and NaN where all answers are about one patient (or pair), who says nothing about others.
 
-    Args:
-        values: One number per answer `[n]`, such as 1 for a right answer.
-        clusters: Whom each answer is about: a patient, or a sequence of patients.
-        draws: Number of resamples.
-        seed: The same clusters and seed give the same resamples.
-        level: Coverage aimed at.
+    Values are one number per answer `[n]`, such as 1 for a right answer; clusters say whom each answer is about, a
+    patient or a sequence of patients. The same clusters and seed give the same resamples.
 
     Raises:
         ValueError: No values, values that are not finite, or clusters that do not match them.
