@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # no pyplot: no global state, no window
+from matplotlib.figure import Figure
 
 from data.conversations.rows import QuestionSet
-from data.support.files import written_whole
 from eval.grids import numbers as grid
 from eval.grids.numbers import ASKED, MATCHED, TRAINED, Answers, Cell, Lines, Numbers
 from eval.report.parts import markdown_table
@@ -75,7 +74,7 @@ def _upstream(lines: Lines) -> tuple[float | None, int]:
 
 def write(out: Path, numbers: Numbers) -> list[Path]:
     """Write `grid.png`, `grid.md` and `grid.json` into a folder; each appears whole or not at all."""
-    return grid.write(out, "grid", numbers, draw, markdown(numbers))
+    return grid.write(out, "grid", numbers, draw(numbers), markdown(numbers))
 
 
 def table(numbers: Numbers, kind: str = "accuracy") -> str:
@@ -101,10 +100,11 @@ def _by_training(cells: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _published_cells(published: Published) -> Panel:
-    return {
-        train: {infer: (share / 100, f"{share:.2f}{grid.mark(train, infer)}") for infer, share in row.items()}
-        for train, row in published.accuracy.items()
-    }
+    def text(train: str, infer: str, share: float) -> str:
+        return f"{share:.2f}" if MATCHED[train] == infer else f"{share:.2f} †"
+
+    rows = published.accuracy.items()
+    return {train: {i: (share / 100, text(train, i, share)) for i, share in row.items()} for train, row in rows}
 
 
 def gaps(numbers: Numbers) -> str:
@@ -137,7 +137,7 @@ def markdown(numbers: Numbers) -> str:
     )
 
 
-def draw(numbers: Numbers, path: Path) -> None:
+def draw(numbers: Numbers) -> Figure:
     """`grid.png`: a heat map, and beside it the published grid of the same protocol.
 
     Cells that were asked with what they were trained on are framed.
@@ -159,8 +159,7 @@ def draw(numbers: Numbers, path: Path) -> None:
         "framed: the input of training\n† another input: mixes distribution shift with reading",
         fontsize=9,
     )
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
+    return figure
 
 
 def _heat_map(axes: Axes, cells: Panel, title: str) -> None:

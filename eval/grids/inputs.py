@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure  # no pyplot: no global state, no window
+from matplotlib.figure import Figure
 from safetensors import safe_open
 
 from data.conversations.rows import QuestionSet
 from data.ecg import EcgSource
-from data.support.files import written_whole
 from elm import ElmConfig, ElmProcessor
 from elm.training.resume import newest_whole_checkpoint
 from eval.grids import numbers as grid
@@ -89,8 +88,7 @@ def summarise(
     their `costs` is that of the table.
     """
     lines, shared = grid.compared(answers, list(costs), questions)
-    seeds = shared["seeds"]
-    by_input: Numbers = {}
+    seeds, by_input = shared["seeds"], {}
     for name, cost in costs.items():
         # All are trained on real ECGs: to be asked with anything else is a shift for each of them.
         right = {i: grid.cell("real", i, {s: grid.accuracy(lines[name, s][i]) for s in seeds}) for i in ASKED}
@@ -101,7 +99,7 @@ def summarise(
 
 def write(out: Path, numbers: Numbers) -> list[Path]:
     """Write `inputs.png`, `inputs.md` and `inputs.json` into a folder; each appears whole or not at all."""
-    return grid.write(out, "inputs", numbers, draw, markdown(numbers))
+    return grid.write(out, "inputs", numbers, draw(numbers), markdown(numbers))
 
 
 def table(numbers: Numbers) -> str:
@@ -138,7 +136,7 @@ def markdown(numbers: Numbers) -> str:
     return grid.page("inputs", numbers, rows=rows, table=table(numbers), gaps=gaps(numbers), measured_on=measured_on)
 
 
-def draw(numbers: Numbers, path: Path) -> None:
+def draw(numbers: Numbers) -> Figure:
     """`inputs.png`: a group of bars per input, each the mean over seeds, with a dot for every seed."""
     inputs, shown = numbers["inputs"], list(_COLOURS)
     figure = Figure(figsize=(1.6 + 1.9 * len(inputs), 4.5), dpi=150, layout="constrained")
@@ -158,8 +156,7 @@ def draw(numbers: Numbers, path: Path) -> None:
     axes.tick_params(axis="x", length=0)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
+    return figure
 
 
 def _tokens_text(row: Numbers) -> str:

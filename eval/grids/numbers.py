@@ -6,11 +6,12 @@ pooled into one interval.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from matplotlib.figure import Figure  # no pyplot: no global state, no window
 
 from data.conversations.rows import QuestionSet
 from data.support.files import written_whole
@@ -127,20 +128,16 @@ def gap(lines: Mapping[str, Lines], draws: int, seed: int) -> Gap:
     return {"difference": rounded(np.mean(real - swap)), "interval": limits, "n": len(both)}
 
 
-def write(out: Path, name: str, numbers: Numbers, draw: Callable[[Numbers, Path], None], markdown: str) -> list[Path]:
+def write(out: Path, name: str, numbers: Numbers, figure: Figure, markdown: str) -> list[Path]:
     """Write numbers into a folder as `name.png`, `name.md` and `name.json`; each appears whole or not at all."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "md", "json")]
-    draw(numbers, paths[0])
+    with written_whole(paths[0]) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
     data = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     for path, text in zip(paths[1:], (markdown, data + "\n")):
         with written_whole(path, "w") as file:
             file.write(text)
     return paths
-
-
-def mark(train: str, infer: str) -> str:
-    """A dagger where a model is asked with another input than it was trained on."""
-    return "" if MATCHED[train] == infer else " †"
 
 
 def cell_parts(cell: Cell) -> list[str]:

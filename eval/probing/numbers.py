@@ -68,11 +68,9 @@ def with_interval(name: str, value: float, resampled: Floats) -> Numbers:
 def compared(model: Areas, random: Sequence[Areas]) -> Numbers:
     """Macro AUROC of a model, that of random weights (mean over seeds) and the difference in the same resamples."""
     mean = Areas.mean(random)
-    return {
-        **with_interval("auroc", *model.macro),
-        "random": {**with_interval("auroc", *mean.macro), "by_seed": [rounded(one.macro[0]) for one in random]},
-        "difference": with_interval("value", *(model - mean).macro),
-    }
+    beside = {**with_interval("auroc", *mean.macro), "by_seed": [rounded(one.macro[0]) for one in random]}
+    difference = with_interval("value", *(model - mean).macro)
+    return {**with_interval("auroc", *model.macro), "random": beside, "difference": difference}
 
 
 def ratio_interval(above: ArrayLike, below: ArrayLike, patients: Sequence[str], draws: int = 2000) -> Interval:
@@ -119,9 +117,9 @@ def as_lines(numbers: Mapping[str, Ratio | float]) -> list[str]:
     """The numbers for the screen, one per line; plain ones without an interval."""
     lines = []
     for name, number in numbers.items():
-        if not isinstance(number, Mapping):
+        if isinstance(number, Mapping):
+            value, low, high = ("none" if limit is None else f"{limit:.4f}" for limit in number.values())
+            lines.append(f"{name:<34}{value:>10}  ({low} to {high})")
+        else:
             lines.append(f"{name:<34}{number:>10.6g}")
-            continue
-        value, low, high = ("none" if limit is None else f"{limit:.4f}" for limit in number.values())
-        lines.append(f"{name:<34}{value:>10}  ({low} to {high})")
     return lines

@@ -113,16 +113,13 @@ def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path |
                 {draw.percent: score(model, draw) for draw in draws if draw.classes}
                 for model in scorer.with_random(name, encoder)
             ]
+    settings: Numbers = {"head": "fine-tuned" if protocol.finetune else "linear probe", "features": protocol.features}
+    settings |= {"percents": [draw.percent for draw in draws], "random_seeds": protocol.random_seeds}
+    settings |= {"draws": protocol.draws, "seed": protocol.seed}
     return {
         "train_task": _described(train),
         "test_task": _described(test),
-        "protocol": {
-            "head": "fine-tuned" if protocol.finetune else "linear probe",
-            "features": protocol.features,
-            "percents": [draw.percent for draw in draws],
-            **{name: getattr(protocol, name) for name in ("random_seeds", "draws", "seed")},
-            **({"finetune": protocol.finetune.to_json()} if protocol.finetune else {}),
-        },
+        "protocol": {**settings, **({"finetune": protocol.finetune.to_json()} if protocol.finetune else {})},
         "encoders": about,
         "results": [_result(draw, scored, train, test, protocol) for draw in draws],
         "notes": notes,
@@ -231,12 +228,9 @@ def _result(
 
 
 def _by_class(classes: Sequence[str], model: Areas, random: Areas) -> Numbers:
-    difference = model - random
-    return {
-        name: {
-            **with_interval("auroc", model.point[k], model.resampled[k]),
-            "random": rounded(random.point[k]),
-            "difference": with_interval("value", difference.point[k], difference.resampled[k]),
-        }
-        for k, name in enumerate(classes)
-    }
+    difference, rows = model - random, {}
+    for k, name in enumerate(classes):
+        area = with_interval("auroc", model.point[k], model.resampled[k])
+        above = with_interval("value", difference.point[k], difference.resampled[k])
+        rows[name] = {**area, "random": rounded(random.point[k]), "difference": above}
+    return rows

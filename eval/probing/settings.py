@@ -100,9 +100,7 @@ class ProbeSettings(Recordings, _ProbeTask):
 
     percent: tuple[float, ...] = option("of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P")
     features: str = option(
-        "paper (what the encoder's paper probes, else mean), mean, max, or a vector of its output",
-        default="paper",
-        metavar="KIND",
+        "paper (its paper's, else mean), mean, max, or a vector of its output", default="paper", metavar="KIND"
     )
     finetune: bool = option("train the whole encoder", default=False)
     epochs: int | None = option("with --finetune (default: 30)", default=None, metavar="N")

@@ -74,11 +74,8 @@ class Task:
 
     def unvaried(self, records: Sequence[str], what: str) -> dict[str, str]:
         """Classes that none or all of these (test, training) records have, and which of the two."""
-        return {
-            name: f"{'every' if count else 'no'} {what} record has it"
-            for name, count in self.counts(records).items()
-            if count in (0, len(records))
-        }
+        counts = self.counts(records).items()
+        return {name: f"{'every' if n else 'no'} {what} record has it" for name, n in counts if n in (0, len(records))}
 
 
 def task_of(recordings: Recordings, name: str) -> Task:
@@ -175,9 +172,7 @@ def _ptbxl(name: str, root: Path | str, folds: str, rate: int) -> Task:
         raise ValueError(f"{ptbxl.root}: labels {', '.join(strange)} are none of the classes of {name}")
     splits: dict[str, tuple[str, ...]] = {}
     for split, chosen in zip(SPLITS, parts):
-        splits[split] = tuple(
-            record for record in ptbxl.records if record in labels and ptbxl.fold_of[record] in chosen
-        )
+        splits[split] = tuple(r for r in ptbxl.records if r in labels and ptbxl.fold_of[r] in chosen)
         if not splits[split]:
             wanted, filled = (", ".join(map(str, sorted(f))) for f in (chosen, {ptbxl.fold_of[r] for r in labels}))
             raise ValueError(

@@ -120,8 +120,8 @@ def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
     config.pretrained_on = ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32)
-    return model.to(encoder.device).eval()
+        model: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32).to(encoder.device).eval()
+    return model
 
 
 def settle_batch_norm(
@@ -154,9 +154,6 @@ def settle_batch_norm(
 
 def describe(encoder: EcgEncoder) -> dict[str, str | int]:
     """Type, size, weights and pretraining of an encoder, for a report."""
-    return {
-        "model_type": encoder.config.model_type,
-        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "weights": weights_hash(encoder),
-        "pretrained_on": encoder.config.pretrained_on,
-    }
+    config, parameters = encoder.config, sum(parameter.numel() for parameter in encoder.parameters())
+    about = {"model_type": config.model_type, "parameters": parameters, "weights": weights_hash(encoder)}
+    return about | {"pretrained_on": config.pretrained_on}

@@ -174,9 +174,5 @@ def table(measured: Mapping[str, Measured]) -> list[str]:
         numbers = "".join(f"{value:>9.2%}" for value in (one.moved, one.least, one.most))
         lines.append(f"{LABELS[kind]:<34}{numbers}{one.moved / usual:>10.2g}")
     ratios = [f"{one.moved / usual:.2g} with {LABELS[kind]}" for kind, one in measured.items() if kind != "words"]
-    return [
-        *lines,
-        "",
-        f"Another patient's ECG moves the next word, in parts of what other words do: {', '.join(ratios)}.",
-        "The smaller it is, the less is told of an ECG beside how many tokens it has.",
-    ]
+    meaning = f"Another patient's ECG moves the next word, in parts of what other words do: {', '.join(ratios)}."
+    return [*lines, "", meaning, "The smaller it is, the less is told of an ECG beside how many tokens it has."]

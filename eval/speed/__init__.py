@@ -52,4 +52,4 @@ class Statistics:
 
 
 SETTINGS: dict[str, type[Settings]] = {"ecg_byte": EcgByte, "heartlang": HeartLang, "melp": Encoder}
-SETTINGS |= {"sft": Training, "statistics": Statistics}
+SETTINGS.update(sft=Training, statistics=Statistics)

@@ -1,9 +1,8 @@
 """Training: cached encoder output against encoding for every question, and questions that share a row.
 
 A MELP encoder of the published size and the tiny Llama of the default job, both with random weights, are trained by the
-recipe's trainer (projector and LoRA; collator, forward, backward and optimizer are timed). In every repeat all ways are
-timed one after the other, and a ratio is taken within the repeat. The encoder costs the same for every question that is
-not cached, so that way is timed over fewer of them.
+recipe's trainer (projector and LoRA; collator, forward, backward and optimizer are timed). Ratios are taken within a
+repeat. The encoder costs the same for every question that is not cached: that way is timed over fewer of them.
 """
 
 import copy

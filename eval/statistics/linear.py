@@ -44,8 +44,7 @@ class Probe:
         features = np.asarray(features)
         if features.ndim != 2 or features.shape[1] != len(self.weights):
             raise ValueError(f"the probe was fitted to features [N, {len(self.weights)}], got {features.shape}")
-        scores: Array = features @ self.weights + self.intercepts
-        return scores
+        return np.asarray(features @ self.weights + self.intercepts)
 
 
 def fit_probe(
@@ -229,7 +228,9 @@ def _minimise(x: Array, y: Array, strengths: Array, start: Array) -> Array:
         value = loss.sum() / len(x) + (pull * w[:-1]).sum() / 2
         return float(value), (unit * np.vstack([x.T @ error + pull, error.sum(axis=0)])).ravel()
 
-    options = {"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-6}
-    result = minimize(objective, (start / unit).ravel(), jac=True, method="L-BFGS-B", options=options)
+    x0 = (start / unit).ravel()
+    result = minimize(
+        objective, x0, jac=True, method="L-BFGS-B", options={"maxiter": 5000, "maxfun": 10_000, "ftol": 0, "gtol": 1e-6}
+    )
     weights: Array = unit * np.asarray(result.x).reshape(start.shape)
     return weights
