@@ -81,6 +81,11 @@ class ElmArguments:
         False, "Train although patients or recordings are in training and in the test; the card says so."
     )
     threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")
+    processes: int = setting(
+        1,
+        "On CPUs: with 2, a second one makes the tiny language model and trains the model without ECGs meanwhile. A "
+        "run that was launched in several does one after the other.",
+    )
     deterministic: bool = setting(
         False, "Two runs on like devices give the same bytes: deterministic algorithms alone, which are slower."
     )
