@@ -4,8 +4,6 @@ An encoder is one folder: a configuration, a model, a feature extractor. The thr
 weights depend on (sampling rate, duration, lead order, scaling) lives in the extractor, never in the caller.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, get_args
 

@@ -1,7 +1,5 @@
 """Checkpoints: their tensors by name, nothing that could run, and models that take exactly these."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What every encoder and its feature extractor keep to, as a check that other people can run on theirs."""
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from collections.abc import Callable

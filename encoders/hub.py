@@ -5,8 +5,6 @@ Loading is strict: a tensor that is missing, unexpected, misshapen or not finite
 `from_pretrained` only warns and leaves such a weight random.)
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ What follows from chance follows from seed, epoch and recording: neither the num
 interruption changes the order of recordings, or what is drawn for one of them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

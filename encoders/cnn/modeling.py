@@ -5,8 +5,6 @@ et al., "Deep learning for ECG analysis: benchmarks and insights from PTB-XL", I
 learns from recordings by the thousand.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from transformers import initialization as init

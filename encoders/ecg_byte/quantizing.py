@@ -5,8 +5,6 @@ into 26 equal bins. ECG-Bench takes the range of each recording, over all its le
 millivolts is lost; ECG-Byte takes percentiles of its training set. `"millivolts"` is ours: one range for all.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -10,8 +10,6 @@ different in a tokenizer that is trained here, and why:
   leads, seconds and merges are chosen until recordings fit (`fit`), and no recording ever loses a lead.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -92,11 +90,7 @@ class EcgByteTokenizer:
 
     @classmethod
     def train(
-        cls,
-        ecgs: Sequence[Ecg],
-        merges: int = 2000,
-        settings: EcgByteSettings = DEFAULTS,
-        progress: bool = True,
+        cls, ecgs: Sequence[Ecg], merges: int = 2000, settings: EcgByteSettings = DEFAULTS, progress: bool = True
     ) -> Self:
         """Learn tokens from recordings of the training split by `learn_merges`; `max_tokens` plays no part in it.
 

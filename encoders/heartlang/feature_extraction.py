@@ -10,8 +10,6 @@ of each one that it found too (so that a recording in which XQRS is right become
 what it met in `EcgSentence.flags`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ arXiv 2502.10707. Written anew after PKUDigitalHealth/HeartLang `modeling_pretra
 parameter keeps its published name, which is why some are called `spa_embed` (lead), `tem_embed` (time) or `net.4`.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path

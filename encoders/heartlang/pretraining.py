@@ -3,8 +3,6 @@
 Jin et al., "Reading Your Heart", ICLR 2025, arXiv 2502.10707.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,13 +6,12 @@ never more than 101 kB. A shard counts once its index is there, which is written
 costs the shard it was cutting. Arrays are memory-mapped: what is read of them is the system's to keep or to drop.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -64,7 +63,7 @@ class Sentences(Dataset[dict[str, torch.Tensor]]):
         in_chan, in_time = torch.from_numpy(positions)
         return {"words": torch.from_numpy(words), "in_chan": in_chan, "in_time": in_time}
 
-    def spread(self, limit: int) -> Sentences:
+    def spread(self, limit: int) -> Self:
         """At most `limit` of them, evenly over all."""
         some = evenly(range(len(self)), limit)
         return replace(self, records=[self.records[i] for i in some], places=self.places[some])

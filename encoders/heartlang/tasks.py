@@ -1,7 +1,5 @@
 """HeartLang's models with a task: guessing hidden words, and labels of recordings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -10,8 +10,6 @@
     VQ-HBR      | encoder..., decoder..., quantize | HeartLangVQ; the codebook is quantize.codebook
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any, TypeVar

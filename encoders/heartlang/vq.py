@@ -4,8 +4,6 @@ Jin et al., ICLR 2025, after PKUDigitalHealth/HeartLang `modeling_vqhbr.py` and 
 follow BEiT v2, arXiv 2208.06366). A codebook of unit vectors is moved by exponential averages, not by gradients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How well recordings of held-out patients and their reports find each other: what measures MELP's pretraining."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

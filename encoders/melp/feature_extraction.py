@@ -1,7 +1,5 @@
 """What a recording becomes before MELP sees it: upstream's `melp/datasets` pipelines, by lead name and by time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self

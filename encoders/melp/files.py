@@ -4,8 +4,6 @@ The folder holds config.json, model.safetensors, preprocessor_config.json and th
 plain encoder out of it.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

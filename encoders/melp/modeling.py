@@ -6,8 +6,6 @@ attention poolers on top of it. Written anew after HKU-MedAI/MELP `src/melp/mode
 for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/upstream.py`).
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path

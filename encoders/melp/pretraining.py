@@ -11,8 +11,6 @@ contrast has gradients for the recordings and reports of all processes. The plac
 computed, which changes no result.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ collapse within some tens of steps: all recordings look alike, and so do all rep
 logged as the model trains, and the trainer warns where it stays near zero.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence

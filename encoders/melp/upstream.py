@@ -15,8 +15,6 @@ The positional convolution is stored as direction and length per tap (weight nor
 multiplied into a plain weight: it computes the same, loads without a rename and is trained as an ordinary convolution.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar

@@ -1,7 +1,5 @@
 """What a recording becomes before `PatchEncoder` sees it: a fixed number of samples, on a scale that keeps voltage."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self

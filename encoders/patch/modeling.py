@@ -7,8 +7,6 @@ learn faster for it (Xiao et al., "Early convolutions help transformers see bett
 linear.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from transformers import initialization as init
