@@ -23,17 +23,11 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ratios:
-    """Measured quantities, each a sum over recordings divided by another.
+    """Measured quantities, each a sum over recordings divided by another."""
 
-    Attributes:
-        above: By name, what each recording adds above the line `[records]`.
-        below: The same below it.
-        numbers: What is no such ratio.
-    """
-
-    above: dict[str, Column]
-    below: dict[str, Column]
-    numbers: dict[str, float]
+    above: dict[str, Column]  # by name, what each recording adds above the line `[records]`
+    below: dict[str, Column]  # the same below it
+    numbers: dict[str, float]  # what is no such ratio
 
     @classmethod
     def of(cls, pairs: Mapping[str, tuple[Column, Column]], **numbers: float) -> Self:

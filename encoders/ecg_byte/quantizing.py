@@ -107,24 +107,18 @@ class Quantizer:
 class EcgByteSettings:
     """What tokens depend on besides their table.
 
-    Attributes:
-        sampling_rate: Hz; a recording of another rate is resampled.
-        seconds: A longer recording is cut to its first seconds; `None` takes all of it.
-        leads: Which leads, in this order; `None` takes the rows of a recording as they come.
-        quantizer: How millivolts become levels.
-        across: Whether a token may go from one lead into the next.
-        max_tokens: What a recording may need at most. One that needs more loses its high frequencies until it fits:
-            it is smoothed by a Gaussian of 0.5, 1, then 2 samples. One that does not fit then is refused.
-
     Raises:
         ValueError: A number is not positive, or a lead is none or stands twice.
     """
 
-    sampling_rate: float = 100.0
-    seconds: float | None = 10.0
+    sampling_rate: float = 100.0  # Hz; a recording of another rate is resampled
+    seconds: float | None = 10.0  # a longer recording is cut to its first seconds; `None` takes all of it
+    # Which leads, in this order; `None` takes the rows of a recording as they come.
     leads: tuple[str, ...] | None = LEADS
-    quantizer: Quantizer = Quantizer()
-    across: bool = False
+    quantizer: Quantizer = Quantizer()  # how millivolts become levels
+    across: bool = False  # whether a token may go from one lead into the next
+    # What a recording may need at most. One that needs more loses its high frequencies until it fits: it is smoothed by
+    # a Gaussian of 0.5, 1, then 2 samples. One that does not fit then is refused.
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:

@@ -43,29 +43,18 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EcgByteTokens:
-    """A recording as tokens, and what is needed to draw it from them.
+    """A recording as tokens, and what is needed to draw it from them."""
 
-    Attributes:
-        ids: The tokens, one lead after the other.
-        low: Millivolts at the lower end of the range that was divided into levels.
-        high: Millivolts at its upper end.
-        leads: Name of each row; empty where the recording was an array and the tokenizer takes rows as they come.
-        rows: Number of leads.
-        samples: Samples of each lead.
-        sampling_rate: Hz.
-        outside: How many samples lie outside the range, and became the first or the last level.
-        smoothing: Standard deviation in seconds of the Gaussian that was needed for `max_tokens`; 0 for none.
-    """
-
-    ids: list[int]
-    low: float
-    high: float
+    ids: list[int]  # the tokens, one lead after the other
+    low: float  # millivolts at the lower end of the range that was divided into levels
+    high: float  # millivolts at its upper end
+    # Name of each row; empty where the recording was an array and the tokenizer takes rows as they come.
     leads: tuple[str, ...]
-    rows: int
-    samples: int
-    sampling_rate: float
-    outside: int = 0
-    smoothing: float = 0.0
+    rows: int  # number of leads
+    samples: int  # samples of each lead
+    sampling_rate: float  # Hz
+    outside: int = 0  # how many samples lie outside the range, and became the first or the last level
+    smoothing: float = 0.0  # standard deviation in seconds of the Gaussian that was needed for `max_tokens`; 0 for none
 
 
 class EcgByteTokenizer:

@@ -32,17 +32,12 @@ class MaskedSentences(Dataset[Batch]):
     """Sentences with words to hide, `mask` bool `[N]`: drawn from the seed and the number that is asked for.
 
     Number `i` is sentence `i % len(sentences)`, so that `i + k * len(sentences)` is the same one with another mask.
-
-    Attributes:
-        share: Share of the words that is hidden.
-        padding: Whether padding is hidden and guessed like words, as upstream.
-        seed: Decides the masks.
     """
 
     sentences: Sentences
-    share: float = 0.5
-    padding: bool = False
-    seed: int = 0
+    share: float = 0.5  # share of the words that is hidden
+    padding: bool = False  # whether padding is hidden and guessed like words, as upstream
+    seed: int = 0  # decides the masks
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -135,17 +130,11 @@ def mean_words(sentences: Sentences) -> MeanWords:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well a VQ-HBR writes held-out words in codes. Padding does not count.
+    """How well a VQ-HBR writes held-out words in codes. Padding does not count."""
 
-    Attributes:
-        train: Sentences trained on, for the mean words.
-        held_out: Sentences to measure on.
-        batch_size: Sentences at once.
-    """
-
-    train: Sentences
-    held_out: Sentences
-    batch_size: int
+    train: Sentences  # sentences trained on, for the mean words
+    held_out: Sentences  # sentences to measure on
+    batch_size: int  # sentences at once
 
     @cached_property
     def usual(self) -> MeanWords:
@@ -186,19 +175,12 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Guesses:
-    """How often codes of hidden words are guessed. Padding does not count, hidden or not.
+    """How often codes of hidden words are guessed. Padding does not count, hidden or not."""
 
-    Attributes:
-        train: Sentences trained on, for the most frequent codes.
-        held_out: Sentences to measure on.
-        batch_size: Sentences at once.
-        vqhbr: Says which codes are right, given `positions` or not (`target_codes`).
-    """
-
-    train: Sentences
-    held_out: MaskedSentences
-    batch_size: int
-    vqhbr: HeartLangVQ
+    train: Sentences  # sentences trained on, for the most frequent codes
+    held_out: MaskedSentences  # sentences to measure on
+    batch_size: int  # sentences at once
+    vqhbr: HeartLangVQ  # says which codes are right, given `positions` or not (`target_codes`)
     positions: bool
 
     @cached_property

@@ -34,21 +34,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Sentences(Dataset[dict[str, torch.Tensor]]):
-    """Sentences by number: `words` float32 `[N, samples]`, `in_chan` and `in_time` int32 `[N]`.
+    """Sentences by number: `words` float32 `[N, samples]`, `in_chan` and `in_time` int32 `[N]`."""
 
-    Attributes:
-        records: Recordings of the sentences, in this order.
-        refused: Why records that were asked for are not among them.
-        shape: N and samples.
-        paths: Arrays on disk.
-        places: int64 `[records, 3]`: array, first row, rows.
-    """
-
-    records: list[str]
-    refused: dict[str, str]
-    shape: tuple[int, int]
-    paths: list[Path]
-    places: NDArray[np.int64]
+    records: list[str]  # recordings of the sentences, in this order
+    refused: dict[str, str]  # why records that were asked for are not among them
+    shape: tuple[int, int]  # N and samples
+    paths: list[Path]  # arrays on disk
+    places: NDArray[np.int64]  # int64 `[records, 3]`: array, first row, rows
 
     def __len__(self) -> int:
         return len(self.records)

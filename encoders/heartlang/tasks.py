@@ -13,19 +13,12 @@ from encoders.heartlang.modeling import HeartLangBackbone, HeartLangPreTrained
 
 @dataclass
 class HeartLangMaskedSentenceOutput(ModelOutput):
-    """What `HeartLangForMaskedSentence` gives for M masked words.
+    """What `HeartLangForMaskedSentence` gives for M masked words."""
 
-    Attributes:
-        loss: Cross-entropy with the codes of the masked words.
-        logits: `[M, codes]`, in the order of `mask.nonzero()`.
-        correct: How many of the masked words that are no padding were guessed, a number.
-        counted: How many there are, a number.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    correct: torch.LongTensor | None = None
-    counted: torch.LongTensor | None = None
+    loss: torch.FloatTensor | None = None  # cross-entropy with the codes of the masked words
+    logits: torch.FloatTensor | None = None  # `[M, codes]`, in the order of `mask.nonzero()`
+    correct: torch.LongTensor | None = None  # how many of the masked words that are no padding were guessed, a number
+    counted: torch.LongTensor | None = None  # how many there are, a number
 
 
 class HeartLangForMaskedSentence(HeartLangPreTrained):

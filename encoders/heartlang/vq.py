@@ -249,17 +249,11 @@ def _mean_square(difference: torch.Tensor, counted: torch.Tensor) -> torch.Tenso
 
 @dataclass(frozen=True)
 class CodebookUsage:
-    """How many of the codes stand for something.
+    """How many of the codes stand for something."""
 
-    Attributes:
-        used: Codes that occur.
-        size: Codes that there are.
-        perplexity: As many codes, used alike, would be as uncertain: e to the entropy of how often each occurs.
-    """
-
-    used: int
-    size: int
-    perplexity: float
+    used: int  # codes that occur
+    size: int  # codes that there are
+    perplexity: float  # as many codes, used alike, would be as uncertain: e to the entropy of how often each occurs
 
 
 def codebook_usage(codes: Iterator[torch.Tensor] | torch.Tensor, size: int) -> CodebookUsage:

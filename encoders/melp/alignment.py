@@ -23,19 +23,12 @@ _BY_BATCH = {"caption_nats": "tokens", "caption_nats_of_other_ecg": "tokens", "l
 
 @dataclass(frozen=True)
 class Alignment:
-    """Compares each recording with every report that is another patient's and says something else than its own.
+    """Compares each recording with every report that is another patient's and says something else than its own."""
 
-    Attributes:
-        pairs: Held-out recordings and reports, without masked leads.
-        patients: Patient of each recording.
-        collator: Makes batches of them.
-        batch_size: Recordings at once.
-    """
-
-    pairs: Pairs
-    patients: Sequence[str]
-    collator: PairCollator
-    batch_size: int
+    pairs: Pairs  # held-out recordings and reports, without masked leads
+    patients: Sequence[str]  # patient of each recording
+    collator: PairCollator  # makes batches of them
+    batch_size: int  # recordings at once
 
     def others(self) -> NDArray[np.bool_]:
         """Bool `[N, N]`: which other reports a recording is compared with."""

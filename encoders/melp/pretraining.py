@@ -32,28 +32,20 @@ from encoders.melp.text import sentence_weights
 
 @dataclass
 class MelpPretrainingOutput(ModelOutput):
-    """Losses of a batch, and what they compare.
+    """Losses of a batch, and what they compare."""
 
-    Attributes:
-        loss: Weighted sum of the losses there are; `None` when they were not asked for.
-        contrast_loss: InfoNCE between recordings and reports; `None` when its weight is 0, as with the other two.
-        caption_loss: Mean cross-entropy of the report's words.
-        local_loss: Contrast between beats and sentences.
-        alignment_gap: Mean similarity of own recordings and their reports minus that of those that do not belong
-            together; NaN for a single pair. Without gradient.
-        similarity: Cosines of own recordings and the reports of all processes, `[B, N]`. Without gradient.
-        ecg_embeds: Rhythm of unit length, `[B, shared]`.
-        text_embeds: Report of unit length, `[B, shared]`.
-    """
-
-    loss: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None  # weighted sum of the losses there are; `None` when they were not asked for
+    # InfoNCE between recordings and reports; `None` when its weight is 0, as with the other two.
     contrast_loss: torch.FloatTensor | None = None
-    caption_loss: torch.FloatTensor | None = None
-    local_loss: torch.FloatTensor | None = None
+    caption_loss: torch.FloatTensor | None = None  # mean cross-entropy of the report's words
+    local_loss: torch.FloatTensor | None = None  # contrast between beats and sentences
+    # Mean similarity of own recordings and their reports minus that of those that do not belong together; NaN for a
+    # single pair. Without gradient.
     alignment_gap: torch.FloatTensor | None = None
+    # Cosines of own recordings and the reports of all processes, `[B, N]`. Without gradient.
     similarity: torch.FloatTensor | None = None
-    ecg_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    ecg_embeds: torch.FloatTensor | None = None  # rhythm of unit length, `[B, shared]`
+    text_embeds: torch.FloatTensor | None = None  # report of unit length, `[B, shared]`
 
 
 class MelpDecoderLayer(nn.Module):

@@ -45,17 +45,11 @@ _WEIGHT_NORM = (("parametrizations.weight.original0", "parametrizations.weight.o
 
 
 class Published(NamedTuple, Generic[Config]):
-    """A published checkpoint in our terms.
+    """A published checkpoint in our terms."""
 
-    Attributes:
-        config: Sizes read from the tensors, the others from its config.json, the settings, or as published.
-        weights: float32 state for the model; not checked yet, `encoders.checkpoints.load_weights` does that.
-        ignored: Names, as in the file, of the tensors that the model has no use for.
-    """
-
-    config: Config
-    weights: Weights
-    ignored: list[str]
+    config: Config  # sizes read from the tensors, the others from its config.json, the settings, or as published
+    weights: Weights  # float32 state for the model; not checked yet, `encoders.checkpoints.load_weights` does that
+    ignored: list[str]  # names, as in the file, of the tensors that the model has no use for
 
 
 def read_published(path: str | Path, **settings: Any) -> Published[MelpConfig]:
