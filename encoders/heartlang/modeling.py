@@ -12,7 +12,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
@@ -45,7 +45,7 @@ class HeartLangWordEmbedding(nn.Module):
         super().__init__()
         self.tokenConv = nn.Conv1d(channels, config.hidden_size, 3, padding=1, padding_mode="circular", bias=False)
 
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
+    def forward(self, words: Tensor) -> Tensor:
         """`[B, N, samples] -> [B, N, D]`."""
         # As three products of matrices: torch's convolution first copies the words to pad them, and is slower.
         left, own, right = self.tokenConv.weight.unbind(-1)
@@ -65,7 +65,7 @@ class HeartLangAttention(nn.Module):
         self.to_qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, config.hidden_size), nn.Dropout(config.dropout))
 
-    def forward(self, x: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """`[B, N, D] -> [B, N, D]`; `seen` bool `[B, 1, 1, N]` are the keys attended to, all without it."""
         q, k, v = self.to_qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, N, d]
         dropout = self.dropout if self.training else 0.0
@@ -88,7 +88,7 @@ class HeartLangFeedForward(nn.Module):
             nn.Dropout(config.dropout),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """`[B, N, D] -> [B, N, D]`."""
         return self.net(x)
 
@@ -125,12 +125,12 @@ class HeartLangBackbone(nn.Module):
 
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None,
-        in_time: torch.Tensor | None,
-        mask: torch.Tensor | None = None,
-        hidden_states: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+        words: Tensor,
+        in_chan: Tensor | None,
+        in_time: Tensor | None,
+        mask: Tensor | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
         """Sentences `[B, N, channels]` to `[B, 1 + N, D]`, CLS first; the first three arguments as `HeartLangModel`'s.
 
         Words are hidden where `mask`, bool `[B, N]`, is true; `hidden_states` takes the input of the first layer and
@@ -187,7 +187,7 @@ class HeartLangPreTrained(EcgEncoder):
         """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""
         return self.get_submodule("backbone.token_embed")
 
-    def _check(self, words: torch.Tensor, *positions: torch.Tensor | None) -> None:
+    def _check(self, words: Tensor, *positions: Tensor | None) -> None:
         """Refuse words or positions `[B, N]` of another shape than the configuration says."""
         wanted = (self.config.max_words, self.config.word_length)
         if words.ndim != 3 or words.shape[1:] != wanted:
@@ -218,10 +218,10 @@ class HeartLangModel(HeartLangPreTrained):
     @can_return_tuple
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        token_mask: torch.Tensor | None = None,
+        words: Tensor,
+        in_chan: Tensor | None = None,
+        in_time: Tensor | None = None,
+        token_mask: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> HeartLangOutput:
         """Encode sentences.
@@ -238,7 +238,7 @@ class HeartLangModel(HeartLangPreTrained):
             ValueError: A shape is not as above, or the layout needs `in_chan`.
         """
         self._check(words, in_chan, in_time)
-        hidden: list[torch.Tensor] | None = [] if output_hidden_states else None
+        hidden: list[Tensor] | None = [] if output_hidden_states else None
         encoded = self.backbone(words, in_chan, in_time, hidden_states=hidden)
         tokens, mask = arrange(encoded, in_chan, self.config)
         return HeartLangOutput(
@@ -250,9 +250,7 @@ class HeartLangModel(HeartLangPreTrained):
         )
 
 
-def arrange(
-    encoded: torch.Tensor, in_chan: torch.Tensor | None, config: HeartLangConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
+def arrange(encoded: Tensor, in_chan: Tensor | None, config: HeartLangConfig) -> tuple[Tensor, Tensor]:
     """Tokens `[B, T, D]` of the chosen layout and their mask, bool `[B, T]`.
 
     Args:
@@ -279,7 +277,7 @@ def arrange(
     return torch.cat([cls, leads[0], beats[0]], dim=1), torch.cat([always, leads[1], beats[1]], dim=1)
 
 
-def _lead_and_beat(in_chan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lead_and_beat(in_chan: Tensor) -> tuple[Tensor, Tensor]:
     """Which of the leads each word belongs to, and which of that lead's words it is: `[B, N]` each."""
     place = torch.arange(in_chan.shape[1], device=in_chan.device).expand_as(in_chan)
     begins = (in_chan != F.pad(in_chan, (1, 0))[:, :-1]) & (in_chan > 0)
@@ -287,9 +285,7 @@ def _lead_and_beat(in_chan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return begins.cumsum(dim=1) - 1, place - start
 
 
-def _means(
-    words: torch.Tensor, group: torch.Tensor, valid: torch.Tensor, groups: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _means(words: Tensor, group: Tensor, valid: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The mean of the words of each group, `[B, groups, D]`, and whether it has any, bool `[B, groups]`."""
     member = (group[:, None] == torch.arange(groups, device=group.device)[:, None]) & valid[:, None]  # [B, groups, N]
     count = member.sum(dim=2, keepdim=True)

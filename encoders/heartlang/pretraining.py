@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import ModelOutput
 
@@ -24,7 +24,7 @@ from encoders.heartlang.tasks import HeartLangForMaskedSentence, masked_words
 from encoders.heartlang.vq import HeartLangVQ, codebook_usage
 from encoders.training import PretrainingTrainer, Ratios, columns, generator_for
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class HeartLangTrainer(PretrainingTrainer):
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
-    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
         """The mean over the words that count of all processes' batches, in place of the mean of their means."""
         if self.vqhbr is None:
             outputs = model(**inputs)
@@ -93,7 +93,7 @@ class HeartLangTrainer(PretrainingTrainer):
 
 
 @torch.no_grad()
-def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> torch.Tensor:
+def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> Tensor:
     """The codes that masked words stand for, int64 `[B, N]`, from a VQ-HBR in eval mode.
 
     With `positions` it gets leads and times, as when it was trained. Upstream leaves them out here.
@@ -111,7 +111,7 @@ def _batches(items: Dataset[Batch], model: nn.Module, batch_size: int) -> Iterat
 class MeanWords(NamedTuple):
     """Mean word of each lead `[leads + 1, samples]`, row 0 of padding; mean of all samples."""
 
-    of_lead: torch.Tensor
+    of_lead: Tensor
     sample: float
 
 
@@ -184,7 +184,7 @@ class Guesses:
     positions: bool
 
     @cached_property
-    def counts(self) -> torch.Tensor:
+    def counts(self) -> Tensor:
         """How often each code stands for a word of each lead in `train`, `[leads + 1, codes]`; 0 for padding's row."""
         size = self.vqhbr.config.codebook_size
         counts = torch.zeros((len(LEADS) + 1) * size, dtype=torch.int64)
@@ -226,15 +226,13 @@ class Guesses:
         return Ratios(above, dict.fromkeys(above, words), _usage(targets, self.vqhbr))
 
 
-def _usage(codes: list[torch.Tensor], vqhbr: HeartLangVQ) -> dict[str, float]:
+def _usage(codes: list[Tensor], vqhbr: HeartLangVQ) -> dict[str, float]:
     """How the codes of words are used, by the names of what is reported."""
     usage = codebook_usage(torch.cat(codes), vqhbr.config.codebook_size)
     return {"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity}
 
 
-def _nearest_seen(
-    codes: torch.Tensor, in_chan: torch.Tensor, mask: torch.Tensor, otherwise: torch.Tensor
-) -> torch.Tensor:
+def _nearest_seen(codes: Tensor, in_chan: Tensor, mask: Tensor, otherwise: Tensor) -> Tensor:
     """The code of the nearest word of the same lead that is not hidden, `[B, N]`; `otherwise` where there is none."""
     place = torch.arange(codes.shape[1], device=codes.device)
     far = len(place)

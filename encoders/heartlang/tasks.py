@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple
 
 from encoders.heartlang.configuration import HeartLangConfig
@@ -33,11 +33,11 @@ class HeartLangForMaskedSentence(HeartLangPreTrained):
     @can_return_tuple
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        words: Tensor,
+        in_chan: Tensor | None = None,
+        in_time: Tensor | None = None,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> HeartLangMaskedSentenceOutput:
         """Guess hidden words of sentences, which are as `HeartLangModel` takes them.
 
@@ -66,8 +66,8 @@ class HeartLangForMaskedSentence(HeartLangPreTrained):
 
 
 def masked_words(
-    in_chan: torch.Tensor, share: float = 0.5, mask_padding: bool = False, generator: torch.Generator | None = None
-) -> torch.Tensor:
+    in_chan: Tensor, share: float = 0.5, mask_padding: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
     """Words to hide, drawn anew for each sentence: bool `[B, N]`.
 
     Args:
@@ -102,11 +102,7 @@ class HeartLangClassifier(HeartLangPreTrained):
 
     @can_return_tuple
     def forward(
-        self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        self, words: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None, labels: Tensor | None = None
     ) -> HeartLangClassifierOutput:
         """Classify sentences `[B, 256, 96]`; `labels` are 0 or 1, `[B, labels]`."""
         self._check(words, in_chan, in_time)

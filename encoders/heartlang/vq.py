@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
@@ -61,7 +61,7 @@ class HeartLangQuantizer(nn.Module):
         self.register_buffer("cluster_size", torch.zeros(size))
         self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
 
-    def forward(self, vectors: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, vectors: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Codes `[...]` of unit vectors `[..., d]` behind the codes' vectors `[..., d]`, which have no gradient.
 
         In training mode the codebook moves towards those of the vectors that count, bool `[...]`.
@@ -76,7 +76,7 @@ class HeartLangQuantizer(nn.Module):
         return chosen.view_as(vectors), codes.view(vectors.shape[:-1])
 
     @torch.no_grad()
-    def _move(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+    def _move(self, vectors: Tensor, codes: Tensor) -> None:
         sums, bins = _totals(vectors, codes, len(self.codebook))
         self.cluster_size.lerp_(bins.to(self.cluster_size.dtype), 1 - self.decay)
         old = self.codebook.float()
@@ -84,7 +84,7 @@ class HeartLangQuantizer(nn.Module):
         self.codebook.copy_(F.normalize(self.decay * old + (1 - self.decay) * means, dim=-1))
 
     @torch.no_grad()
-    def _start(self, vectors: torch.Tensor) -> None:
+    def _start(self, vectors: Tensor) -> None:
         """Spherical k-means of a first batch. The same on every process, and whatever their number."""
         size = len(self.codebook)
         means = self._drawn(vectors)
@@ -96,7 +96,7 @@ class HeartLangQuantizer(nn.Module):
         self.cluster_size.copy_(bins)
         self.started.fill_(True)
 
-    def _drawn(self, vectors: torch.Tensor) -> torch.Tensor:
+    def _drawn(self, vectors: Tensor) -> Tensor:
         """Draws as many of all processes' vectors as there are codes, by the seed: `[K, d]`."""
         count = torch.tensor([len(vectors)], device=vectors.device)
         counts, rank = [count], 0
@@ -118,7 +118,7 @@ class HeartLangQuantizer(nn.Module):
         return _summed(means)
 
 
-def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The nearest code of each unit vector `[N, d]`: int64 `[N]`. In float32, whatever runs around it."""
     codebook = codebook.float()
     with torch.autocast(vectors.device.type, enabled=False):
@@ -126,7 +126,7 @@ def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _totals(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _totals(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Sums of all processes' vectors by code `[K, d]`, and their numbers `[K]`."""
     sums = torch.zeros(size, vectors.shape[-1] + 1, device=vectors.device)
     sums.index_add_(0, codes, F.pad(vectors, (0, 1), value=1.0))
@@ -134,7 +134,7 @@ def _totals(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> tuple[torc
     return sums[:, :-1], sums[:, -1]
 
 
-def _summed(tensor: torch.Tensor) -> torch.Tensor:
+def _summed(tensor: Tensor) -> Tensor:
     if _distributed():
         dist.all_reduce(tensor)
     return tensor
@@ -174,9 +174,7 @@ class HeartLangVQ(HeartLangPreTrained):
         """The embedding of words."""
         return self.encoder.token_embed
 
-    def vectors(
-        self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def vectors(self, words: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None) -> Tensor:
         """Vectors of unit length to compare with the codes, `[B, 256, 128]`. Arguments as `forward`'s."""
         self._check(words, in_chan, in_time)
         features = self.encoder(words, in_chan, in_time)[:, 1:]
@@ -187,9 +185,7 @@ class HeartLangVQ(HeartLangPreTrained):
         return vectors if self.config.count_padding else torch.where(blank, vectors.detach(), vectors)
 
     @torch.no_grad()
-    def encode(
-        self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def encode(self, words: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None) -> Tensor:
         """The code of each word, int64 `[B, 256]`; arguments as `forward`'s.
 
         The published codebook was trained with leads and times. Upstream's masked pretraining leaves both out when it
@@ -198,22 +194,20 @@ class HeartLangVQ(HeartLangPreTrained):
         vectors = self.vectors(words, in_chan, in_time)
         return nearest(vectors.flatten(0, -2), self.quantize.codebook).view(words.shape[:2])
 
-    def decode(
-        self, codes: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def decode(self, codes: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None) -> Tensor:
         """The words of codes `[B, 256]`: `[B, 256, 96]`."""
         return self._words(self.quantize.codebook[codes.long()], in_chan, in_time)
 
-    def _words(self, vectors: torch.Tensor, in_chan: torch.Tensor | None, in_time: torch.Tensor | None) -> torch.Tensor:
+    def _words(self, vectors: Tensor, in_chan: Tensor | None, in_time: Tensor | None) -> Tensor:
         return self.decode_task_layer(self.decoder(vectors, in_chan, in_time)[:, 1:])
 
     @can_return_tuple
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        token_mask: torch.Tensor | None = None,
+        words: Tensor,
+        in_chan: Tensor | None = None,
+        in_time: Tensor | None = None,
+        token_mask: Tensor | None = None,
     ) -> HeartLangVQOutput:
         """Encode sentences, and decode them again; arguments and errors as `HeartLangModel`'s.
 
@@ -241,7 +235,7 @@ class HeartLangVQ(HeartLangPreTrained):
         )
 
 
-def _mean_square(difference: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def _mean_square(difference: Tensor, counted: Tensor) -> Tensor:
     """The mean of the squares of `[B, N, d]` over the rows that count."""
     rows = difference.float().square().mean(dim=-1) * counted
     return rows.sum() / counted.sum().clamp(min=1)
@@ -256,14 +250,14 @@ class CodebookUsage:
     perplexity: float  # as many codes, used alike, would be as uncertain: e to the entropy of how often each occurs
 
 
-def codebook_usage(codes: Iterator[torch.Tensor] | torch.Tensor, size: int) -> CodebookUsage:
+def codebook_usage(codes: Iterator[Tensor] | Tensor, size: int) -> CodebookUsage:
     """How the codes of many words, padding left out, spread over a codebook of `size`.
 
     Raises:
         ValueError: There are no codes.
     """
     counts = torch.zeros(size, dtype=torch.float64)
-    for part in [codes] if isinstance(codes, torch.Tensor) else codes:
+    for part in [codes] if isinstance(codes, Tensor) else codes:
         counts += torch.bincount(part.flatten().cpu(), minlength=size)
     if not counts.sum():
         raise ValueError("there are no codes whose use could be counted")
