@@ -25,18 +25,17 @@ class EcgEncoderOutput(ModelOutput):
 
     last_hidden_state: torch.FloatTensor | None = None  # `[B, T, D]`, what the projector reads
     mask: torch.BoolTensor | None = None  # bool `[B, T]`, true where a token carries signal
-    # `[B, P]`, the one vector per recording that the encoder's paper gives to a linear probe; `None` where there is no
-    # such paper.
+    # `[B, P]`, what the encoder's paper gives to a linear probe of a recording; `None` where there is no such paper.
     probe: torch.FloatTensor | None = None
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """The part of a recording that a token is about."""
+    """The part of a recording that a token is about, from second `start` to `end`."""
 
-    lead: str | None  # name of the lead; `None` for all leads
-    start: float  # first second
-    end: float  # last second
+    lead: str | None  # `None` for all leads
+    start: float
+    end: float
 
 
 class EcgEncoderConfig(PreTrainedConfig):
@@ -60,7 +59,7 @@ class SignalConfig(EcgEncoderConfig):
 
     sampling_rate: int = 100  # Hz of the input
     seconds: float = 10.0  # duration of the input
-    in_channels: int = 12  # number of leads
+    in_channels: int = 12  # leads of the input
 
     @property
     def num_samples(self) -> int:
@@ -120,8 +119,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     def __init__(self, **kwargs: object) -> None:
         # transformers writes these two into preprocessor_config.json; any other name it would keep as an attribute that
         # nothing reads, so a misspelt setting would go unnoticed.
-        unknown = kwargs.keys() - {"feature_extractor_type", "processor_class"}
-        if unknown:
+        if unknown := kwargs.keys() - {"feature_extractor_type", "processor_class"}:
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
         super().__init__()
 

@@ -79,11 +79,8 @@ class Shuffled(Sampler[int]):
 class PretrainingTrainer(Trainer):
     """A Trainer that measures held-out recordings its own way, and decays neither biases nor norms.
 
-    Args:
-        measure: Gives numbers about the model, by name. They are logged when the Trainer evaluates, by the first
-            process.
-        anew: Whether items of the training set differ from epoch to epoch (`Shuffled`).
-        **kwargs: Arguments of `Trainer`.
+    What `measure` says of the model, by name, is logged when the Trainer evaluates, by the first process; `anew` says
+    whether items of the training set differ from epoch to epoch (`Shuffled`).
     """
 
     def __init__(self, measure: Callable[[nn.Module], dict[str, float]], anew: bool, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ class CnnConfig(SignalConfig):
     model_type = "ecg_cnn"
 
     conv_dim: tuple[int, ...] | list[int] = (64, 64, 128, 128)  # channels of each convolution
-    conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 5)  # stride of each convolution
+    conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 5)
     conv_kernel: int = 7  # kernel of all of them, an odd number of samples
 
     def __post_init__(self, **kwargs: object) -> None:

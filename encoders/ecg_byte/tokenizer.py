@@ -58,12 +58,7 @@ class EcgByteTokens:
 
 
 class EcgByteTokenizer:
-    """Recordings to the ids of tokens, and back.
-
-    Attributes:
-        table: The tokens.
-        settings: What else the ids depend on.
-    """
+    """Recordings to the ids of tokens, and back: by a table of tokens, and settings, what else the ids depend on."""
 
     def __init__(self, table: TokenTable, settings: EcgByteSettings = DEFAULTS) -> None:
         self.table, self.settings = table, settings

@@ -23,18 +23,10 @@ from encoders.heartlang.configuration import HeartLangConfig
 
 @dataclass
 class HeartLangOutput(EcgEncoderOutput):
-    """Tokens of a batch of ECG sentences; sizes as published.
+    """Tokens that `config.output` names, `[B, T, 768]`, sizes as published; `probe` is CLS, `[B, 768]`."""
 
-    Attributes:
-        last_hidden_state: The tokens that `config.output` names, `[B, T, 768]`.
-        mask: bool `[B, T]`, for `last_hidden_state`.
-        probe: CLS, `[B, 768]`.
-        words: CLS and every word, `[B, 257, 768]`.
-        hidden_states: With `output_hidden_states`, the input of the first layer and the output of each, before the
-            last norm: `layers + 1` of `[B, 257, 768]`.
-    """
-
-    words: torch.FloatTensor | None = None
+    words: torch.FloatTensor | None = None  # CLS and every word, `[B, 257, 768]`
+    # Input of the first layer and output of each, before the last norm, if asked for: `layers + 1` of `[B, 257, 768]`.
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -96,12 +88,8 @@ class HeartLangFeedForward(nn.Module):
 class HeartLangBackbone(nn.Module):
     """A sentence of words in, CLS and one vector per word out.
 
-    The same network reads samples (encoder) or codes (the decoder of VQ-HBR).
-
-    Args:
-        config: Sizes.
-        channels: Numbers per word; `word_length` unless given.
-        layers: Layers of the transformer; `num_hidden_layers` unless given.
+    The same network reads samples (encoder) or, with other `channels` (numbers per word) and `layers` than the
+    configuration's, codes (the decoder of VQ-HBR).
     """
 
     def __init__(self, config: HeartLangConfig, channels: int | None = None, layers: int | None = None):
@@ -251,12 +239,9 @@ class HeartLangModel(HeartLangPreTrained):
 
 
 def arrange(encoded: Tensor, in_chan: Tensor | None, config: HeartLangConfig) -> tuple[Tensor, Tensor]:
-    """Tokens `[B, T, D]` of the chosen layout and their mask, bool `[B, T]`.
+    """Tokens `[B, T, D]` of the layout that `config.output` names, and their mask, bool `[B, T]`.
 
-    Args:
-        encoded: CLS and words, `[B, 1 + N, D]`.
-        in_chan: Lead of each word `[B, N]`, all words of a lead side by side; 0 is padding.
-        config: Says the layout.
+    Of CLS and words, `[B, 1 + N, D]`; `in_chan` `[B, N]` is the lead of each, all words of one side by side, 0 padding.
     """
     cls, words = encoded[:, :1], encoded[:, 1:]
     if in_chan is None:

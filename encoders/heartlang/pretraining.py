@@ -56,11 +56,8 @@ class MaskedSentences(Dataset[Batch]):
 class HeartLangTrainer(PretrainingTrainer):
     """The Trainer for either stage.
 
-    Args:
-        measure: As `PretrainingTrainer` takes it.
-        vqhbr: In the stage of masked sentences, the frozen VQ-HBR whose codes are to be guessed, on the device.
-        target_positions: Whether it is given leads and times.
-        **kwargs: Arguments of `Trainer`.
+    In that of masked sentences, `vqhbr` is the frozen VQ-HBR, on the device, whose codes are to be guessed, and
+    `target_positions` says whether it is given leads and times.
     """
 
     loss_is_scaled_for_ga = False

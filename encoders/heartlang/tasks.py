@@ -68,13 +68,10 @@ class HeartLangForMaskedSentence(HeartLangPreTrained):
 def masked_words(
     in_chan: Tensor, share: float = 0.5, mask_padding: bool = False, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Words to hide, drawn anew for each sentence: bool `[B, N]`.
+    """Words to hide, drawn anew for each sentence: bool `[B, N]`, of leads `in_chan` `[B, N]` where 0 is padding.
 
-    Args:
-        in_chan: Lead of each word `[B, N]`; 0 is padding.
-        share: Share of the words, rounded to a whole number in each sentence.
-        mask_padding: Draw from all N slots, as upstream: at 72 beats per minute 44 % of what is guessed is padding.
-        generator: Draws them, on the device of `in_chan`; torch's own without one.
+    The share is rounded to a whole number of words in each sentence; with `mask_padding` it is of all N, as upstream.
+    The generator, torch's own without one, is on the device of `in_chan`.
     """
     eligible = torch.ones_like(in_chan, dtype=torch.bool) if mask_padding else in_chan > 0
     draw = torch.rand(in_chan.shape, device=in_chan.device, generator=generator).masked_fill(~eligible, 2.0)

@@ -24,42 +24,26 @@ _KMEANS_ITERATIONS = 10
 
 @dataclass
 class HeartLangVQOutput(EcgEncoderOutput):
-    """Codes of a batch of ECG sentences; sizes as published.
+    """Unit vectors of words' codes, `[B, 256, 128]`, and as `probe` their mean without padding; sizes as published."""
 
-    Attributes:
-        last_hidden_state: The vector of each word's code, of unit length, `[B, 256, 128]`.
-        mask: bool `[B, 256]`, false for padding.
-        probe: Mean of those vectors, `[B, 128]`.
-        codes: `[B, 256]`; padding has one too.
-        reconstruction: The words made of the codes, `[B, 256, 96]`.
-        loss: Reconstruction and commitment together.
-        reconstruction_loss: Mean squared error of the samples of words.
-        commitment_loss: Mean squared difference of the encoder's unit vectors from their codes.
-    """
-
-    codes: torch.LongTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None  # `[B, 256]`; padding has one too
+    reconstruction: torch.FloatTensor | None = None  # the words made of the codes, `[B, 256, 96]`
+    loss: torch.FloatTensor | None = None  # reconstruction and commitment together
+    reconstruction_loss: torch.FloatTensor | None = None  # mean squared error of the samples of words
+    commitment_loss: torch.FloatTensor | None = None  # mean square of the encoder's unit vectors less their codes
 
 
 class HeartLangQuantizer(nn.Module):
-    """The codebook: `codebook_size` vectors of unit length.
-
-    Attributes:
-        codebook: `[K, d]`.
-        cluster_size: Exponential average of how many words each code stands for in a training step, `[K]`.
-        started: Whether the codebook was set to the means of a first batch.
-    """
+    """The codebook: `codebook_size` vectors of unit length, `[K, d]`."""
 
     def __init__(self, config: HeartLangVQConfig):
         super().__init__()
         self.decay, self.seed = config.ema_decay, 0
         size = config.codebook_size
         self.register_buffer("codebook", torch.empty(size, config.code_dim))
+        # Exponential average of how many words each code stands for in a training step.
         self.register_buffer("cluster_size", torch.zeros(size))
-        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
+        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))  # at the means of a first batch
 
     def forward(self, vectors: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Codes `[...]` of unit vectors `[..., d]` behind the codes' vectors `[..., d]`, which have no gradient.

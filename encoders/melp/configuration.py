@@ -31,8 +31,8 @@ class MelpConfig(SignalConfig):
     output: MelpOutputName = "tokens"
     sampling_rate: int = 500
     conv_dim: tuple[int, ...] | list[int] = (256, 256, 256, 256)  # channels of each convolution
-    conv_kernel: tuple[int, ...] | list[int] = (2, 2, 2, 2)  # kernel of each convolution
-    conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 2)  # stride of each convolution
+    conv_kernel: tuple[int, ...] | list[int] = (2, 2, 2, 2)
+    conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 2)
     hidden_size: int = 768
     num_hidden_layers: int = 8
     num_attention_heads: int = 12
@@ -117,7 +117,6 @@ class MelpPretrainingConfig(PreTrainedConfig):
     model_type = "ecg_melp_pretraining"
     sub_configs = {"encoder_config": MelpConfig, "text_config": BertConfig}
 
-    # The ECG encoder's configuration.
     encoder_config: Any = None  # given as a configuration, a dict or nothing; a configuration from then on
     text_config: Any = None  # the text tower's, a BERT; it is made causal
     text_length: int = 128  # tokens of a text with [BOS], [SEP] and the [CLS] at its end: the position of that [CLS]

@@ -23,11 +23,9 @@ class PatchConfig(SignalConfig):
     # What a token is made of. `"time"`: `patch_size` samples of all leads. `"leads"`: those of one lead; the linear
     # layer is the same for all leads. `"conv"`: as `"time"`, behind a stem of strided convolutions.
     patches: Patches = "time"
-    # Samples per patch; the duration is a whole number of patches. A patch as long as the recording makes one token of
-    # it (ECG-Bench).
+    # Samples; the duration is a whole number of patches. One as long as the recording makes one token (ECG-Bench).
     patch_size: int = 20
-    # D of the tokens; None hands the numbers of a patch on as they are, for the projector's linear layer to be the only
-    # one.
+    # D of the tokens; None hands the numbers of a patch on as they are, for the projector's layer to be the only one.
     hidden_size: int | None = 256
     conv_dim: tuple[int, ...] | list[int] = (64, 64)  # channels of each convolution of the stem
     # Stride of each; a patch is a whole number of steps of all of them together.
