@@ -122,11 +122,8 @@ class EcgByteSettings:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("sampling_rate", self.sampling_rate),
-            ("seconds", self.seconds),
-            ("max_tokens", self.max_tokens),
-        ):
+        for name in ("sampling_rate", "seconds", "max_tokens"):
+            value = vars(self)[name]
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"{name} must be a positive number, got {value}")
         if self.leads is not None:

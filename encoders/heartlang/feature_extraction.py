@@ -4,10 +4,8 @@ Source: QRS-Tokenizer of HeartLang (Jin et al., "Reading Your Heart", ICLR 2025,
 beats from wfdb's XQRS on lead I, cuts 0.96 s around each out of all leads, and writes the words of the first lead, then
 of the second, and so on. `mode="parity"` does that bit by bit.
 
-Upstream's beats are often not the heart's, and a lead that is off, noise, or more beats than the sentence has room for
-go through without a word. `mode="safe"` takes the beats in which the leads agree (`agreed_beats`), keeps XQRS's place
-of each one that it found too (so that a recording in which XQRS is right becomes the very words of upstream), and says
-what it met in `EcgSentence.flags`.
+`mode="safe"` takes the beats in which the leads agree (`agreed_beats`) and says what it met in `EcgSentence.flags`.
+docs/encoders.md says why, and how well either does.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -103,13 +103,10 @@ class HeartLangBackbone(nn.Module):
         self.spa_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.lead_positions, d)))
         self.tem_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.time_positions, d)))
         self.dropout = nn.Dropout(config.embedding_dropout)
-        pairs = range(config.num_hidden_layers if layers is None else layers)
-        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(self._pair(config) for _ in pairs)})
+        count = range(config.num_hidden_layers if layers is None else layers)
+        pairs = (nn.ModuleList([HeartLangAttention(config), HeartLangFeedForward(config)]) for _ in count)
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(pairs)})
         self.norm_layer = nn.LayerNorm(d)
-
-    @staticmethod
-    def _pair(config: HeartLangConfig) -> nn.ModuleList:
-        return nn.ModuleList([HeartLangAttention(config), HeartLangFeedForward(config)])
 
     def forward(
         self,
@@ -137,9 +134,9 @@ class HeartLangBackbone(nn.Module):
         seen = None
         if not self.attend_padding and in_chan is not None:
             seen = F.pad(in_chan > 0, (1, 0), value=True)[:, None, None]
-        for layer, (attention, feed_forward) in enumerate(self.transformer["layers"]):
-            if hidden_states is not None and layer == 0:
-                hidden_states.append(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        for attention, feed_forward in self.transformer["layers"]:
             x = attention(x, seen) + x
             x = feed_forward(x) + x
             if hidden_states is not None:
@@ -216,8 +213,7 @@ class HeartLangModel(HeartLangPreTrained):
 
         Args:
             words: `[B, 256, 96]`, as `QrsTokenizer` cuts them.
-            in_chan: Lead of each word `[B, 256]`, 1 to 12; 0 is padding. Without it no lead is added, and every word
-                counts.
+            in_chan: Lead of each word `[B, 256]`, 1 to 12; 0 is padding. Without it no lead is added; all words count.
             in_time: Second of each word `[B, 256]`, from 1; 0 is padding.
             token_mask: bool `[B, T]`, handed on as `mask`; it follows from `in_chan` unless given.
             output_hidden_states: Whether to return every layer's.

@@ -170,11 +170,7 @@ class HeartLangVQ(HeartLangPreTrained):
 
     @torch.no_grad()
     def encode(self, words: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None) -> Tensor:
-        """The code of each word, int64 `[B, 256]`; arguments as `forward`'s.
-
-        The published codebook was trained with leads and times. Upstream's masked pretraining leaves both out when it
-        asks for the codes to be guessed (`positions` in `recipes/pretrain_heartlang.py`); about half of them differ.
-        """
+        """The code of each word, int64 `[B, 256]`; arguments as `forward`'s. Published codes need leads and times."""
         vectors = self.vectors(words, in_chan, in_time)
         return nearest(vectors.flatten(0, -2), self.quantize.codebook).view(words.shape[:2])
 

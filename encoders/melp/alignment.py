@@ -40,16 +40,9 @@ class Alignment:
 
     @torch.no_grad()
     def __call__(self, model: MelpForPretraining) -> Ratios:
-        """Measure a model in eval mode, in float32.
+        """Measure a model in eval mode, in float32: what docs/pretraining.md lists, for the losses that have a weight.
 
-        Returns:
-            With the contrast: `alignment_gap`, `own_similarity` less `other_similarity` (cosines); how often a report
-            is less similar to a recording than its own (`own_report_preferred`, 0.5 by chance), and a recording to a
-            report (`own_recording_preferred`); how often the own report is among the ten most similar
-            (`own_report_in_ten`, beside `by_chance_in_ten`). With captions: `caption_nats` per token, and
-            `caption_nats_of_other_ecg`, given the recording of another patient. With the local loss:
-            `local_preferred`, as the first, by beats and sentences, within a batch. What cannot be said, as all reports
-            are alike, is left out.
+        What cannot be said, as all reports are alike, is left out.
         """
         others, count = self.others(), len(self.pairs)
         starts = range(0, count, self.batch_size)

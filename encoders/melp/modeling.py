@@ -34,9 +34,8 @@ class MelpOutput(EcgEncoderOutput):
     features: torch.FloatTensor | None = None  # frames, `[B, 312, 768]`, one per 32 ms in order of time
     beats: torch.FloatTensor | None = None  # contrast queries, `[B, 14, 256]`
     tokens: torch.FloatTensor | None = None  # caption queries, `[B, 128, 768]`
-    rhythm: torch.FloatTensor | None = (
-        None  # mean of the beats, `[B, 256]`; not of unit length, the contrast sees to it
-    )
+    # Mean of the beats, `[B, 256]`; not of unit length, the contrast with text normalises it.
+    rhythm: torch.FloatTensor | None = None
     # What each query attends to, `[B, heads, 14 or 128, 312]`, a distribution over the frames; `config.frame_seconds`
     # says when a frame was. Only if asked for.
     beat_attention: torch.FloatTensor | None = None
