@@ -4,8 +4,6 @@ A file or folder appears whole under its name or not at all, so a process killed
 was computing. Locks are the system's: they end with the process that holds them.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib
@@ -108,12 +106,8 @@ class Shards:
     Readers lock nothing. Who computes what is settled by `claimed`; without it, processes that compute the same write
     the same.
 
-    Args:
-        root: Folder of all caches; this one takes a folder of its own in it.
-        kind: What is kept: the beginning of that folder's name, and of all that share `limit_gb`.
-        key: What it follows from (`cache_key`).
-        suffix: How the files' names end.
-        limit_gb: The most that all folders of this kind may take, in 10^9 bytes.
+    The folder lies in `root`. Its name begins with its kind, what is kept, and ends with the `cache_key` of what that
+    follows from. All folders of one kind may take `limit_gb` (10^9 bytes) together; the files' names end in `suffix`.
     """
 
     def __init__(

@@ -15,8 +15,6 @@ A command states each flag once, as a field of a frozen dataclass:
 `X | None` is a flag that may be left out. Fields made without `option` are settings of the call alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import shlex
@@ -38,52 +36,29 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class _Option:
-    help: str
-    metavar: str | None
-    choices: Collection[object] | None
-    parse: Callable[[str], object] | None
-    repeated: Literal["always", "changed", "never"]
-    positional: bool
-    append: bool
+    help: str  # what `--help` says; `(default: ...)` is added where the default is a number or text
+    metavar: str | None = None  # what `--help` calls the value
+    choices: Collection[object] | None = None  # allowed values
+    parse: Callable[[str], object] | None = None  # makes the value of a word; the field's type if not given
+    # Whether `command_of` writes it: always, where it differs from its default, or never.
+    repeated: Literal["always", "changed", "never"] = "changed"
+    positional: bool = False  # an argument without a flag
+    append: bool = False  # the flag takes one value and may be given several times
 
 
-def option(
-    help: str,
-    *,
-    default: Any = MISSING,
-    metavar: str | None = None,
-    choices: Collection[object] | None = None,
-    parse: Callable[[str], object] | None = None,
-    repeated: Literal["always", "changed", "never"] = "changed",
-    positional: bool = False,
-    append: bool = False,
-) -> Any:
-    """Field of a settings dataclass that is a flag of the command line.
+def option(help: str, *, default: Any = MISSING, **about: Any) -> Any:
+    """Field of a settings dataclass that is a flag of the command line, required without a default.
 
-    Args:
-        help: What `--help` says; `(default: ...)` is added where the default is a number or text.
-        default: Its value where it is not given; without one the flag is required.
-        metavar: What `--help` calls the value.
-        choices: Allowed values.
-        parse: Makes the value of a word; the field's type if not given.
-        repeated: Whether `command_of` writes it: always, where it differs from its default, or never.
-        positional: An argument without a flag.
-        append: The flag takes one value and may be given several times.
+    `about` are the other fields of `_Option`.
     """
-    return dataclasses.field(
-        default=default, metadata={"option": _Option(help, metavar, choices, parse, repeated, positional, append)}
-    )
+    return dataclasses.field(default=default, metadata={"option": _Option(help, **about)})
 
 
 def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m name` whose help is its module's docstring: the first paragraph above, the rest below."""
     summary, _, rest = (doc or "").partition("\n\n")
-    return argparse.ArgumentParser(
-        prog=f"python -m {name}",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=rest, formatter_class=form)
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
@@ -117,9 +92,8 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> No
 
 def settings_from(settings: type[S], args: argparse.Namespace) -> S:
     """The settings in parsed arguments; lists become tuples."""
-    values = {
-        field.name: getattr(args, field.name) for field in dataclasses.fields(settings) if "option" in field.metadata
-    }
+    names = [field.name for field in dataclasses.fields(settings) if "option" in field.metadata]
+    values = {name: getattr(args, name) for name in names}
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 

@@ -1,7 +1,5 @@
 """Writing files so that nothing is ever half-written."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,9 +15,7 @@ def written_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     It is written beside its destination under a temporary name, flushed to disk and renamed; on an error it is removed
     and what stood at `path` before stays. Who may read it follows from the process's umask, as for any new file.
 
-    Args:
-        path: Where; missing folders are made.
-        mode: `"wb"`, or `"w"` for UTF-8 text.
+    Missing folders are made. The mode is `"wb"`, or `"w"` for UTF-8 text.
 
     Raises:
         ValueError: Another mode: what stands at `path` is neither read nor appended to.

@@ -1,17 +1,10 @@
 """Uploading to the Hugging Face hub: one commit, which holds all files or does not happen."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from huggingface_hub.errors import HfHubHTTPError
-
-Kind = Literal["model", "dataset"]
+from typing import Literal
 
 
 def check_repo_id(name: str | None) -> str:
@@ -26,13 +19,13 @@ def commit(
     name: str,
     files: Mapping[str, Path | bytes],
     *,
-    kind: Kind,
+    kind: Literal["model", "dataset"],
     message: str,
     ours: Collection[str],
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """Upload files to a repository, made if it is not there.
+    """Upload files to a repository, made if it is not there; returns the address of the commit.
 
     Contents go up first, then one commit names them all: whoever downloads meanwhile, or after a failure, finds the
     repository as it was before. It fails, too, where somebody else has committed in between.
@@ -46,9 +39,6 @@ def commit(
             `files` are deleted by the same commit; what somebody added by other names stays.
         private: Only the owner, or the members of an organization, may see it.
         token: Of an account that may write there; the one that is logged in if not given.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         ValueError: No name of a repository, or the repository is public although `private` is asked for.
@@ -70,26 +60,18 @@ def commit(
             raise ValueError(f"{name} is there already and is public: make it private on the hub, or take another name")
         before = set(api.list_repo_files(name, repo_type=kind, revision=repository.sha))
         gone = {path for path in before - files.keys() if any(fnmatch(path, pattern) for pattern in ours)}
+        changes: list[CommitOperationAdd | CommitOperationDelete]
+        changes = [CommitOperationAdd(path, content) for path, content in files.items()]
+        changes += [CommitOperationDelete(path) for path in sorted(gone)]
         uploaded = api.create_commit(
-            name,
-            [
-                *(CommitOperationAdd(path, content) for path, content in files.items()),
-                *(CommitOperationDelete(path) for path in sorted(gone)),
-            ],
-            commit_message=message,
-            repo_type=kind,
-            parent_commit=repository.sha,
+            name, changes, commit_message=message, repo_type=kind, parent_commit=repository.sha
         )
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
-            raise PermissionError(_refused(name, error)) from error
+            raise PermissionError(
+                f"the hub does not let you write to {name}: log in with `hf auth login`, or set HF_TOKEN, as an "
+                f"account that may write below {name.partition('/')[0]}/ "
+                f"({error.server_message or error.response.status_code})"
+            ) from error
         raise
     return str(uploaded.commit_url)
-
-
-def _refused(name: str, error: HfHubHTTPError) -> str:
-    owner = name.partition("/")[0]
-    return (
-        f"the hub does not let you write to {name}: log in with `hf auth login`, or set HF_TOKEN, as an account that "
-        f"may write below {owner}/ ({error.server_message or error.response.status_code})"
-    )

@@ -1,7 +1,5 @@
 """Work shared by processes, to each of which the inputs that all chunks need are sent once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,14 +19,9 @@ class _Process:
 def in_processes(
     work: Callable[..., Result], chunks: Sequence[Chunk], *inputs: object, jobs: int, start: str | None = None
 ) -> Iterator[Result]:
-    """`work(chunk, *inputs)` of every chunk, in order, as they are done.
+    """Results of `work(chunk, *inputs)` for every chunk, in order, as they are done; `work` is a function of a module.
 
-    Args:
-        work: A function of a module.
-        chunks: What is shared out.
-        *inputs: What the work needs besides.
-        jobs: Processes; with 1 this one works alone.
-        start: How processes are started; `"spawn"` where torch's threads would not survive a fork.
+    With one job this process works alone; `start` is `"spawn"` where torch's threads would not survive a fork.
     """
     if jobs <= 1:
         yield from (work(chunk, *inputs) for chunk in chunks)
