@@ -23,7 +23,7 @@ class Recordings:
     cpsc2018: Path | None = option("recordings of CPSC2018, as published", default=None, metavar="DIR")
     csn: Path | None = option("recordings of CSN, as published", default=None, metavar="DIR")
     splits: Path | None = option("split tables of CPSC2018 and CSN", default=None, metavar="DIR")
-    folds: str = option("of PTB-XL and simulated patients", default=PUBLISHED_FOLDS, metavar="TRAINING/VALIDATION/TEST")
+    folds: str = option("folds of PTB-XL and simulated patients", default=PUBLISHED_FOLDS, metavar="TRAIN/VALID/TEST")
     rate: int = option("which records of PTB-XL: those of 100 or of 500 Hz", default=500)
     leave_out_missing: bool = option("leave out records of the split tables that are not on disk", default=False)
 
@@ -98,7 +98,7 @@ class _ProbeTask:
 class ProbeSettings(Recordings, _ProbeTask):
     """Settings of `eval.probe`."""
 
-    percent: tuple[float, ...] = option("of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P")
+    percent: tuple[float, ...] = option("% of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P")
     features: str = option(
         "paper (its paper's, else mean), mean, max, or a vector of its output", default="paper", metavar="KIND"
     )
