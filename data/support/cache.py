@@ -108,12 +108,8 @@ class Shards:
     Readers lock nothing. Who computes what is settled by `claimed`; without it, processes that compute the same write
     the same.
 
-    Args:
-        root: Folder of all caches; this one takes a folder of its own in it.
-        kind: What is kept: the beginning of that folder's name, and of all that share `limit_gb`.
-        key: What it follows from (`cache_key`).
-        suffix: How the files' names end.
-        limit_gb: The most that all folders of this kind may take, in 10^9 bytes.
+    It is a folder of `root`, named by what is kept (`kind`) and what that follows from (`key`, see `cache_key`). All
+    folders of a kind share `limit_gb`, the most that they may take, in 10^9 bytes. File names end in `suffix`.
     """
 
     def __init__(

@@ -31,11 +31,7 @@ def providers(group: str) -> dict[str, list[EntryPoint]]:
 def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours: bool) -> None:
     """Raises `ValueError`, with all their names, where several packages provide something of the same name.
 
-    Args:
-        what: Kind of thing, as error messages call it.
-        name: The name.
-        entries: The entry points of that name.
-        ours: Whether this package, too, has something of that name.
+    `what` is the kind of thing, as errors call it; `ours` says whether this package, too, has something of that name.
     """
     packages = [OURS] * ours + [_provider(entry) for entry in entries]
     if len(packages) > 1:

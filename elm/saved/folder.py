@@ -30,31 +30,15 @@ from encoders.checkpoints import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
 FILES = (  # what a model is loaded from, and training.json: patterns of names
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "chat_template.jinja",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "training.json",
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"),
+    *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "training.json"),
 )
 
 
 def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
     """The folder of a saved model: itself, or that in the cache to which a hub id's files are downloaded once.
-
-    Args:
-        name_or_path: A folder, or a hub id (`owner/name`).
-        revision: Branch, tag or commit of a hub id.
 
     Raises:
         FileNotFoundError: There is no such folder, and no hub id of that name that can be reached.
@@ -129,12 +113,8 @@ def save(
 ) -> Path:
     """Write a model so that every file of the folder is whole: all are written beside it first, then moved in.
 
-    Args:
-        model: Without adapters, or merged.
-        processor: Its processor.
-        folder: Where to; other files and folders in it stay.
-        training: What goes into training.json: the dataset and its settings, hyper-parameters, versions.
-        beside: A folder whose contents (`adapter/`, `examples/`) are moved in with the rest.
+    The model has no adapters, or they are merged; `training` goes into training.json; the contents of the folder
+    `beside` (`adapter/`, `examples/`) are moved in with the rest. Other files and folders stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,26 +28,11 @@ AUDIT = ("ablation/report.html", REPORT, "ablation/report.md", SUMMARY, "ablatio
 RECORDINGS = ("examples/*", "ablation/examples.json", "ablation/predictions.jsonl", "ablation/asked-*.jsonl")
 _DRAWN = 'class="strip"'  # of a recording in report.html
 
-_CONFIGS = (
-    "config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer_config.json",
-    "adapter/adapter_config.json",
-)
+_CONFIGS = (*(name for name in FILES if name.endswith("config.json")), ADAPTER[0])
 
 
 def check(repo_id: str | None, *, audited: bool = True) -> None:
-    """Refuse at the start of a run what `push` would refuse at its end.
-
-    Args:
-        repo_id: What `--hub_model_id` says.
-        audited: Whether the run will end with the audit.
-
-    Raises:
-        ValueError: No name of a repository, or no audit.
-    """
+    """Refuse at the start of a run what `push` would refuse at its end: no name of a repository, or no audit."""
     check_repo_id(repo_id)
     if not audited:
         raise ValueError(
@@ -58,33 +43,17 @@ def check(repo_id: str | None, *, audited: bool = True) -> None:
 
 @dataclass(frozen=True)
 class Publication:
-    """How a model is published.
+    """How a model is published."""
 
-    Attributes:
-        private: Only the owner, or the members of an organization, may see it.
-        licence: The hub's identifier of the licence of the weights, for the card.
-        unaudited: Publish a model without an audit; its card says so.
-        with_recordings: Upload what shows patients, too: `examples/`, the questions and answers about each recording,
-            and a report.html that draws some.
-    """
-
-    private: bool = False
-    licence: str | None = None
-    unaudited: bool = False
+    private: bool = False  # only the owner, or the members of an organization, may see it
+    licence: str | None = None  # the hub's identifier of the licence of the weights, for the card
+    unaudited: bool = False  # without an audit; the card says so
+    # With what shows patients: `examples/`, questions and answers about each recording, a report.html that draws some.
     with_recordings: bool = False
 
 
 def push(folder: Path | str, repo_id: str | None, how: Publication = Publication(), token: str | None = None) -> str:
-    """Upload a saved model as one commit.
-
-    Args:
-        folder: Written by a recipe.
-        repo_id: OWNER/NAME; made if it is not there.
-        how: How it is published.
-        token: Of an account that may write there; the one that is logged in if not given.
-
-    Returns:
-        The address of the commit.
+    """Upload a saved model as one commit, and return its address; without a `token` as the account that is logged in.
 
     Raises:
         FileNotFoundError: The folder is no saved model.
@@ -97,7 +66,7 @@ def push(folder: Path | str, repo_id: str | None, how: Publication = Publication
     for path in sorted(files):
         logger.info("to upload: %s", path)
     ours = (*FILES, *ADAPTER, *AUDIT, *RECORDINGS, "README.md")
-    message = "ECG-language model, " + ("not audited" if REPORT not in files else "with its audit")
+    message = f"ECG-language model, {'with its audit' if REPORT in files else 'not audited'}"
     return commit(name, files, kind="model", message=message, ours=ours, private=how.private, token=token)
 
 
@@ -121,9 +90,7 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
     if how.with_recordings:
         patterns += RECORDINGS if audit is not None else RECORDINGS[:1]
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files: dict[str, Path | bytes] = {
-        path: folder / path for path in there if any(fnmatch(path, pattern) for pattern in patterns)
-    }
+    files: dict[str, Path | bytes] = {path: folder / path for path in there if any(fnmatch(path, p) for p in patterns)}
     _check_weights(folder, [path for path in files if path.endswith(".safetensors")])
     page = "ablation/report.html"
     if page in files and not how.with_recordings and _DRAWN in (folder / page).read_text(encoding="utf-8"):
@@ -132,9 +99,7 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
     # What is named by its last part: whole values of settings, wherever else these values are repeated, and every
     # other place in a sentence.
     trees = {path: _read(folder / path) for path in (*_CONFIGS, "training.json", REPORT, SUMMARY) if path in files}
-    places = pattern_of(
-        {value for tree in trees.values() for value in places_in(tree)} | {str(folder), str(folder.absolute())}
-    )
+    places = pattern_of([*places_in(list(trees.values())), str(folder), str(folder.absolute())])
     for path, tree in trees.items():
         trees[path] = without_places(tree, places)
         files[path] = (json.dumps(trees[path], indent=2, ensure_ascii=False) + "\n").encode()
@@ -155,15 +120,12 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
 
 def _audit(folder: Path, digest: str) -> AuditSummary:
     """Summary of the audit, of the model as it is now."""
+    command = f"run `python -m eval.ablation --model {folder}`"
     if (audit := AuditSummary.of_folder(folder)) is None:
-        raise ValueError(
-            f"{folder} was not audited: run `python -m eval.ablation --model {folder}` first, or say --unaudited, as "
-            "its card then does, too"
-        )
+        raise ValueError(f"{folder} was not audited: {command} first, or say --unaudited, as its card then does, too")
     if audit.training != digest:
         raise ValueError(
-            f"the audit in {folder / 'ablation'} is of another training than the weights in {folder}: run "
-            f"`python -m eval.ablation --model {folder}` again"
+            f"the audit in {folder / 'ablation'} is of another training than the weights in {folder}: {command} again"
         )
     return audit
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from transformers import Trainer, TrainingArguments
 from trl import TrlParser
 
@@ -21,12 +20,12 @@ from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
 from elm.saved.arguments import Settings, as_mapping, setting
-from elm.saved.card import DISCLAIMER
+from elm.saved.card import DISCLAIMER, template
 from elm.saved.questions import DEV_NOTE
 from elm.training import dev
 from elm.training.resume import claim_folder, losses_of, plain_settings, run_settings, versions
 from elm.training.settings import is_set
-from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
+from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.hub import save_encoder
 
 logger = logging.getLogger(__name__)
@@ -80,13 +79,9 @@ Arguments = TypeVar("Arguments", bound=PretrainingArguments)
 def parse_stages(
     argv: Sequence[str], names: Sequence[str], kinds: Sequence[type], default_config: Path
 ) -> tuple[Any, ...]:
-    """The settings on a command line, of a YAML whose `stages` holds what belongs to one stage alone.
+    """The settings on a command line, of a YAML whose `stages` holds what belongs to one stage (`--stage`) alone.
 
-    Args:
-        argv: Flags; `--stage` says which stage's settings count.
-        names: Of the stages.
-        kinds: Dataclasses of settings.
-        default_config: The YAML without `--config`.
+    `names` are those of the stages, `kinds` dataclasses of settings; `default_config` is the YAML without `--config`.
 
     Raises:
         ValueError: The YAML has a key, or a stage a setting, that is unknown.
@@ -176,17 +171,10 @@ def save_run(
     training_args: TrainingArguments,
     metrics: Mapping[str, object],
     refused: Mapping[str, str],
-) -> Path:
+) -> None:
     """Write `output_dir`: the encoder for `load_encoder`, metrics.json and README.md.
 
-    Args:
-        encoder: What was pretrained.
-        extractor: Its feature extractor.
-        trainer: Which trained it.
-        arguments: Of the run.
-        training_args: Of the run.
-        metrics: What was measured on held-out patients, by name.
-        refused: Why some recordings were left out, by their ids.
+    `metrics` is what was measured on held-out patients, by name; `refused` why recordings were left out, by their ids.
     """
     folder, history = Path(training_args.output_dir), trainer.state.log_history
     save_encoder(encoder, extractor, folder)
@@ -206,16 +194,11 @@ def save_run(
     }
     with written_whole(folder / "metrics.json", "w") as file:
         json.dump(report, file, indent=2)
+    card = template(Path(__file__).with_name("encoder_card.md.jinja")).render(
+        config=encoder.config,
+        report=report,
+        disclaimer=DISCLAIMER,
+        licences=source_lines(sources_of([encoder.config.pretrained_on])),
+    )
     with written_whole(folder / "README.md", "w") as file:
-        file.write(card(encoder.config, report))
-    return folder
-
-
-def card(config: EcgEncoderConfig, report: Mapping[str, object]) -> str:
-    """What the encoder is, what it has seen, what was measured, under which terms the data is."""
-    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-        Path(__file__).with_name("encoder_card.md.jinja").read_text(encoding="utf-8")
-    )
-    return template.render(
-        config=config, report=report, disclaimer=DISCLAIMER, licences=source_lines(sources_of([config.pretrained_on]))
-    )
+        file.write(card)

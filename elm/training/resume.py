@@ -24,10 +24,7 @@ def run_settings(
 ) -> dict[str, object]:
     """All settings without which a checkpoint is one of another run, as JSON knows them.
 
-    Args:
-        training_args: Of the run.
-        names: Those of them that matter, beside the rows of a step.
-        settings: All others that matter.
+    Of `training_args` those of the `names` matter, and the rows of a step.
     """
     rows = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     values = training_args.to_dict()

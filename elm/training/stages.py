@@ -78,11 +78,8 @@ def train_stage(
 def whole(trainer: ElmTrainer, rebuild: Callable[[], nn.Module]) -> nn.Module:
     """The model of a finished stage with whole weights, on every process: the next stage and saving need it.
 
-    Where FSDP or DeepSpeed has taken the model apart, that is a new one with what was trained; the rest never changed.
-
-    Args:
-        trainer: Of the stage.
-        rebuild: Makes the model as it was before the stage.
+    Where FSDP or DeepSpeed has taken the model apart, that is a new one with what was trained; all else never changed.
+    `rebuild` makes the model as it was before the stage.
     """
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
