@@ -125,11 +125,7 @@ class Shards:
 
         A shard for which `read` raises `ValueError` is damaged: it is deleted, with a warning.
         """
-        try:
-            files = (entry.name for entry in os.scandir(self.folder))
-            names = {name for name in files if name.endswith(self.suffix) and not name.startswith(".")}
-        except FileNotFoundError:
-            names = set()
+        names = {path.name for path in self.folder.glob(f"*{self.suffix}") if not path.name.startswith(".")}
         gone = self._names - names
         for name in sorted(names - self._names):
             path = self.folder / name
@@ -174,7 +170,7 @@ class Shards:
         self._names.discard(path.name)
 
     def room(self, *, evict: bool = False) -> float:
-        """Bytes left of `limit_gb`; with `evict`, those counted that other folders of this kind take."""
+        """Bytes left of `limit_gb`; with `evict`, and those that other folders of this kind take."""
         others, left = self._usage()
         return left + sum(size for _, size, _ in others) * evict
 
@@ -198,9 +194,9 @@ class Shards:
             with suppress(FileNotFoundError, PermissionError):
                 if path.name != ".claims":
                     path.unlink()
-        others, left = self._usage()
-        if left + sum(size for _, size, _ in others) * evict < needed:
+        if self.room(evict=evict) < needed:
             raise NoRoom(f"cache_gb is {self.limit_gb:g}")
+        others, left = self._usage()
         for _, size, path in sorted(others):
             if left >= needed:
                 break

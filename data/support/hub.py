@@ -72,7 +72,8 @@ def commit(
         if error.response is not None and error.response.status_code in (401, 403):
             raise PermissionError(
                 f"the hub does not let you write to {name}: log in with `hf auth login`, or set HF_TOKEN, as an "
-                f"account that may write below {name.split('/')[0]}/ ({error.server_message or error.response.status_code})"
+                f"account that may write below {name.split('/')[0]}/ "
+                f"({error.server_message or error.response.status_code})"
             ) from error
         raise
     return str(uploaded.commit_url)

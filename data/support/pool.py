@@ -21,14 +21,9 @@ class _Process:
 def in_processes(
     work: Callable[..., Result], chunks: Sequence[Chunk], *inputs: object, jobs: int, start: str | None = None
 ) -> Iterator[Result]:
-    """`work(chunk, *inputs)` of every chunk, in order, as they are done.
+    """`work(chunk, *inputs)` of every chunk, in order, as they are done; with one of the `jobs`, this process works.
 
-    Args:
-        work: A function of a module.
-        chunks: What is shared out.
-        *inputs: What the work needs besides.
-        jobs: Processes; with 1 this one works alone.
-        start: How processes are started; `"spawn"` where torch's threads would not survive a fork.
+    `work` is a function of a module; `start` is `"spawn"` where torch's threads would not survive a fork.
     """
     if jobs <= 1:
         yield from (work(chunk, *inputs) for chunk in chunks)

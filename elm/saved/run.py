@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -31,11 +31,7 @@ class Stores:
 
 
 class SavedRun:
-    """A saved model and the run it came from. Each part is read when it is first asked for, and only once.
-
-    Args:
-        name_or_path: Folder of a saved model, or its hub id.
-    """
+    """A saved model (a folder or a hub id) and the run it came from; each part is read when needed, and only once."""
 
     def __init__(self, name_or_path: Path | str) -> None:
         self.name = str(name_or_path)
@@ -60,10 +56,9 @@ class SavedRun:
         """What training.json holds. Raises `FileNotFoundError` where there is none."""
         if not self._record:
             raise FileNotFoundError(
-                f"{self.name} has no training.json: it does not say on which questions to ask this model"
+                f"{self.name} has no training.json, which says on which questions to ask this model"
             )
-        record: TrainingRecord = json.loads(self._record)
-        return record
+        return TrainingRecord(**json.loads(self._record))
 
     @cached_property
     def arguments(self) -> ElmArguments:
@@ -97,11 +92,8 @@ class SavedRun:
         """
         key = f"{questions.source_key}~{conditions.VERSION}"
         altered = dataclasses.replace(questions, source=Altered(questions.source), source_key=key)
-        return Stores(
-            feature_store(self.arguments, self.model, self.processor, questions),
-            feature_store(self.arguments, self.model, self.processor, questions, zero=True),
-            feature_store(self.arguments, self.model, self.processor, altered),
-        )
+        store = partial(feature_store, self.arguments, self.model, self.processor)
+        return Stores(store(questions), store(questions, zero=True), store(altered))
 
     def measured(self, questions: QuestionSet) -> MeasuredStore | None:
         """What is measured in the recordings of a question set, where the model reads that."""

@@ -104,7 +104,6 @@ def shrunk_encoder(config: EcgEncoderConfig) -> EcgEncoderConfig:
     """Two layers, an eighth of each width; the same input and the same tokens."""
     widths = ("hidden_size", "intermediate_size", "shared_dim", "caption_dim")
     settings = config.to_dict()
-    sizes = {name: settings[name] // 8 for name in widths} | {
-        "conv_dim": [width // 8 for width in settings["conv_dim"]]
-    }
+    sizes = {name: settings[name] // 8 for name in widths}
+    sizes["conv_dim"] = [width // 8 for width in settings["conv_dim"]]
     return type(config)(**settings | sizes | {"num_hidden_layers": 2})

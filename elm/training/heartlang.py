@@ -23,9 +23,7 @@ class HeartLangArguments(PretrainingArguments):
 
     stage: Literal["vqhbr", "sentence"] = field(metadata={"help": "Codebook first, then masked sentences."})
     vqhbr: str = setting("", "Stage sentence: folder, hub id or file of the VQ-HBR.")
-    target_positions: bool = setting(
-        True, "Give leads and times to the VQ-HBR for the codes to guess. Upstream does not."
-    )
+    target_positions: bool = setting(True, "Give leads and times to the VQ-HBR for the codes, unlike upstream.")
     mask_share: float = setting(0.5, "Share of the words that is hidden.")
     mask_padding: bool = setting(False, "Hide and guess padding like words, as upstream.")
     baseline_records: int = setting(10_000, "Recordings trained on that baselines are computed from, evenly over all.")

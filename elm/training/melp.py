@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -27,25 +27,20 @@ ENGLISH_ONLY = {"mimic_iv_ecg": "MIMIC-IV-ECG", "synthetic": "simulated recordin
 class MelpArguments(PretrainingArguments):
     """Settings of MELP's pretraining."""
 
-    reports: list[str] = field(
-        default_factory=lambda: ["english", "labels"],
-        metadata={
-            "help": "Where a report may come from; the first that a record has is taken: english, labels (sentences "
-            "made from PTB-XL's statements), german, translated."
-        },
+    reports: list[str] = setting(
+        ["english", "labels"],
+        "Where a report may come from; the first that a record has is taken: english, labels (sentences made from "
+        "PTB-XL's statements), german, translated.",
     )
     voltage: bool = setting(True, "Whether reports may speak of voltage, to which MELP is blind.")
     translator: str = setting("", "Hub id or folder of a model from German to English.")
     encoder: str = setting("", "Folder, hub id or file of a MELP to begin with; a new one without.")
     text_model: str = setting(
-        "ncbi/MedCPT-Query-Encoder",
-        "Folder or hub id of a BERT; tiny: a small one with a tokenizer made of the reports.",
+        "ncbi/MedCPT-Query-Encoder", "Folder or hub id of a BERT; tiny: a small one, its tokenizer made of the reports."
     )
     text_weights: bool = setting(True, "Whether to begin with its weights; tiny has none.")
     text_args: Settings | str | None = setting(None, "Fields of a tiny text model's BertConfig, as JSON.")
-    pretraining_args: Settings | str | None = setting(
-        None, "Weights of the losses and other fields of MelpPretrainingConfig, as JSON."
-    )
+    pretraining_args: Settings | str | None = setting(None, "Fields of MelpPretrainingConfig (losses, ...), as JSON.")
     lead_mask: float = setting(0.5, "Probability with which a lead is zero in training.")
 
     def __post_init__(self) -> None:
@@ -123,6 +118,5 @@ def for_dev(arguments: MelpArguments, training_args: TrainingArguments) -> tuple
     """The settings of a `--dev` run: a small model with random weights on either side."""
     arguments, training_args = small(arguments, training_args, training.SMALL)
     side = arguments.mapping("pretraining_args") | training.SMALL_SIDE
-    return dataclasses.replace(
-        arguments, encoder="", text_model="tiny", text_args=training.SMALL_TEXT, pretraining_args=side
-    ), training_args
+    text = {"text_model": "tiny", "text_args": training.SMALL_TEXT, "pretraining_args": side}
+    return dataclasses.replace(arguments, encoder="", **text), training_args

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,21 +45,14 @@ class PretrainingArguments:
     """Settings of a pretraining: which encoder, on which recordings."""
 
     corpus: str = setting("ptbxl", "ptbxl, mimic_iv_ecg or synthetic.")
-    corpus_args: Settings | str | None = setting(
-        None, 'Settings of the corpus, as JSON, e.g. {"root": "data-root/ptbxl"}.'
-    )
-    train_folds: list[int] = field(
-        default_factory=lambda: list(TRAIN_FOLDS),
-        metadata={"help": "Folds to train on: PTB-XL's own; of other corpora ten, by patient."},
-    )
-    held_out_folds: list[int] = field(default_factory=lambda: [9], metadata={"help": "Folds to measure on."})
+    corpus_args: Settings | str | None = setting(None, 'Its settings, as JSON, e.g. {"root": "data-root/ptbxl"}.')
+    train_folds: list[int] = setting([*TRAIN_FOLDS], "Folds to train on, of PTB-XL's ten; of ten by patient elsewhere.")
+    held_out_folds: list[int] = setting([9], "Folds to measure on.")
     held_out_records: int = setting(2000, "Of these at most so many, evenly over all.")
-    encoder_args: Settings | str | None = setting(
-        None, "Fields of the model's configuration, as JSON; the others are as published."
-    )
+    encoder_args: Settings | str | None = setting(None, "Fields of the model's configuration, as JSON, to change.")
     extractor_args: Settings | str | None = setting(None, "Settings of its feature extractor alone, as JSON.")
     cache_dir: str = setting("out/cache", "Folder for what is computed once.")
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes that prepare data."})
+    jobs: int = setting(os.cpu_count() or 1, "Processes that prepare data.")
     threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")
     dev: bool = setting(False, "Does it run? A small model, few recordings and steps, a temporary folder.")
     resume: bool = setting(True, "Go on from the newest whole checkpoint of the same run.")
@@ -86,10 +79,10 @@ def parse_stages(
     Raises:
         ValueError: The YAML has a key, or a stage a setting, that is unknown.
     """
-    argv = dev.with_flags(argv)
-    place = argv.index("--config") if "--config" in argv else None
-    path = default_config if place is None else Path(argv[place + 1])
-    argv = argv if place is None else argv[:place] + argv[place + 2 :]
+    argv, path = dev.with_flags(argv), default_config
+    if "--config" in argv:
+        place = argv.index("--config")
+        path, argv = Path(argv[place + 1]), argv[:place] + argv[place + 2 :]
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     stages = config.pop("stages", {})
     names_of_all = {each.name for kind in kinds for each in dataclasses.fields(kind)}
