@@ -4,8 +4,6 @@ A file or folder appears whole under its name or not at all, so a process killed
 was computing. Locks are the system's: they end with the process that holds them.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

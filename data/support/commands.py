@@ -15,8 +15,6 @@ A command states each flag once, as a field of a frozen dataclass:
 `X | None` is a flag that may be left out. Fields made without `option` are settings of the call alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import shlex

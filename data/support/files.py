@@ -1,7 +1,5 @@
 """Writing files so that nothing is ever half-written."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator

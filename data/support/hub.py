@@ -1,7 +1,5 @@
 """Uploading to the Hugging Face hub: one commit, which holds all files or does not happen."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch

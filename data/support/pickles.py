@@ -7,8 +7,6 @@ is refused, and the names under which numpy writes arrays lead to functions of t
 library, which only disassembles, refuses values that claim to be longer than the file.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickletools
@@ -16,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
@@ -171,7 +169,7 @@ class _Dtype(_Unfilled):
             raise ValueError(f"an array of {code!r}")
         self.dtype = np.dtype(code)
 
-    def filled(self, state: object) -> _Dtype:
+    def filled(self, state: object) -> Self:
         _, order, *_ = _of(tuple, state)
         self.dtype = self.dtype.newbyteorder(order)
         return self

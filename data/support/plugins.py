@@ -9,8 +9,6 @@ provides the question set `my_set` (docs/extending.md). To install a package is 
 setting can name code to import, only what an installed package has declared.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Work shared by processes, to each of which the inputs that all chunks need are sent once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

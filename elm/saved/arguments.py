@@ -1,7 +1,5 @@
 """Arguments that all recipes share, and what training.json records of a run."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The summary of an audit in a saved model's folder: `eval.ablation` writes it, the card and the chat page show it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The model card (README.md) of a saved model, written from what its folder records."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -5,8 +5,6 @@ the encoder's feature extractor, training.json (what it was trained on and how) 
 them: `adapter/` (the LoRA weights and the trained projector), `checkpoints/`, `examples/`, `ablation/`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

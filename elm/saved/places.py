@@ -1,7 +1,5 @@
 """Places of this machine in what is published: files and folders are named by their last part alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Publishing a saved model: what is uploaded, with its card and its audit, and what is not."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

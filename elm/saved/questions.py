@@ -1,7 +1,5 @@
 """Questions of a run, by its arguments: all, those of some types, or the few of a `--dev` run."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`SavedRun`: a saved model's folder, read once. And the caches that a training and its saved model share."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -58,7 +56,8 @@ class SavedRun:
             raise FileNotFoundError(
                 f"{self.name} has no training.json, which says on which questions to ask this model"
             )
-        return TrainingRecord(**json.loads(self._record))
+        record: TrainingRecord = json.loads(self._record)
+        return record
 
     @cached_property
     def arguments(self) -> ElmArguments:

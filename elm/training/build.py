@@ -1,7 +1,5 @@
 """The parts of a run: a model built of pretrained parts with its processor, LoRA, and the collator."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

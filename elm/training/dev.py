@@ -5,8 +5,6 @@ tied embeddings, scaling of positions, precision, quantisation, saving and the a
 shrinks: layers, widths, vocabulary, questions. Nothing is read from the hub where the model is a known one.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings of HeartLang's pretraining, its data, and what the weights have seen."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path

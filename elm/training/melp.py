@@ -1,7 +1,5 @@
 """Settings of MELP's pretraining, and its steps before training: reports, readable recordings, a new model."""
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Parameters and the bytes of weights, gradients and optimizer are counted exactly
 Activations are what autograd keeps of a Llama layer with LoRA; time follows from FLOPs and an assumed utilisation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

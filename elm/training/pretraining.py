@@ -1,7 +1,5 @@
 """What recipes that pretrain an encoder share: settings, one config for several stages, resuming, the folder's card."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """What all trainings share, of models and of encoders: whose folder it is, going on, and what is recorded of a run."""
 
-from __future__ import annotations
-
 import json
 import logging
 import platform

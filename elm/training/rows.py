@@ -1,7 +1,5 @@
 """Training rows: what a training condition makes of them, how long they are, and the trainer's dataset of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from datasets import Dataset

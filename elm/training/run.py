@@ -1,13 +1,12 @@
 """`Run`: one training. It is built once; then its stages are trained, and the result is saved."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from accelerate import PartialState
@@ -64,7 +63,7 @@ class Run:
         model_args: ModelConfig,
         questions: QuestionSet,
         log: Callable[[str], object] = logger.info,
-    ) -> Run:
+    ) -> Self:
         """Claim the output folder, build the model, and compute once what is needed for every step.
 
         Raises:

@@ -1,7 +1,5 @@
 """Settings of a run: which of them are refused, what `--dev` makes of them, and whose folder a run writes to."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import logging

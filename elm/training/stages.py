@@ -1,7 +1,5 @@
 """One stage of a training: the trainer's settings for it, training that resumes, and the model with whole weights."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
