@@ -53,10 +53,7 @@ def register(model: type[EcgEncoder], extractor: type[EcgFeatureExtractor]) -> N
 
 
 def register_installed(ours: Collection[str]) -> None:
-    """Import what installed packages declare. One that fails is a warning here, and an error when it is asked for.
-
-    Args:
-        ours: The types of our own.
+    """Import what installed packages declare beside our own types. One that fails is a warning, until it is needed.
 
     Raises:
         ValueError: Two packages provide one type; names both.
@@ -86,12 +83,7 @@ def find_config(model_type: str) -> type[EcgEncoderConfig] | None:
 
 
 def config_class(model_type: str) -> type[EcgEncoderConfig]:
-    """The configuration class of an encoder type.
-
-    Raises:
-        ImportError: An installed package declares the type, but cannot be imported; names the package.
-        ValueError: There is no such type.
-    """
+    """The configuration class of an encoder type; raises as `find_config`, and `ValueError` where there is none."""
     config = find_config(model_type)
     if config is None:
         raise ValueError(f"unknown encoder type {model_type!r}: is the package that provides it installed?")

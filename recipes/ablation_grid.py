@@ -19,10 +19,12 @@ inputs.md and inputs.png.
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from data.support.parallel import beside
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.questions import questions_for
 from elm.training import dev
@@ -32,6 +34,7 @@ from elm.training.settings import check_launch, check_settings, for_dev, setting
 from eval.grids import conditions, inputs
 from eval.grids.cells import GridArguments, cells_of, run_cells
 from eval.scoring.lines import read
+from recipes.sft_llava import companion
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grid_tiny.yaml"
 DEV = "--seeds 0 --jobs 1"  # beside what --dev means for one training
@@ -61,7 +64,9 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
     with training_args.main_process_first(desc="data and shared parts"):
         questions = questions_for(arguments)
         for shared in rows.values() if by_input else [arguments]:
-            share(shared, training_args, model_args, questions)
+            alone = dataclasses.replace(shared, text_only=False, ablation=False)
+            with beside(companion, alone, training_args, model_args) if grid.jobs > 1 else nullcontext():
+                share(shared, training_args, model_args, questions)
 
     # Training and asking
     if grid.jobs > 1:

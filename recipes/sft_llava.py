@@ -9,31 +9,39 @@
 Without --config it takes recipes/configs/tiny_cpu.yaml: simulated ECGs, a tiny Llama and a tiny encoder, in minutes on
 two CPU cores. Any field of a config can be given as a flag; a flag wins over the file, and an unknown key is an error.
 
-Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions. A run that was interrupted goes
-on from its newest whole checkpoint when started again. With `text_only`, the same is trained once more without ECGs.
-Ends with the audit: the held-out questions, asked with and without the ECG. Research use only; not a medical device.
+Stages: `align` trains the projector on reports, `sft` projector and LoRA on questions; with `text_only`, the same once
+more without ECGs. Interrupted, a run goes on from its newest whole checkpoint when started again. It ends with the
+audit: the held-out questions, asked with and without the ECG. Research use only; not a medical device.
 """
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet
+from data.support.parallel import beside
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.questions import questions_for
 from elm.training import dev
 from elm.training import plan as planning
+from elm.training.build import parts
 from elm.training.plan import PlanArguments
-from elm.training.run import Run
+from elm.training.progress import quiet
+from elm.training.run import Run, share
 from elm.training.settings import check_launch, check_settings, for_dev
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
 from eval.report.headline import finding
 from eval.report.write import table
+from eval.scoring.results import TEXT_ONLY
 
+NEXT = """Next: python -m elm.ask {0} {1} "Is this a normal ECG?"
+      python -m serve.app --model {0}
+      python -m eval.ablation --model {0} --full"""
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_cpu.yaml"
 
 
@@ -47,6 +55,7 @@ def main(
     if plan_args is not None and plan_args.plan:
         print("\n".join(planning.plan(arguments, training_args, model_args, plan_args)))
         return
+    quiet()
     check_launch()
     check_settings(arguments, training_args, model_args)
     if arguments.dev:
@@ -55,21 +64,19 @@ def main(
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
         questions = questions_for(arguments)
-    folder = train(arguments, training_args, model_args, questions)
-    if arguments.text_only:
-        print("The same without ECGs: what it answers right, an ECG is not needed for")
-        none = dataclasses.replace(arguments, train_condition="none")
-        beside = dataclasses.replace(training_args, output_dir=str(folder / "text-only"))
-        train(none, beside, model_args, questions)
+    two = arguments.processes > 1 == training_args.world_size
+    with beside(companion, arguments, training_args, model_args) if two else nullcontext():
+        folder = train(arguments, training_args, model_args, questions)
+    if arguments.text_only and not two:
+        train_without_ecgs(arguments, training_args, model_args, questions)
     if not arguments.ablation or training_args.process_index > 0:
         return
     report = audit(AuditSettings(model=folder, batch_size=256), questions=questions)
-    print(f"\n{table(report.overall)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}")
+    print(f"\n{table(report.overall)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}\n")
+    print(NEXT.format(folder, min(folder.glob("examples/*.hea"), default=Path("RECORD")).with_suffix("")))
     if training_args.push_to_hub:
-        name, token = training_args.hub_model_id, training_args.hub_token
-        print(
-            f"Published: {hub.push(folder, name, hub.Publication(private=bool(training_args.hub_private_repo)), token)}"
-        )
+        how = hub.Publication(private=bool(training_args.hub_private_repo))
+        print(f"Published: {hub.push(folder, training_args.hub_model_id, how, training_args.hub_token)}")
 
 
 def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> Path:
@@ -78,6 +85,26 @@ def train(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelCo
     run.align()
     run.sft()
     return run.save()
+
+
+def train_without_ecgs(
+    arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet
+) -> None:
+    """The same without ECGs, into `text-only`: what this model answers right, an ECG is not needed for."""
+    training_args = dataclasses.replace(training_args, output_dir=str(Path(training_args.output_dir) / TEXT_ONLY))
+    train(dataclasses.replace(arguments, train_condition="none"), training_args, model_args, questions)
+
+
+def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """What a second process does beside `train`: all that needs no trained model, the tiny language model first."""
+    quiet()
+    training_args = dataclasses.replace(training_args, dataloader_num_workers=0)  # this process has time left
+    questions = questions_for(arguments)
+    parts(arguments, model_args, questions, training_args.seed, text_first=True)
+    if arguments.text_only:
+        train_without_ecgs(arguments, training_args, model_args, questions)
+    if arguments.ablation:
+        share(arguments, training_args, model_args, questions, questions.test)
 
 
 def parse(

@@ -11,8 +11,6 @@ Uploads stay in memory until the page is closed; nothing is logged, and nothing 
 the server. Needs Gradio: pip install "ecg-elm[app]". Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal
@@ -62,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         launch(page, settings.host, settings.port, settings.password)
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         refuse(error)
-    desk.warm()
+    threading.Thread(target=desk.shelf.warm, daemon=True, name="measure the examples").start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uploads that nobody read are deleted then, too
     print(f"The chat page is on http://{settings.host}:{settings.port} (Ctrl+C ends it)", flush=True)
     try:

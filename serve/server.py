@@ -13,13 +13,10 @@ Everything behind -- goes to vLLM as it is. docs/serving.md says how to ask.
 Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from data.support.commands import add_options, command_line, refuse, settings_from
 from serve.serving.settings import Settings
@@ -29,9 +26,6 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     out = command_line("serve.server", __doc__)
     add_options(out, Settings)
-    out.add_argument(
-        "--lora", action="append", default=[], metavar="NAME=DIR", help="an adapter to serve as NAME; may be repeated"
-    )
     out.set_defaults(api_key=os.environ.get("ECG_API_KEY") or None)
     return out
 
@@ -40,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     args = parser().parse_args(argv)
     try:
-        settings = replace(settings_from(Settings, args), lora=tuple(args.lora))
+        settings = settings_from(Settings, args)
 
         from serve.serving.launch import run, runs_on_cpu
 

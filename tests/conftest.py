@@ -1,8 +1,12 @@
 """What tests of several rooms share."""
 
-import importlib.util
 import os
-import sys
+
+# Before torch and OpenMP load: pytest-xdist runs a process per core, and a second thread in each would only wait.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,29 +14,44 @@ from pathlib import Path
 import pytest
 import tqdm.auto
 import tqdm.std
+from filelock import FileLock
+
+from helpers import hub_server
 
 
-def own_progress_bars():
+def unshared_progress_bars():
     """tqdm locks its bars with a semaphore that forked processes share: one killed while drawing stops all."""
     for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
         bar.set_lock(threading.RLock())
 
 
-os.register_at_fork(after_in_child=own_progress_bars)
+os.register_at_fork(after_in_child=unshared_progress_bars)
 
 
 @pytest.fixture(scope="session")
-def hub_server():
-    """The module `tests/hub_server.py`."""
-    spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hub_server"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def built_once(tmp_path_factory):
+    """`built_once(name, build)`: the folder that `build(folder)` filled, once for all processes that run tests."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name: str, build) -> Path:
+        folder = base / f"once-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not Path(f"{folder}.built").exists():
+                build(folder)
+                Path(f"{folder}.built").touch()
+        return folder
+
+    return folder_of
+
+
+def pytest_collection_modifyitems(items):
+    """Files that train come first, so that none of them is begun when the other processes are at their end."""
+    items.sort(key=lambda item: "recipes" not in item.path.parts)
 
 
 @pytest.fixture
-def hub(hub_server):
+def hub():
     """A Hugging Face hub on 127.0.0.1, empty."""
     server = hub_server.Hub()
     yield server
@@ -40,7 +59,7 @@ def hub(hub_server):
 
 
 @pytest.fixture
-def logged_in(hub, hub_server, monkeypatch, tmp_path):
+def logged_in(hub, monkeypatch, tmp_path):
     """This process talks to `hub` with an empty cache, as one who may write below owner/; returns `hub`.
 
     For what a whole process does, `hub.environment` sets the same from outside.

@@ -19,7 +19,7 @@ import elm
 from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
 from data.synthetic import SyntheticCohort
-from elm.training import tiny
+from elm.training import tiny_llama
 from encoders import load_encoder
 
 REPO = Path(__file__).resolve().parents[1]
@@ -83,8 +83,10 @@ def model(run, records, tmp_path_factory):
     """A model that the recipe has trained: their encoder, their questions, an untrained Llama."""
     llama, folder = tmp_path_factory.mktemp("llama"), tmp_path_factory.mktemp("trained") / "model"
     torch.manual_seed(0)
-    tokenizer = tiny.train_tokenizer([f"Does this ECG show {finding}? yes no" for finding in FINDINGS], vocab_size=320)
-    LlamaForCausalLM(tiny.llama_config(tokenizer)).save_pretrained(llama)
+    tokenizer = tiny_llama.train_tokenizer(
+        [f"Does this ECG show {finding}? yes no" for finding in FINDINGS], vocab_size=320
+    )
+    LlamaForCausalLM(tiny_llama.llama_config(tokenizer)).save_pretrained(llama)
     tokenizer.save_pretrained(llama)
     config = folder.parent / "ours.yaml"
     config.write_text(*shown("yaml"))
@@ -110,6 +112,7 @@ def test_the_manual_shows_them_in_full():
         assert shown(kind) == files
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_their_encoder_on_their_questions(model, records):
     config = json.loads((model / "config.json").read_text())["encoder_config"]
     assert (config["model_type"], config["hidden_size"]) == ("ecg_conv", 96)
@@ -119,6 +122,7 @@ def test_the_recipe_trains_their_encoder_on_their_questions(model, records):
     assert len(examples) == 3 and examples <= {path.stem for path in records.glob("*.hea")}
 
 
+@pytest.mark.slow
 def test_the_audit_asks_their_questions(model, run):
     assert "ablation/report.html" in run("-m", "eval.ablation", "--model", model)
     report = json.loads((model / "ablation" / "report.json").read_text())
@@ -158,12 +162,14 @@ print("answer:", ask(model, processor, [ecg], "Does this ECG show bradycardia?",
 """
 
 
+@pytest.mark.slow
 def test_their_model_loads_and_answers_and_their_parts_keep_the_contracts(model, records, run, tmp_path):
     script = tmp_path / "use.py"
     script.write_text(SCRIPT)
     assert "answer:" in run(script, model, records)
 
 
+@pytest.mark.slow
 def test_without_the_packages_their_names_are_unknown(model):
     with pytest.raises(ValueError, match="unknown encoder type 'ecg_conv': is the package that provides it installed?"):
         elm.load(model)

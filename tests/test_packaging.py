@@ -1,4 +1,4 @@
-"""What holds for the whole repository: its floors, what is in a wheel, what is imported when, what is never loaded."""
+"""What holds for the whole repository: what is in a wheel, what is imported when, what is never loaded."""
 
 from __future__ import annotations
 
@@ -21,22 +21,14 @@ from setuptools import find_packages
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# What each package may import besides itself. eval and serve stand side by side; nothing imports recipes.
-FLOORS = {
-    "data": set[str](),
-    "encoders": {"data"},
-    "elm": {"data", "encoders"},
-    "eval": {"data", "encoders", "elm"},
-    "serve": {"data", "encoders", "elm"},
-    "recipes": {"data", "encoders", "elm", "eval", "serve"},
-}
+PACKAGES = ("data", "encoders", "elm", "eval", "serve", "recipes")
 # vLLM itself imports these, by name, after the plugin's __init__.py has registered them: they subclass its classes.
 IMPORTED_BY_VLLM = "serve/vllm_plugin/"
 # Nothing but Gradio's wiring: `serve.app` imports these once it knows that Gradio is there.
 PAGE = {f"serve/page/{name}.py" for name in ("build", "place", "talk")}
 
 MODULES = sorted(
-    path for package in FLOORS for path in (ROOT / package).rglob("*.py") if "__pycache__" not in path.parts
+    path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if "__pycache__" not in path.parts
 )
 
 
@@ -113,7 +105,7 @@ def fails(path: Path, line: int, what: str) -> str:
 
 
 def test_the_scan_sees_every_package_and_every_kind_of_import() -> None:
-    assert {name_of(path).partition("/")[0] for path in MODULES} == set(FLOORS)
+    assert {name_of(path).partition("/")[0] for path in MODULES} == set(PACKAGES)
     tree = ast.parse(
         "import a.b\nfrom c import d\nfrom . import e\n"
         "if TYPE_CHECKING:\n    import f\nelse:\n    import g\n"
@@ -124,22 +116,10 @@ def test_the_scan_sees_every_package_and_every_kind_of_import() -> None:
     assert sorted(name for _, name in imports_on_load(tree)) == ["a.b", "c", "g", "h", "i"]
 
 
-def test_imports_point_down() -> None:
-    ours = {*FLOORS, "tests"}
-    upward = []
-    for path in MODULES:
-        package = name_of(path).partition("/")[0]
-        for line, module in imports(parsed(path)):
-            top = module.partition(".")[0]
-            if top in ours - FLOORS[package] - {package}:
-                upward.append(fails(path, line, f"{package} imports {module}"))
-    assert not upward, "\n".join(upward)
-
-
 def test_loading_a_module_needs_no_extra() -> None:
     # Otherwise an optional package that is absent, or broken on this machine, would take the default recipe with it.
     distributions = packages_distributions()
-    allowed = {*sys.stdlib_module_names, *FLOORS}
+    allowed = {*sys.stdlib_module_names, *PACKAGES}
     wrong = []
     for path in MODULES:
         for line, module in imports_on_load(parsed(path)):
@@ -166,7 +146,7 @@ def test_every_package_is_in_the_wheel() -> None:
     assert found["namespaces"] is False
     packages = {package.replace(".", "/") for package in find_packages(str(ROOT), include=found["include"])}
     assert packages == {name_of(path.parent) for path in MODULES}
-    assert set(FLOORS) <= packages
+    assert set(PACKAGES) <= packages
 
 
 def test_every_data_file_is_in_the_wheel() -> None:
@@ -177,7 +157,7 @@ def test_every_data_file_is_in_the_wheel() -> None:
             shipped |= set(folder.glob(pattern))
     present = {
         path
-        for package in FLOORS
+        for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc", ".md") and not path.name.startswith(".")
     }
@@ -188,7 +168,7 @@ def test_a_recipe_run_as_a_script_hides_no_library() -> None:
     # `accelerate launch recipes/x.py` puts recipes/ first on the path: a file there may not have a library's name, and
     # recipes/accelerate/ may not become a package.
     assert not [name_of(path) for path in (ROOT / "recipes").glob("*/__init__.py")]
-    taken = {*sys.stdlib_module_names, *FLOORS, *packages_distributions()} - {"__init__"}
+    taken = {*sys.stdlib_module_names, *PACKAGES, *packages_distributions()} - {"__init__"}
     assert not taken.intersection(path.stem for path in (ROOT / "recipes").glob("*.py"))
 
 
@@ -285,7 +265,7 @@ def test_settings_in_recipes_parse() -> None:
     "name",
     [
         *("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "SECURITY.md", "pyproject.toml"),
-        *(".gitignore", ".pre-commit-config.yaml", ".ci/run", ".github/workflows/ci.yml"),
+        *("Makefile", ".gitignore", ".pre-commit-config.yaml", ".ci/run", ".github/workflows/ci.yml"),
     ],
 )
 def test_repository_has(name: str) -> None:

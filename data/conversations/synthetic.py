@@ -7,6 +7,8 @@ answers. A question alone therefore tells nothing about its answer, and a model 
 Question types are those of ECG-QA (Oh et al., NeurIPS 2023): `single-verify`, `single-choose`, `single-query`, and
 `comparison_consecutive-*` (two recordings of a patient) and `comparison_irrelevant-*` (of two patients).
 
+With `pairs`, two-ECG questions of training are many about each of so many pairs (`synthetic_pairs`).
+
 Questions about voltage are a negative control (`control="voltage"`): voltage is a gain on the whole recording, which an
 encoder blind to gain cannot read.
 """
@@ -19,48 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from data.conversations.rows import QuestionSet, Row, question_row
-from data.synthetic import AXES, CONDUCTIONS, NOISES, RATES, ST_SITES, VOLTAGES, Array, SyntheticCohort
+from data.conversations.synthetic_pairs import pair_rows
+from data.conversations.synthetic_words import CHOOSE, FINDINGS, GROUPS, NEW, PAIRS, QUERIES, VERIFY, WHICH
+from data.synthetic import ST_SITES, VOLTAGES, Array, SyntheticCohort
 
-RHYTHMS = ("sinus rhythm", "atrial fibrillation")
-
-_VERIFY = ("Does this ECG show {0}?", "Is there {0} in this ECG?", "Is {0} present in this ECG?")
-_CHOOSE = ("Which does this ECG show, {0} or {1}?",)
-_NEW = (
-    "Does the second ECG show {0} that the first ECG does not show?",
-    "Is there new {0} in the second ECG compared to the first?",
-)
-_WHICH = ("Which of the two ECGs shows {0}?", "In which of these ECGs is there {0}?")
-
-_FINDINGS = (
-    "atrial fibrillation", "first degree AV block", "premature ventricular complexes",
-    *RATES[1:], *CONDUCTIONS[1:], *ST_SITES[1:], *AXES[1:], *NOISES[1:],
-)  # fmt: skip
-_PAIRS = (
-    ("atrial fibrillation", "left bundle branch block"), ("atrial fibrillation", "premature ventricular complexes"),
-    ("bradycardia", "tachycardia"), ("bradycardia", "right bundle branch block"),
-    ("tachycardia", "left axis deviation"),
-    ("left bundle branch block", "right bundle branch block"), ("left axis deviation", "right axis deviation"),
-    ("anterior ST elevation", "inferior ST elevation"), ("anterior ST elevation", "atrial fibrillation"),
-    ("inferior ST elevation", "right axis deviation"), ("baseline drift", "muscle noise"),
-    ("premature ventricular complexes", "first degree AV block"), ("right bundle branch block", "muscle noise"),
-)  # fmt: skip
-_QUERIES = {
-    "rhythm": ("What is the rhythm of this ECG?", RHYTHMS),
-    "rate": ("Is the heart rate normal, slow or fast in this ECG?", RATES),
-    "conduction": ("How is the intraventricular conduction of this ECG?", CONDUCTIONS),
-    "st": ("Where does this ECG show ST elevation?", ST_SITES),
-    "axis": ("What is the direction of the electrical axis of this ECG?", AXES),
-    "noise": ("What kind of noise does this ECG show?", NOISES),
-    "voltage": ("How high is the QRS voltage of this ECG?", VOLTAGES),
-}
-# The family of each finding and of each attribute that is queried.
-_GROUPS = {
-    **dict.fromkeys(("rhythm", "atrial fibrillation"), "rhythm"), **dict.fromkeys(("rate", *RATES), "rate"),
-    "first degree AV block": "AV conduction", **dict.fromkeys(("conduction", *CONDUCTIONS), "conduction"),
-    "premature ventricular complexes": "ectopy", **dict.fromkeys(("st", *ST_SITES), "ST"),
-    **dict.fromkeys(("axis", *AXES), "axis"), **dict.fromkeys(("noise", *NOISES), "noise"),
-    **dict.fromkeys(("voltage", *VOLTAGES), "voltage"), "normal ECG": "normal ECG",
-}  # fmt: skip
 _HELD_OUT_REPORTS = 200
 _ASK_REPORT = ("Write the report of this ECG.", "Describe this ECG.", "What does this ECG show?")
 
@@ -98,7 +62,7 @@ class _Asker:
         items_of = [(answer, np.flatnonzero(where)) for answer, where in answers]
         each = min(round(self.per_question * share), *(len(items) for _, items in items_of)) if len(items_of) > 1 else 0
         records, patient_of = self.cohort.records, self.cohort.patient_of
-        groups = {_GROUPS[name] for name in attribute.split(" / ")}
+        groups = {GROUPS[name] for name in attribute.split(" / ")}
         group = groups.pop() if len(groups) == 1 else "several"
         for answer, items in items_of:
             alike = [
@@ -122,22 +86,22 @@ class _Asker:
     def all(self) -> list[Row]:
         """Every template about every finding."""
         cohort, one = self.cohort, self.records[:, None]
-        for control, names, share in (("", _FINDINGS, 1.0), ("voltage", VOLTAGES[1:], 0.4)):
+        for control, names, share in (("", FINDINGS, 1.0), ("voltage", VOLTAGES[1:], 0.4)):
             for name in names:
                 has, may = cohort.present(name)[self.records], cohort.askable(name)[self.records]
-                texts = [text.format(name) for text in _VERIFY]
+                texts = [text.format(name) for text in VERIFY]
                 self.ask("single-verify", 1, name, texts, one, [(["yes"], has), (["no"], ~has & may)], control, share)
         normal = cohort.present("normal ECG")[self.records]
         texts = ["Is this a normal ECG?"]
         self.ask("single-verify", 2, "normal ECG", texts, one, [(["yes"], normal), (["no"], ~normal)])
-        for a, b in _PAIRS:
+        for a, b in PAIRS:
             may = (cohort.askable(a) & cohort.askable(b))[self.records]
             in_a, in_b = cohort.present(a)[self.records], cohort.present(b)[self.records]
             choices = (([a], in_a & ~in_b), ([b], in_b & ~in_a), (["none"], ~in_a & ~in_b), ([a, b], in_a & in_b))
             possible = [(answer, where & may) for answer, where in choices if (where & may).any()]
-            texts = [text.format(a, b) for text in _CHOOSE]
+            texts = [text.format(a, b) for text in CHOOSE]
             self.ask("single-choose", 3, f"{a} / {b}", texts, one, possible, share=0.15)
-        for template, (name, (text, labels)) in enumerate(_QUERIES.items(), start=4):
+        for template, (name, (text, labels)) in enumerate(QUERIES.items(), start=4):
             value = cohort.categories[name]
             if name == "st":
                 value = np.where(cohort.askable(ST_SITES[1]), value, -1)
@@ -146,13 +110,13 @@ class _Asker:
             self.ask("single-query", template, name, [text], one, queries, control, share=0.35)
         answers: list[tuple[Sequence[str], Array]]
         for template, (relation, pairs) in zip((11, 12), self.pairs.items(), strict=True):
-            for name in _FINDINGS if len(pairs) else ():
+            for name in FINDINGS if len(pairs) else ():
                 first, second = cohort.present(name)[pairs].T
                 may = cohort.askable(name)[pairs].all(axis=1)
-                texts = [text.format(name) for text in _NEW]
+                texts = [text.format(name) for text in NEW]
                 answers = [(["yes"], second & ~first & may), (["no"], ~(second & ~first) & may)]
                 self.ask(f"comparison_{relation}-verify", template, name, texts, pairs, answers, share=0.06)
-                texts = [text.format(name) for text in _WHICH]
+                texts = [text.format(name) for text in WHICH]
                 answers = [
                     (["first ECG"], first & ~second & may), (["second ECG"], second & ~first & may),
                     (["none"], ~first & ~second & may), (["first ECG", "second ECG"], first & second & may),
@@ -178,6 +142,7 @@ def load(
     questions: int = 1000,
     held_out_questions: int = 80,
     seed: int = 0,
+    pairs: int = 0,
     cache: Path | str | None = None,
 ) -> QuestionSet:
     """The cohort's questions, split by patient.
@@ -190,6 +155,7 @@ def load(
             finding is rarer. The other kinds of question get a fixed share of it.
         held_out_questions: The same for the held-out split.
         seed: Seed of the cohort and of the questions.
+        pairs: Of so many pairs of training recordings many questions each, in place of single ones about two ECGs.
         cache: Folder for the simulated recordings.
     """
     if held_out not in ("test", "validation"):
@@ -203,11 +169,15 @@ def load(
     first_visits = test[:: cohort.records_per_patient][:_HELD_OUT_REPORTS]
     rng = np.random.default_rng([seed, 6, start])
     test_reports = [_report_row(cohort, i, rng) for i in first_visits.tolist()]
+    train_rows = _Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all()
+    if pairs:
+        train_rows = [row for row in train_rows if len(row["ecgs"]) == 1]
+        train_rows += pair_rows(cohort, train, pairs, np.random.default_rng([seed, 7]))
     return QuestionSet(
         name="simulated cohort",
         source=cohort,
         source_key=cohort.key,
-        train=_Asker(cohort, train, questions, np.random.default_rng([seed, 4])).all(),
+        train=train_rows,
         test=_Asker(cohort, test, held_out_questions, np.random.default_rng([seed, 5, start])).all(),
         reports=reports,
         test_reports=test_reports,

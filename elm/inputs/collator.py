@@ -1,7 +1,5 @@
 """`EcgCollator`: rows of a question set to a training batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,26 +18,19 @@ from elm.inputs.processing import ElmProcessor
 class EcgCollator:
     """Renders, tokenizes and labels a list of rows, with their recordings or the encoder's cached output.
 
-    Attributes:
-        processor: Makes the inputs.
-        source: Where the recordings come from.
-        features: The encoder's output, when it is frozen and cached; then `source` is not read.
-        zero_inputs: Names of tensors to set to zero after the extractor's normalisation (training on zeros).
-        zero_token: The encoder's, where an ECG is tokens.
-        measured: What is measured in the recordings, for a processor that puts it into the prompt. Without it, the
-            prompt says that nothing could be measured: zeros say nothing in numbers either.
+    A processor may put what is `measured` into the prompt. Without that, the prompt says that nothing could be
+    measured: zeros say nothing in numbers either.
     """
 
     processor: ElmProcessor
     source: EcgSource
-    features: FeatureStore | None = None
-    zero_inputs: Sequence[str] = ()
-    zero_token: int | None = None
+    features: FeatureStore | None = None  # of a frozen encoder; then `source` is not read
+    zero_inputs: Sequence[str] = ()  # tensors to set to zero after the extractor's normalisation (training on zeros)
+    zero_token: int | None = None  # the encoder's, where an ECG is tokens
     measured: MeasuredStore | None = None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """A batch with `labels` on the assistant's words and end tokens only; packed rows stay one row each."""
-        messages = [row["messages"] for row in rows]
         others = [row.get("others", []) for row in rows]
         records = [record for row in rows for record in row["ecgs"]]
         lines = None
@@ -51,13 +42,8 @@ class EcgCollator:
             ecgs = [[self.source[record] for record in row["ecgs"]] for row in rows]
         elif records:
             cached = self.features.get(records)
-        batch = self.processor(
-            messages,
-            ecgs,
-            ecg_mask=cached.get("ecg_mask"),
-            measured=lines,
-            others=others if any(others) else (),
-            return_labels=True,
-        )
+        messages, mask = [row["messages"] for row in rows], cached.get("ecg_mask")
+        packed = others if any(others) else ()
+        batch = self.processor(messages, ecgs, ecg_mask=mask, measured=lines, others=packed, return_labels=True)
         zeroed = self.zero_inputs if self.features is None and records else ()
         return {**(zero_features(batch, zeroed, self.zero_token) if zeroed else batch), **cached}

@@ -108,10 +108,10 @@ class _Shard:
 
 
 class FeatureStore:
-    """Encoder output on disk by (weights, feature extractor, source, record): `store.get(records)`.
+    """Output of a frozen encoder on disk by (weights, feature extractor, source, record): `store.get(records)`.
 
     Args:
-        encoder: Frozen encoder.
+        encoder: The encoder.
         extractor: Its feature extractor.
         source: Where recordings come from.
         source_key: Tells sources apart that use the same record ids.
@@ -158,10 +158,7 @@ class FeatureStore:
 
         Several processes that fill the same store share the work, a shard at a time, and wait for each other's.
 
-        Args:
-            records: What will be asked for.
-            batch_size: Recordings encoded at once.
-            device: Where the encoder is meanwhile; by default it stays where it is.
+        Meanwhile the encoder is on `device`; by default it stays where it is.
         """
         self._refresh()
         self._full = not self.cache_gb
@@ -179,7 +176,7 @@ class FeatureStore:
 
     def _fill(self, pending: deque[str], batch_size: int) -> None:
         """Compute shards of `pending` until none is missing; raises `NoRoom`."""
-        with tqdm(total=len(pending), desc="Encoding ECGs", unit="ECG", disable=not pending) as progress:
+        with tqdm(total=len(pending), desc="Encoding ECGs", unit="ECG", disable=not pending or None) as progress:
             while pending and not self._full:
                 if (rows := min(self._shard_rows, int(self._shards.room(evict=True) // self._row_bytes))) < 1:
                     raise NoRoom(f"cache_gb is {self.cache_gb:g}")
@@ -223,10 +220,14 @@ class FeatureStore:
             rows = {record: row for row, record in enumerate(dict.fromkeys(records[place] for place in missing))}
             arrays = self._encode(list(rows), batch_size=64)
             out = out or _empty(len(records), *arrays[0].shape[1:])
-            for place in missing:
-                for array, computed in zip(out, arrays):
-                    array[place] = computed[rows[records[place]]]
-            self._keep(list(rows), arrays)
+            for array, computed in zip(out, arrays):
+                array[missing] = computed[[rows[records[place]] for place in missing]]
+            try:
+                # Room is made by `fill` alone: two runs that do not fit in together would push each other out for ever.
+                if not self._full:
+                    self._write(list(rows), arrays, evict=False)
+            except NoRoom as why:
+                self._no_room(list(rows), why)
         assert out is not None
         return {"ecg_features": torch.from_numpy(out[0]), "ecg_mask": torch.from_numpy(out[1])}
 
@@ -244,9 +245,8 @@ class FeatureStore:
         try:
             for start in range(0, len(records), batch_size):
                 ecgs = [self.source[record] for record in records[start : start + batch_size]]
-                encoded = encode_ecgs(encoder, self.extractor, ecgs, self.zero)
-                tokens, mask = encoded["last_hidden_state"], encoded["mask"]
-                parts.append((tokens.float().cpu().numpy(), mask.cpu().numpy()))
+                output = encode_ecgs(encoder, self.extractor, ecgs, self.zero)
+                parts.append((output["last_hidden_state"].float().cpu().numpy(), output["mask"].cpu().numpy()))
         finally:
             encoder.train(training)
         return np.concatenate([features for features, _ in parts]), np.concatenate([mask for _, mask in parts])
@@ -256,18 +256,6 @@ class FeatureStore:
         tensors = {name: np.ascontiguousarray(array) for name, array in zip(("features", "mask"), arrays)}
         self._shards.write(records, save(tensors, metadata={"records": json.dumps(records)}), evict=evict)
         self._refresh()
-
-    def _keep(self, records: list[str], arrays: Arrays) -> None:
-        """Write what was asked for and not there, if there is room.
-
-        Room is made by `fill` alone: two runs that do not fit in beside each other would else push each other out for
-        ever.
-        """
-        if not self._full:
-            try:
-                self._write(records, arrays, evict=False)
-            except NoRoom as why:
-                self._no_room(records, why)
 
     def _refresh(self) -> None:
         """Take note of shards that have come and gone."""

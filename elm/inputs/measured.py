@@ -49,21 +49,17 @@ class MeasuredStore:
 
     def fill(self, records: Iterable[str], jobs: int | None = None) -> MeasuredStore:
         """Measure what is missing, on as many cores as there are, with a progress bar."""
-        wanted = list(dict.fromkeys(records))
-        if not all(record in self for record in wanted):
+        wanted = dict.fromkeys(records)
+        if not wanted.keys() <= self._measured.keys():
             self._refresh()  # another process may have measured them since
-        missing = [record for record in wanted if record not in self]
-        if not missing:
+        if not (missing := [record for record in wanted if record not in self]):
             return self
-        measured = measure_many(self.source, missing, jobs)
-        with tqdm(total=len(missing), desc="Measuring ECGs", unit="ECG", disable=len(missing) < SHARD) as progress:
-            for start in range(0, len(missing), SHARD):
-                shard: dict[str, str] = {}
-                for record in missing[start : start + SHARD]:
-                    shard[record] = json.dumps(asdict(next(measured)))
-                    progress.update()
-                self._shards.write(list(shard), json.dumps(shard).encode())
-                self._refresh()
+        look = {"total": len(missing), "desc": "Measuring ECGs", "unit": "ECG", "disable": len(missing) < SHARD}
+        measured = iter(tqdm(measure_many(self.source, missing, jobs), **look))
+        for start in range(0, len(missing), SHARD):
+            shard = {record: json.dumps(asdict(next(measured))) for record in missing[start : start + SHARD]}
+            self._shards.write(list(shard), json.dumps(shard).encode())
+            self._refresh()
         return self
 
     def get(self, records: Sequence[str]) -> list[Measurements]:

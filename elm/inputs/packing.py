@@ -3,8 +3,6 @@
 What the conversations begin with in common, the ECGs, stands in their row once (`elm.model.attention`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from os.path import commonprefix
 

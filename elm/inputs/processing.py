@@ -1,7 +1,5 @@
 """`ElmProcessor`: recordings and messages to the model's inputs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
@@ -124,10 +122,8 @@ class ElmProcessor(ProcessorMixin):
 
     def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
         if len(lines) != (ecgs if self.measured else 0):
-            raise ValueError(
-                f"{len(lines)} lines of measured features are given for {ecgs} ECGs, but the processor was made with "
-                f"measured={self.measured}"
-            )
+            made = f"but the processor was made with measured={self.measured}"
+            raise ValueError(f"{len(lines)} lines of measured features are given for {ecgs} ECGs, {made}")
 
     def _content(self, content: str | Sequence[Part], ecgs: Iterator[tuple[int, str]]) -> str:
         if isinstance(content, str):
@@ -201,11 +197,11 @@ class ElmProcessor(ProcessorMixin):
         counts = [] if ecg_mask is None else tokens_per_ecg(ecg_mask, self.pool)
         self._check_lines(measured or (), len(counts))
         rows = self._rows(conversations, others, sizes, counts, measured or (), add_generation_prompt)
+        filler = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        batch = pad(rows, filler, padding_side)
         if not return_labels:
-            rows = [{name: row[name] for name in row if name != "labels"} for row in rows]
-        tokenizer = self.tokenizer
-        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return BatchFeature({**features, **pad(rows, filler, padding_side)})
+            del batch["labels"]
+        return BatchFeature({**features, **batch})
 
     def _rows(
         self,
@@ -239,22 +235,16 @@ class ElmProcessor(ProcessorMixin):
     ) -> list[int]:
         """A conversation as ids of a plain ECG-Byte model (`elm.model.vocabulary`), for any engine that takes ids.
 
-        Args:
-            messages: One conversation.
-            ecgs: Its recordings in order of appearance.
-            add_generation_prompt: Ask for an answer.
-
-        Returns:
-            The ids of `__call__`, with the tokens of each recording in its places.
+        They are the ids of `__call__`, with the tokens of each recording in its places.
 
         Raises:
             ValueError: The processor is none of such a model, or as `__call__` does.
         """
         start = self.tokenizer.convert_tokens_to_ids(token_name(0))
         if "ecg_tokens" not in self.feature_extractor.model_input_names or start in (None, self.tokenizer.unk_token_id):
+            kind = type(self.feature_extractor).__name__
             raise ValueError(
-                f"an ECG is no words to a model with {type(self.feature_extractor).__name__}: only an ECG-Byte "
-                "language model takes it as ids"
+                f"an ECG is no words to a model with {kind}: only an ECG-Byte language model takes it as ids"
             )
         batch = self(messages, ecgs, add_generation_prompt=add_generation_prompt)
         ids: torch.Tensor = batch["input_ids"][0]

@@ -5,9 +5,8 @@ once per row (`elm.inputs.packing`). Every question attends to the shared prefix
 from the prefix, so that it has the hidden states and the losses it has in a row of its own.
 """
 
-from __future__ import annotations
-
 import logging
+from functools import partial
 
 import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
@@ -16,8 +15,6 @@ logger = logging.getLogger(__name__)
 
 # Those that take a mask of their own for every pair of tokens. Flash attention knows causal masks and padding alone.
 MASKED = ("sdpa", "eager")
-
-# --- positions --------------------------------------------------------------------------------------------------------
 
 
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -56,9 +53,6 @@ def check_positions(
     return position_ids
 
 
-# --- questions that share a row ---------------------------------------------------------------------------------------
-
-
 def refuse_unmasked(implementation: str) -> None:
     """Raises `ValueError` for an attention that cannot separate the questions of a row."""
     if implementation not in MASKED:
@@ -77,12 +71,8 @@ def mask_of_questions(
 ) -> torch.Tensor:
     """Who attends to whom, `[B, 1, S, S]`: every token to what stands before it in its own question and in the prefix.
 
-    Args:
-        question_ids: `[B, S]`: 0 in the shared prefix, then 1, 2, ...
-        attention_mask: `[B, S]`, 0 at padding, which attends to itself alone.
-        implementation: Name of the attention: what it takes differs.
-        dtype: The hidden states' type.
-        near: bool `[B, S, S]`, which tokens are within the window of which, for layers with a sliding one.
+    `question_ids` `[B, S]` are 0 in the shared prefix, then 1, 2, ...; `attention_mask` `[B, S]` is 0 at padding, which
+    attends to itself alone; `near`, bool `[B, S, S]`, tells which tokens are within a sliding window.
 
     Returns:
         bool for `sdpa`; numbers to be added for `eager`, which takes a bool mask for numbers without a word.
@@ -117,12 +107,9 @@ def masks_of_questions(
     Layers with a sliding window (Gemma, Mistral) take a mask as it is, so the window is put into it.
     """
     kinds, window = set(vars(text).get("layer_types") or ()), vars(text).get("sliding_window")
-
-    def mask(near: torch.Tensor | None) -> torch.Tensor:
-        return mask_of_questions(question_ids, attention_mask, implementation, dtype, near)
-
+    mask = partial(mask_of_questions, question_ids, attention_mask, implementation, dtype)
     if window is None or kinds == {"full_attention"}:
-        return mask(None)
+        return mask()
     assert position_ids is not None, "questions that share a row come with their positions"
     near = position_ids[:, :, None] - position_ids[:, None, :] < window
     if not kinds:
@@ -135,9 +122,7 @@ def masks_of_questions(
 def attend_within_bounds(config: PreTrainedConfig, language: PreTrainedModel) -> None:
     """Take a language model that bounds its attention's logits (Gemma 2) off `sdpa`, which leaves that out silently.
 
-    Args:
-        config: Our own configuration of it, by which masks are made.
-        language: Without its head.
+    `config` is our own configuration of it, by which masks are made; `language` is without its head.
     """
     if vars(config).get("attn_logit_softcapping") is not None and language.config._attn_implementation == "sdpa":
         logger.warning("%s bounds its attention, which sdpa does not: eager is used", config.model_type)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,21 +72,19 @@ class ElmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Builds the parts' configurations; the language model decides whether embeddings are tied."""
-        for name, default, classes in (
-            ("text_config", "llama", CONFIG_MAPPING.__getitem__),
-            ("encoder_config", "ecg_melp", config_class),
-        ):
+        parts = ("text_config", "llama", CONFIG_MAPPING.__getitem__), ("encoder_config", "ecg_melp", config_class)
+        for name, default, classes in parts:
             part = getattr(self, name)
             if part is None or isinstance(part, dict):
                 part = part or {}
                 setattr(self, name, classes(part.get("model_type", default))(**part))
         if self.projector_type not in ("linear", "mlp", "vocabulary"):
             raise ValueError(f"projector_type must be 'linear', 'mlp' or 'vocabulary', got {self.projector_type!r}")
-        tokens, words = self.encoder_config.model_type == "ecg_byte", self.projector_type == "vocabulary"
-        if tokens != words:
+        encoder, words = self.encoder_config.model_type, self.projector_type == "vocabulary"
+        if (encoder == "ecg_byte") != words:
             raise ValueError(
-                f"projector_type {self.projector_type!r} does not fit an encoder of type "
-                f"{self.encoder_config.model_type!r}: ECG-Byte's tokens are words ('vocabulary'), all else is projected"
+                f"projector_type {self.projector_type!r} does not fit an encoder of type {encoder!r}: ECG-Byte's "
+                "tokens are words ('vocabulary'), all else is projected"
             )
         if words and (self.projector_pool != 1 or self.vocabulary_start is None):
             raise ValueError("words are not pooled and have ids: projector_pool must be 1, and vocabulary_start given")
@@ -105,8 +103,7 @@ class ElmConfig(PreTrainedConfig):
             ValueError: It is a language model that knows no ECGs.
         """
         if saved.get("model_type") == cls.model_type:
-            config: ElmConfig = cls.from_dict(dict(saved))
-            return config
+            return cast("ElmConfig", cls.from_dict(dict(saved)))
         if ECG_VOCABULARY not in saved:
             raise ValueError(f"config.json is that of a {saved.get('model_type')!r}, which is no ECG-language model")
         text = {name: value for name, value in saved.items() if name != ECG_VOCABULARY}

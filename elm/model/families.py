@@ -4,8 +4,6 @@ Everything else about a language model is found out from the model itself, so th
 trained like one that is: LoRA on all its linear layers, `<ecg>` as a new token, its own chat template.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 
@@ -20,26 +18,16 @@ from elm.model.templates import CHATML, GEMMA, LLAMA_3, PLAIN, QWEN_3, SAME_DAY,
 
 logger = logging.getLogger(__name__)
 
-# --- the table --------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Family:
-    """What is particular to a family.
+    """What is particular to a family."""
 
-    Attributes:
-        ecg_token: A token of its vocabulary that no text holds; an ECG's places are marked with it.
-        template: A chat template for tokenizers without one, and in place of one that cannot be learned from.
-        marks: Tokens a vocabulary needs for it.
-        targets: Linear layers that LoRA adapts, the last part of their names; none: all there are.
-        transposed: They are `Conv1D`, whose weights are `[in, out]`.
-    """
-
-    ecg_token: str | None = None
-    template: str = PLAIN
-    marks: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
-    transposed: bool = False
+    ecg_token: str | None = None  # a token of its vocabulary that no text holds; an ECG's places are marked with it
+    template: str = PLAIN  # for tokenizers without a chat template, and in place of one that cannot be learned from
+    marks: tuple[str, ...] = ()  # tokens a vocabulary needs for it
+    targets: tuple[str, ...] = ()  # linear layers that LoRA adapts, the last part of their names; none: all there are
+    transposed: bool = False  # they are `Conv1D`, whose weights are `[in, out]`
 
 
 _GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,8 +53,6 @@ def family_of(config: PreTrainedConfig) -> Family:
     return FAMILIES.get(config.get_text_config().model_type, Family())
 
 
-# --- tokenizer --------------------------------------------------------------------------------------------------------
-
 _TURNS = [("system", "Be brief."), ("user", "First?"), ("assistant", "One."), ("user", "Then?"), ("assistant", "Two.")]
 
 
@@ -90,11 +76,9 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
     Raises:
         ValueError: There is none, and no end-of-text token to end an answer with.
     """
-    published = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    template = published
+    template = published = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if published is None or not _can_be_learned_from(tokenizer, published):
-        vocabulary = tokenizer.get_vocab()
-        has_marks = all(mark in vocabulary for mark in family.marks)
+        has_marks = set(family.marks) <= tokenizer.get_vocab().keys()
         if published is None or (family.marks and has_marks):
             template = family.template if has_marks else PLAIN
             why = "it has none" if published is None else "its own refuses system prompts or rewrites earlier turns"
@@ -121,9 +105,6 @@ def ecg_token_of(tokenizer: PreTrainedTokenizerBase, family: Family) -> str:
     return "<ecg>"
 
 
-# --- model ------------------------------------------------------------------------------------------------------------
-
-
 def fit_vocabulary(language: PreTrainedModel, tokens: int) -> None:
     """Add the embedding rows that a tokenizer of so many tokens needs; rows beyond it (Qwen, OPT) stay.
 
@@ -148,11 +129,7 @@ def linear_layers(language: nn.Module) -> dict[str, nn.Module]:
 
 
 def lora_targets(language: PreTrainedModel, wanted: list[str] | str | None = None) -> list[str]:
-    """Last parts of the names of the layers that LoRA adapts: those asked for, or else the family's.
-
-    Raises:
-        ValueError: The model has no such layer.
-    """
+    """Last parts of the names of the layers that LoRA adapts; raises `ValueError` where the model has no such layer."""
     present = sorted({name.rpartition(".")[2] for name in linear_layers(language)})
     if wanted == "all-linear":
         return present
@@ -161,10 +138,8 @@ def lora_targets(language: PreTrainedModel, wanted: list[str] | str | None = Non
         logger.warning("LoRA adapts all linear layers of %s: %s", language.config.model_type, ", ".join(present))
         return present
     if missing := [name for name in names if name not in present]:
-        raise ValueError(
-            f"lora_target_modules: {language.config.model_type} has no linear layer {missing[0]!r}, it has "
-            f"{', '.join(present)}"
-        )
+        kind, others = language.config.model_type, ", ".join(present)
+        raise ValueError(f"lora_target_modules: {kind} has no linear layer {missing[0]!r}, it has {others}")
     return names
 
 
@@ -172,9 +147,7 @@ def end_answers(language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, e
     """Have generation stop at the token `end`, which ends an answer in the chat template, and pad with a token it has.
 
     A base model stops at the end of a text alone; trained on answers that end otherwise, it would go on for ever.
-
-    Raises:
-        ValueError: An answer ends with no token of its own.
+    Raises `ValueError` where an answer ends with no token of its own.
     """
     settings = language.generation_config
     if end not in {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}:

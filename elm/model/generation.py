@@ -1,7 +1,5 @@
 """Generation with ECGs: they go in with the prompt, beams take theirs along, and placeholders are never said."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -21,8 +19,7 @@ class EcgGenerationMixin(GenerationMixin):
     @property
     def ecg_inputs(self) -> tuple[str, ...]:
         """Every name under which `forward` takes something of an ECG."""
-        names: tuple[str, ...] = self.model.ecg_inputs
-        return names
+        return tuple(self.model.ecg_inputs)
 
     def never_say_placeholders(self) -> None:
         """Without a cache, a placeholder the model said itself would be one more than its ECGs have tokens."""
@@ -40,9 +37,8 @@ class EcgGenerationMixin(GenerationMixin):
     ) -> Inputs:
         """The ECG goes in with the prompt only: afterwards it lives in the cache."""
         ecg = {name: kwargs.pop(name) for name in self.ecg_inputs if name in kwargs}
-        inputs: Inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        kwargs["is_first_iteration"] = is_first_iteration
+        inputs: Inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs.update(ecg)
         if is_first_iteration and not ecg:  # the prompt comes with an empty cache, so forward does not look
@@ -50,11 +46,7 @@ class EcgGenerationMixin(GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **model_kwargs: Any,
+        self, expand_size: int = 1, *, input_ids: torch.Tensor | None = None, **model_kwargs: Any
     ) -> tuple[torch.Tensor | None, Inputs]:
         """Beams and returned sequences: rows are repeated one by one, ECGs conversation by conversation.
 
@@ -65,10 +57,8 @@ class EcgGenerationMixin(GenerationMixin):
         if expand_size > 1 and ecg and input_ids is not None:
             order = self._ecgs_of_expanded_rows(input_ids, ecg, expand_size)
             ecg = {name: value[order.to(value.device)] for name, value in ecg.items()}
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, **ecg}
+        input_ids, expanded = super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **model_kwargs)
+        return input_ids, {**expanded, **ecg}
 
     def _ecgs_of_expanded_rows(self, input_ids: torch.Tensor, ecg: Inputs, expand_size: int) -> torch.Tensor:
         """Index of the ECG for each place in the expanded batch. A row owns the ECGs that fill its placeholders."""
@@ -84,7 +74,5 @@ class EcgGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"an ECG is split: the <ecg> tokens of the rows end at {row_ends}, those of ECGs at {ends}"
             )
-        order: list[int] = []
-        for row in range(len(row_ends)):
-            order += [ecg for ecg, its_row in enumerate(owner) if its_row == row] * expand_size
-        return torch.tensor(order, dtype=torch.long)
+        owned = [[ecg for ecg, its_row in enumerate(owner) if its_row == row] for row in range(len(row_ends))]
+        return torch.tensor([ecg for ecgs in owned for ecg in ecgs * expand_size], dtype=torch.long)

@@ -71,7 +71,15 @@ class ElmModel(ElmPreTrainedModel):
         if len(forms) > 1:
             raise ValueError(f"the ECGs are given in two forms, {' and '.join(forms)}: give one of them")
         if ecg_embeds is not None:
-            return self._packed(ecg_embeds, ecg_mask)
+            shape = ecg_embeds.shape[:2]
+            with_signal = ecg_embeds.new_ones(shape, dtype=torch.bool)
+            if ecg_mask is not None:
+                with_signal = pooled_mask(ecg_mask, self.config.projector_pool)
+            if with_signal.shape != shape:
+                raise ValueError(
+                    f"ecg_embeds has {tuple(shape)} tokens, those of ecg_mask are {tuple(with_signal.shape)}"
+                )
+            return ecg_embeds[with_signal]
         if ecg_features is None:
             encoded = self.encoder(**features)
             ecg_features, ecg_mask = encoded.last_hidden_state, encoded.mask
@@ -80,17 +88,6 @@ class ElmModel(ElmPreTrainedModel):
         projected, with_signal = self.projector(ecg_features, ecg_mask)
         tokens: torch.Tensor = projected[with_signal]
         return tokens
-
-    def _packed(self, ecg_embeds: torch.Tensor, ecg_mask: torch.Tensor | None) -> torch.Tensor:
-        """Those of projected tokens `[B, T', H]` that carry signal by the encoder's mask `[B, T]`: `[tokens, H]`."""
-        if ecg_mask is None:
-            return ecg_embeds.flatten(0, 1)
-        with_signal = pooled_mask(ecg_mask, self.config.projector_pool)
-        if with_signal.shape != ecg_embeds.shape[:2]:
-            raise ValueError(
-                f"ecg_embeds has {tuple(ecg_embeds.shape[:2])} tokens, those of ecg_mask are {tuple(with_signal.shape)}"
-            )
-        return ecg_embeds[with_signal]
 
     @can_return_tuple
     def forward(
@@ -120,14 +117,15 @@ class ElmModel(ElmPreTrainedModel):
 
         Raises:
             ValueError: Placeholders and projected tokens differ in number, ECGs come without `input_ids`, there are
-                more tokens than the language model has positions for, or questions are to share a prefix under an
-                attention that cannot keep them apart.
+                more tokens than positions, or the attention cannot keep questions that share a prefix apart.
         """
         ecg = {name: value for name in self.ecg_inputs if (value := kwargs.pop(name, None)) is not None}
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if ecg:
+            if input_ids is None:
+                raise ValueError("ECGs need input_ids: the <ecg> tokens in them say where each belongs")
             embeds = self._splice(ecg, input_ids, embeds)
         elif past_key_values is None:
             self.refuse_placeholders(input_ids)
@@ -137,33 +135,22 @@ class ElmModel(ElmPreTrainedModel):
         if question_ids is not None:
             attention = self.language_model.config._attn_implementation
             mask = masks_of_questions(text, attention, question_ids, attention_mask, position_ids, embeds.dtype)
-        out: BaseModelOutputWithPast = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        kwargs.update(position_ids=position_ids, past_key_values=past_key_values)
+        out: BaseModelOutputWithPast = self.language_model(inputs_embeds=embeds, attention_mask=mask, **kwargs)
         if scored is not None:
             index = scored[..., None].expand(-1, -1, out.last_hidden_state.shape[-1])
             out.last_hidden_state = out.last_hidden_state.gather(1, index)
         return out
 
-    def _splice(
-        self, ecg: dict[str, torch.Tensor], input_ids: torch.Tensor | None, embeds: torch.Tensor
-    ) -> torch.Tensor:
+    def _splice(self, ecg: dict[str, torch.Tensor], input_ids: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
         """Embeddings `[B, S, H]` with the ECGs' projected tokens in place of the `<ecg>` tokens."""
-        if input_ids is None:
-            raise ValueError("ECGs need input_ids: the <ecg> tokens in them say where each belongs")
         if self.training:
             self.mirror_rows()
         tokens = self.ecg_embeddings(**ecg).to(embeds.device, embeds.dtype)
         is_ecg = input_ids == self.config.ecg_token_id  # [B, S]
         if int(is_ecg.sum()) != len(tokens):
-            raise ValueError(
-                f"the text has {int(is_ecg.sum())} <ecg> tokens but the ECGs give {len(tokens)}: "
-                "let ElmProcessor build both"
-            )
+            count = f"{int(is_ecg.sum())} <ecg> tokens but the ECGs give {len(tokens)}"
+            raise ValueError(f"the text has {count}: let ElmProcessor build both")
         return embeds.masked_scatter(is_ecg[..., None], tokens)
 
     @torch.no_grad()
@@ -174,8 +161,7 @@ class ElmModel(ElmPreTrainedModel):
         rows nothing: words that are never said would all be pushed the same way (Gao et al., 2019, "representation
         degeneration"), and its gradient is as large as the table.
         """
-        start = self.config.vocabulary_start
-        if start is None:
+        if (start := self.config.vocabulary_start) is None:
             return
         rows = cast("torch.Tensor", self.projector.weight)
         # Of a table that FSDP or ZeRO-3 has taken apart, the whole one that is saved is copied to.
@@ -230,10 +216,8 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
         model.lm_head = language.get_output_embeddings()
         present = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         if odd := sorted(present ^ expected):
-            raise ValueError(
-                f"language models of type {config.text_config.model_type!r} do not fit: {odd[0]} is "
-                f"{'one too many' if odd[0] in present else 'missing'}"
-            )
+            how = "one too many" if odd[0] in present else "missing"
+            raise ValueError(f"language models of type {config.text_config.model_type!r} do not fit: {odd[0]} is {how}")
         model.generation_config = language.generation_config
         model.never_say_placeholders()
         return model
@@ -264,14 +248,8 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
 
         The other arguments are those of `ElmModel.forward`.
         """
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        out = self.model(**text, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         hidden = out.last_hidden_state if isinstance(keep, int) else out.last_hidden_state[:, keep]
         logits = self.logits_of(hidden)

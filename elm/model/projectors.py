@@ -1,7 +1,5 @@
 """The projector: encoder tokens `[B, T, D]` to language-model embeddings `[B, T / pool, H]`."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

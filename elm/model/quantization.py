@@ -4,8 +4,6 @@ QLoRA (Dettmers et al., NeurIPS 2023): 4-bit NormalFloat with double quantisatio
 projector, embeddings, norms and head keep their precision. bitsandbytes does it, on CPUs too.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 
@@ -25,19 +23,11 @@ SAVED = (
 
 
 def nf4() -> BitsAndBytesConfig:
-    """What `from_pretrained` of a language model takes to load it in 4 bits.
-
-    Raises:
-        ImportError: bitsandbytes is not installed.
-    """
+    """What `from_pretrained` takes to load a language model in 4 bits; raises `ImportError` without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError('quantization nf4 needs bitsandbytes: pip install "ecg-elm[quant]"')
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+    return BitsAndBytesConfig(load_in_4bit=True, **kind)
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -59,13 +49,9 @@ def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def merge_into_dequantized(tuned: PeftModel, adapter: Path) -> ElmForConditionalGeneration:
-    """A trained model with its adapter merged into the weights that the 4 bits stand for.
+    """A trained model, whose parts become the result's, with its adapter merged into what the 4 bits stand for.
 
     Merged into the 4-bit weights themselves, what LoRA learned would be rounded to 16 levels together with them.
-
-    Args:
-        tuned: The trained model; its parts become the merged model's.
-        adapter: Folder of its saved adapter.
     """
     base = tuned.unload()
     dequantize(base, base.lm_head.weight.dtype)

@@ -1,8 +1,7 @@
 """Chat templates that can be learned from, and where in a rendered conversation the assistant speaks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -58,15 +57,9 @@ def locate(
     Raises:
         ValueError: The template refuses the conversation, or rewrites earlier turns, so that no span can be located.
     """
-
-    def rendered(turns: Sequence[dict[str, str]], prompt: bool) -> str:
-        text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=prompt, chat_template=template
-        )
-        return text
-
+    rendered = partial(tokenizer.apply_chat_template, tokenize=False, chat_template=template)
     try:
-        whole = rendered(messages, add_generation_prompt)
+        whole: str = rendered(messages, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(f"the chat template refuses a conversation of {roles}: {error}") from error
@@ -74,7 +67,8 @@ def locate(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, upto = rendered(messages[:i], True), rendered(messages[: i + 1], False)
+        before = rendered(messages[:i], add_generation_prompt=True)
+        upto = rendered(messages[: i + 1], add_generation_prompt=False)
         if not (upto.startswith(before) and whole.startswith(upto.rstrip())):
             raise ValueError("the chat template rewrites earlier turns: the assistant's words cannot be located")
         spans.append((len(before), len(upto.rstrip())))

@@ -11,10 +11,8 @@ to the model, and LoRA leaves the table as it is. Here a row begins with what it
 is trained.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -41,9 +39,6 @@ MERGES = 2000
 _POINTS = 32  # of a token's waveform; with 8, tokens that differ between two of them would begin as one row
 
 
-# --- a tokenizer learned from recordings ------------------------------------------------------------------------------
-
-
 def encoder(
     questions: QuestionSet,
     cache: Path,
@@ -57,14 +52,13 @@ def encoder(
     """A folder with the ECG-Byte "encoder" of a run: its tokens come from a file, or are learned.
 
     Args:
-        questions: From the ECGs of whose training split tokens are learned, the first `LEARNED_FROM`.
+        questions: Tokens are learned from the first `LEARNED_FROM` ECGs of their training split.
         cache: Folder of what is computed once.
         tokenizer: A file that `EcgByteTokenizer.save` wrote; then nothing is learned.
         max_tokens: The most tokens of one recording (`EcgByteTokenizer.fit`).
         merges: The most tokens to learn.
         lead_tokens: See `EcgByteFeatureExtractor`.
-        **settings: `low` and `high`, the millivolts that become the first and the last level, and what else is in
-            `EcgByteSettings`.
+        **settings: `low` and `high`, the mV of the first and the last level, and what else is in `EcgByteSettings`.
 
     Raises:
         ValueError: Neither or both of `tokenizer` and `max_tokens` are given, a setting is unknown, or recordings do
@@ -110,13 +104,9 @@ def planned(
     """The configuration that `encoder` would find, of the largest vocabulary it may learn."""
     if tokenizer is not None:
         loaded, _ = EcgByteEncoder.for_tokenizer(EcgByteTokenizer.load(tokenizer), lead_tokens)
-        config: EcgByteConfig = loaded.config
-        return config
+        return cast("EcgByteConfig", loaded.config)
     leads = len(settings.get("leads", LEADS)) if lead_tokens else 0
     return EcgByteConfig(vocabulary=LEVELS + merges + leads, budget=max_tokens + leads)
-
-
-# --- rows of the vocabulary -------------------------------------------------------------------------------------------
 
 
 def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -127,13 +117,7 @@ def content_rows(byte: EcgByteTokenizer, like: torch.Tensor, seed: int = 0) -> t
     2007), whose cosine is near 1 for tokens that differ by a level and near 0 for most, so that every token is a word
     of its own. Mean and spread of the rows, in each dimension, are those of the words'.
 
-    Args:
-        byte: The tokenizer.
-        like: Rows of words, `[V, H]`.
-        seed: Draws the random directions.
-
-    Returns:
-        `[len(llm_order), H]` in the type of `like`.
+    Takes rows of words, `like` `[V, H]`, and gives `[len(llm_order), H]` in their type.
     """
     waves = torch.from_numpy(byte.waveforms(_POINTS))
     levels = waves / waves.std().clamp(min=1e-6)
@@ -167,11 +151,7 @@ def extend(
     (untied), new ones are the mean of the words': no answer is an ECG token, and the language model learns that of all
     of them at once.
 
-    Returns:
-        The id of the first.
-
-    Raises:
-        ValueError: The tokenizer has such tokens already.
+    Returns the id of the first; raises `ValueError` where the tokenizer has such tokens already.
     """
     if token_name(0) in tokenizer.get_vocab():
         raise ValueError(f"{tokenizer.name_or_path} has ECG tokens already: begin with a model of words alone")
@@ -187,9 +167,6 @@ def extend(
     if head is not rows:
         head[start : start + count] = head[:words].float().mean(0).to(head.dtype)
     return start
-
-
-# --- the plain form ---------------------------------------------------------------------------------------------------
 
 
 def as_plain(model: ElmForConditionalGeneration) -> PreTrainedModel:

@@ -67,6 +67,11 @@ class ElmArguments:
     )
     allow_leaks: bool = setting(False, "Train although patients or recordings are in the test, too; the card says so.")
     threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")
+    processes: int = setting(
+        1,
+        "On CPUs: with 2, a second one makes the tiny language model and trains the model without ECGs meanwhile. A "
+        "run that was launched in several does one after the other.",
+    )
     deterministic: bool = setting(False, "Two runs on like devices give the same bytes: slower algorithms alone.")
     dev: bool = setting(False, "Does it run? Small random parts, few questions and steps, a temporary folder.")
     resume: bool = setting(True, "Go on from the newest whole checkpoint of the same run.")

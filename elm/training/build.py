@@ -21,6 +21,7 @@ from trl import ModelConfig, get_peft_config
 
 from data.conversations.rows import QuestionSet
 from elm.inputs.collator import EcgCollator
+from elm.inputs.features import FeatureStore
 from elm.inputs.processing import ElmProcessor
 from elm.model import families, vocabulary
 from elm.model.attention import refuse_unmasked
@@ -31,6 +32,7 @@ from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
 from elm.training.hooks import attention_of
+from elm.training.tiny_encoder import ENCODERS
 from encoders import load_encoder, new_encoder
 from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.registry import find_config
@@ -50,7 +52,7 @@ def build(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
     """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
-    text_path, encoder_path = _paths(arguments, model_args, questions, seed)
+    text_path, encoder_path = parts(arguments, model_args, questions, seed, arguments.train_condition == "none")
     torch.manual_seed(seed)  # a new encoder's weights
     encoder, extractor = _encoder(encoder_path, arguments, questions)
     language = _language(text_path, arguments, model_args)
@@ -90,20 +92,27 @@ def config_of(
     return ElmConfig(text_config=text_config, encoder_config=encoder_config, **projector, **settings)
 
 
-def _paths(arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int) -> tuple[str, str]:
+def parts(
+    arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int, text_first: bool = False
+) -> tuple[str, str]:
     """Where to load the language model and the encoder from; small ones are trained, or made for `--dev`, first."""
     text, encoder, cache = model_args.model_name_or_path, arguments.encoder, Path(arguments.cache_dir)
-    tiny_seed = seed if arguments.tiny_seed is None else arguments.tiny_seed
     if arguments.dev:
         text = dev.language_model(text, model_args.model_revision, questions, cache, seed)
-        encoder = dev.encoder(encoder, cache, seed)
-    elif text == "tiny" and encoder in tiny.ENCODERS:
-        text, encoder = map(str, tiny.both(questions, cache, tiny_seed, encoder))
-    elif text == "tiny":
-        text = str(tiny.language_model(questions, cache, tiny_seed))
-    elif encoder in tiny.ENCODERS:
-        encoder = str(tiny.encoder(questions, cache, tiny_seed, encoder))
-    return text, encoder
+        return text, dev.encoder(encoder, cache, seed)
+    tiny_seed = seed if arguments.tiny_seed is None else arguments.tiny_seed
+    return tiny.parts(text, encoder, questions, cache, tiny_seed, text_first)
+
+
+def encode_early(arguments: ElmArguments, questions: QuestionSet, seed: int, records: Sequence[str]) -> None:
+    """Run a tiny encoder over recordings while another process still makes the language model."""
+    if arguments.encoder not in ENCODERS or arguments.train_encoder:
+        return
+    cache, tiny_seed = arguments.cache_dir, seed if arguments.tiny_seed is None else arguments.tiny_seed
+    path = str(tiny.encoder(questions, Path(cache), tiny_seed, arguments.encoder))
+    encoder, extractor = _encoder(path, arguments, questions)
+    source, key = questions.source, questions.source_key
+    FeatureStore(encoder, extractor, source, key, cache, cache_gb=arguments.cache_gb).fill(records)
 
 
 def _encoder(path: str, arguments: ElmArguments, questions: QuestionSet) -> tuple[EcgEncoder, EcgFeatureExtractor]:

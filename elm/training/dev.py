@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
 from data.conversations.rows import QuestionSet
-from elm.training import tiny
+from elm.training import tiny_encoder, tiny_llama
 from elm.training.published import ENCODERS, language_config
 from encoders.base import EcgEncoderConfig
 from encoders.hub import save_encoder
@@ -57,8 +57,8 @@ def language_model(name: str, revision: str, questions: QuestionSet, cache: Path
     folder = cache / f"dev-language-{Path(name).name}"
     if (folder / "tokenizer.json").exists():  # another process, or the model before, has made it
         return str(folder)
-    tokenizer = tiny.train_tokenizer(words_of(questions))
-    config = tiny.llama_config(tokenizer)
+    tokenizer = tiny_llama.train_tokenizer(words_of(questions))
+    config = tiny_llama.llama_config(tokenizer)
     if name != "tiny":
         ids = {key: vars(config)[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
         config = shrunk_language(language_config(name, revision), **ids)
@@ -70,12 +70,12 @@ def language_model(name: str, revision: str, questions: QuestionSet, cache: Path
 
 def encoder(name: str, cache: Path, seed: int) -> str:
     """Folder of a small encoder of the same kind; any other name than a published encoder's or a tiny one's stays."""
-    if name not in tiny.ENCODERS and (name not in ENCODERS or Path(name).exists()):
+    if name not in tiny_encoder.ENCODERS and (name not in ENCODERS or Path(name).exists()):
         return name
     folder = cache / f"dev-encoder-{Path(name).name}"
     if (folder / "preprocessor_config.json").exists():
         return str(folder)
-    config = tiny.ENCODERS[name].config() if name in tiny.ENCODERS else shrunk_encoder(ENCODERS[name]())
+    config = tiny_encoder.ENCODERS[name].config() if name in tiny_encoder.ENCODERS else shrunk_encoder(ENCODERS[name]())
     torch.manual_seed(seed)
     save_encoder(AutoModel.from_config(config), FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), folder)
     return str(folder)

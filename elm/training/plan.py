@@ -23,7 +23,7 @@ from elm.model.quantization import BYTES_PER_WEIGHT
 from elm.saved.arguments import ElmArguments, as_mapping, setting
 from elm.saved.card import template
 from elm.saved.questions import questions_for
-from elm.training import dev, tiny
+from elm.training import dev, tiny_encoder, tiny_llama
 from elm.training.build import config_of, lora
 from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
 from encoders.base import EcgEncoderConfig
@@ -83,7 +83,7 @@ def skeleton(
     if name != "tiny":
         text: PreTrainedConfig = language_config(name, model_args.model_revision)
     elif questions is not None:
-        text = tiny.llama_config(tiny.train_tokenizer(dev.words_of(questions)))
+        text = tiny_llama.llama_config(tiny_llama.train_tokenizer(dev.words_of(questions)))
     else:
         raise ValueError("the vocabulary of a tiny language model is made of the questions, which are not there")
     encoder = _encoder_config(arguments)
@@ -103,8 +103,8 @@ def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
         return vocabulary.planned(**as_mapping("encoder_args", arguments.encoder_args))
     kind = ENCODERS.get(name) or find_config(name)
     config: EcgEncoderConfig
-    if name in tiny.ENCODERS:
-        config = tiny.ENCODERS[name].config()
+    if name in tiny_encoder.ENCODERS:
+        config = tiny_encoder.ENCODERS[name].config()
     else:
         config = kind() if kind is not None else AutoConfig.from_pretrained(name)
     settings = config.to_dict()

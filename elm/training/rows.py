@@ -38,7 +38,7 @@ def lengths_of(rows: Sequence[Row], processor: ElmProcessor, source: EcgSource, 
     records = list(dict.fromkeys(record for row in rows for record in row["ecgs"]))
     counts = {
         record: tokens_per_ecg(extractor([source[record]])["token_mask"], processor.pool)[0]
-        for record in tqdm(records, desc="Counting tokens", unit="ECG")
+        for record in tqdm(records, desc="Counting tokens", unit="ECG", disable=None)
     }
     return [n + 4 * sum(counts[record] for record in row["ecgs"]) for n, row in zip(lengths, rows)]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -26,7 +26,7 @@ from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
 from elm.saved.arguments import ElmArguments, TrainingRecord
 from elm.saved.folder import save, save_adapter
 from elm.saved.run import feature_store, measured_store
-from elm.training.build import build, build_collator, lora
+from elm.training.build import build, build_collator, encode_early, lora
 from elm.training.resume import losses_of, plain_settings, versions
 from elm.training.rows import lengths_of, under_condition
 from elm.training.settings import claim
@@ -71,21 +71,23 @@ class Run:
                 `allow_leaks` is not set.
         """
         claim(arguments, training_args, model_args)
+        if arguments.threads:  # `accelerate launch` leaves a process one thread by default
+            torch.set_num_threads(arguments.threads)
         if arguments.deterministic:
             enable_full_determinism(training_args.seed)
         # What is computed once is computed by the first process and read from the cache by the others.
         with training_args.main_process_first(desc="model"):
+            rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
+            records = [record for row in rows for record in row["ecgs"]]
+            if arguments.processes > 1 and arguments.train_condition == "real":
+                encode_early(arguments, questions, training_args.seed, records)
             model, processor = build(arguments, model_args, questions, training_args.seed)
             leaks = leaks_of(arguments, questions, model)
             collator = build_collator(arguments, model, processor, questions)
-            rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
-            records = [record for row in rows for record in row["ecgs"]]
             if collator.measured is not None:
                 collator.measured.fill(records)
         if collator.features is not None:  # the processes share this work
             collator.features.fill(records, device=training_args.device)
-        if arguments.threads:  # `accelerate launch` leaves a process one thread by default
-            torch.set_num_threads(arguments.threads)
         model.requires_grad_(False)
         model.model.projector.requires_grad_(True)
         return cls(arguments, training_args, model_args, questions, model, processor, collator, leaks, log)
@@ -140,16 +142,18 @@ class Run:
         self, stage: str, rows: list[Row], peft_config: LoraConfig | None = None, **changes: object
     ) -> ElmTrainer:
         source, seed = self.questions.source, self.training_args.seed
+        condition = self.arguments.train_condition
         grouped = self.training_args.train_sampling_strategy == "group_by_length"
         return train_stage(
             self.model,
             self.processor,
-            under_condition(rows, self.questions, self.arguments.train_condition, seed),
+            under_condition(rows, self.questions, condition, seed),
             self.collator,
             stage_args(self.training_args, stage, full_determinism=self.arguments.deterministic, **changes),
             resume=self.arguments.resume,
             lengths=lengths_of(rows, self.processor, source, grouped=grouped),
             peft_config=peft_config,
+            label=stage if condition == "real" else f"{stage}, ECGs {condition}",
         )
 
     def _sft_rows(self) -> list[Row]:
@@ -194,10 +198,20 @@ def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForCondi
     return leaks.sentences()
 
 
-def share(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, questions: QuestionSet) -> None:
-    """Put into the cache what several runs on these questions need: tiny models, and a frozen encoder's output."""
+def share(
+    arguments: ElmArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    questions: QuestionSet,
+    rows: Sequence[Row] | None = None,
+) -> None:
+    """Put into the cache what several runs on these questions need: tiny models, and a frozen encoder's output.
+
+    `rows` are those whose recordings are encoded, by default all.
+    """
     model, processor = build(arguments, model_args, questions, training_args.seed)
-    records = [record for row in (*questions.reports, *questions.train, *questions.test) for record in row["ecgs"]]
+    rows = (*questions.reports, *questions.train, *questions.test) if rows is None else rows
+    records = [record for row in rows for record in row["ecgs"]]
     if (measured := measured_store(arguments, questions)) is not None:
         measured.fill(records)
     if not arguments.train_encoder:

@@ -17,16 +17,11 @@ from elm.training.resume import claim_folder, run_settings
 logger = logging.getLogger(__name__)
 
 # Settings of the trainer without which a checkpoint is one of another run.
-_OF_A_RUN = [
-    "seed",
-    "max_steps",
-    "num_train_epochs",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
+_OF_A_RUN = (
+    *("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     "weight_decay",
-]
-_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "allow_leaks")
+)
+_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "processes", "allow_leaks")
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
 
 _INSTEAD: dict[str, str] = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
@@ -99,9 +94,9 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
     if missing or arguments.dataset == "synthetic":
         arguments = dataclasses.replace(arguments, dataset="synthetic", dataset_args=dev.COHORT)
     arguments = dataclasses.replace(
-        arguments, cache_dir=str(folder / "cache"), align_steps=min(arguments.align_steps, dev.STEPS)
+        arguments, cache_dir=str(folder / "cache"), processes=1, align_steps=min(arguments.align_steps, dev.STEPS)
     )
-    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
+    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"), dataloader_num_workers=0)
 
 
 def is_set(variable: str) -> bool:

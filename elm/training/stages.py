@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -16,7 +17,7 @@ from elm.inputs.collator import EcgCollator
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import is_quantized
-from elm.training import hooks
+from elm.training import hooks, progress
 from elm.training.resume import train_to_end
 from elm.training.rows import as_dataset
 from elm.training.trainer import ElmTrainer, StepTimes
@@ -35,7 +36,8 @@ FIXED = {
 def stage_args(training_args: SFTConfig, name: str, **changes: object) -> SFTConfig:
     """The trainer's settings for one stage, with its own checkpoints."""
     out = str(Path(training_args.output_dir) / "checkpoints" / name)
-    return dataclasses.replace(training_args, output_dir=out, **FIXED, **changes)
+    pin = training_args.dataloader_pin_memory and torch.cuda.is_available()  # else PyTorch warns of it
+    return dataclasses.replace(training_args, output_dir=out, dataloader_pin_memory=pin, **FIXED, **changes)
 
 
 def train_stage(
@@ -48,10 +50,12 @@ def train_stage(
     resume: bool,
     lengths: Sequence[int] | None = None,
     peft_config: LoraConfig | None = None,
+    label: str | None = None,
 ) -> ElmTrainer:
     """Train one stage, from its newest whole checkpoint if there is one.
 
-    `lengths` are those of `lengths_of`, if they are not to be counted on the rows themselves.
+    `lengths` are those of `lengths_of`, if they are not to be counted on the rows themselves. `label` is what its bar
+    is called, if not like the folder of its checkpoints.
     """
     trainer = ElmTrainer(
         model=model,
@@ -62,6 +66,7 @@ def train_stage(
         peft_config=peft_config,
         callbacks=[StepTimes()],
     )
+    progress.show(trainer, label or Path(args.output_dir).name)
     if peft_config is None and is_quantized(model):
         # Checkpoints hold what is trained: 4-bit layers could not read theirs back.
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

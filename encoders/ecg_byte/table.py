@@ -22,13 +22,10 @@ class TokenTable:
     """Tokens by id: 256 single bytes, then one string of symbols per merge.
 
     Attributes:
-        merges: The strings of the ids from 256, in the order in which they were learned.
-        llm_order: The ids in the order in which a language model's tokenizer is given them.
-
-    Args:
-        merges: Strings of two symbols or more.
-        llm_order: `None` for the 26 symbols and the merges, without the 230 bytes that no recording contains. Upstream
-            adds all 256, and its merges in the accidental order of a hash map, by the name of `signal_<id>`.
+        merges: The strings, of two symbols or more, of the ids from 256, in the order in which they were learned.
+        llm_order: The ids in the order in which a language model's tokenizer gets them. `None` stands for the 26
+            symbols and the merges, without the 230 bytes that no recording contains. Upstream adds all 256, and its
+            merges in the accidental order of a hash map, by the name of `signal_<id>`.
 
     Raises:
         ValueError: A merge is no string of symbols or stands twice, or the order misses an id that may occur, holds one

@@ -7,6 +7,7 @@ parameter keeps its published name, which is why some are called `spa_embed` (le
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -113,8 +114,8 @@ class HeartLangBackbone(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(d))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.max_words, d))
         self.token_embed = HeartLangWordEmbedding(channels or config.word_length, config)
-        self.spa_embed = nn.ModuleDict({"embed": nn.Embedding(config.lead_positions, d)})
-        self.tem_embed = nn.ModuleDict({"embed": nn.Embedding(config.time_positions, d)})
+        self.spa_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.lead_positions, d)))
+        self.tem_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.time_positions, d)))
         self.dropout = nn.Dropout(config.embedding_dropout)
         pairs = range(config.num_hidden_layers if layers is None else layers)
         self.transformer = nn.ModuleDict({"layers": nn.ModuleList(self._pair(config) for _ in pairs)})
@@ -143,9 +144,9 @@ class HeartLangBackbone(nn.Module):
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token, x)
         if in_chan is not None:
-            x = x + self.spa_embed["embed"](in_chan)
+            x = x + self.spa_embed(in_chan)
         if in_time is not None:
-            x = x + self.tem_embed["embed"](in_time)
+            x = x + self.tem_embed(in_time)
         x = self.dropout(torch.cat([self.cls_token.expand(len(x), 1, -1), x], dim=1) + self.pos_embed)
         seen = None
         if not self.attend_padding and in_chan is not None:

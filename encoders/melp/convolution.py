@@ -10,15 +10,10 @@ from torch import nn
 
 
 class WideConv1d(nn.Conv1d):
-    """A convolution with as many outputs as inputs, `[B, D, T] -> [B, D, T]`.
+    """A convolution with as many outputs as inputs, `[B, D, T] -> [B, D, T]`, and a kernel of `taps` frames.
 
     In float32 on a CPU by `spectral_conv`, which from two recordings on is the faster way (at MELP's sizes 4 times for
     eight); elsewhere as torch does it.
-
-    Args:
-        channels: D.
-        taps: K, the width of the kernel.
-        groups: Of channels.
     """
 
     def __init__(self, channels: int, taps: int, groups: int):
@@ -34,19 +29,13 @@ class WideConv1d(nn.Conv1d):
 def spectral_conv(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
     """The first T outputs of `F.conv1d(x.mT, weight, padding=K // 2, groups=groups).mT`, as exactly.
 
+    From `[B, T, D]` and a weight `[D, D / groups, K]` it makes `[B, T, D]`.
+
     Overlap-save: K outputs at a time are made from 2 K inputs, whose spectrum is multiplied by that of the kernel. The
     Fourier transforms are matrix products: these leave the frequencies in front, where the products over channels need
     them, while an FFT would need copies that cost more than it saves. At MELP's sizes (K = 128, 312 frames, 48 channels
     a group) the multiplications are as many as the plain way's for one recording and a third for eight, as the kernel's
     spectrum is made anew at each call.
-
-    Args:
-        x: `[B, T, D]`.
-        weight: `[D, D / groups, K]`.
-        groups: Of channels.
-
-    Returns:
-        `[B, T, D]`.
     """
     (batch, frames, width), taps = x.shape, weight.shape[-1]
     blocks, channels, frequencies = math.ceil(frames / taps), width // groups, taps + 1

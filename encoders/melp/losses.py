@@ -90,11 +90,7 @@ def local_similarity(
     Each sentence attends to the beats; the score of a pair is the soft maximum, over the sentences, of the cosine
     between a sentence and what it attends to.
 
-    Args:
-        beats: `[E, Q, D]`.
-        sentences: `[N, S, D]`.
-        mask: bool `[N, S]`, true where there is a sentence; true at least once in each row.
-        single_sentence: See `MelpPretrainingConfig`.
+    Beats are `[E, Q, D]`, sentences `[N, S, D]`; their mask, bool `[N, S]`, is true at least once in each row.
     """
     scores = torch.einsum("eqd,nsd->ensq", beats, sentences)
     lengths = sentences.norm(dim=-1).clamp_min(1e-8)  # [N, S]

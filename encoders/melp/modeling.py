@@ -8,6 +8,7 @@ for the positional convolution, whose weight norm is folded into a plain weight 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -57,12 +58,23 @@ def frontend(config: MelpConfig) -> nn.Sequential:
     # One group per channel: each is normalised over time, so gain and offset of a recording vanish here. The
     # Identity stands where upstream has a dropout of 0 and keeps the published numbering.
     norm = nn.GroupNorm(config.conv_dim[0], config.conv_dim[0])
-    return nn.Sequential(
-        *(
-            nn.Sequential(conv, nn.Identity(), *([norm] if index == 0 else []), nn.GELU())
-            for index, conv in enumerate(convs)
-        )
+    layers = (
+        nn.Sequential(conv, nn.Identity(), *([norm] if index == 0 else []), nn.GELU())
+        for index, conv in enumerate(convs)
     )
+    return nn.Sequential(OrderedDict(conv_layers=nn.Sequential(*layers)))
+
+
+class MelpConvPosition(nn.Module):
+    """What is added to the frames to tell their position: a convolution over the frames around."""
+
+    def __init__(self, config: MelpConfig):
+        super().__init__()
+        self.pos_conv = nn.Sequential(WideConv1d(config.hidden_size, config.conv_pos_kernel, config.conv_pos_groups))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, T, D] -> [B, T, D]`."""
+        return F.gelu(self.pos_conv(x.mT)).mT
 
 
 class MelpAttention(nn.Module):
@@ -124,20 +136,18 @@ class MelpBackbone(nn.Module):
 
     def __init__(self, config: MelpConfig):
         super().__init__()
-        self.feature_extractor = nn.ModuleDict({"conv_layers": frontend(config)})
+        self.feature_extractor = frontend(config)
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1])
         self.post_extract_proj = nn.Linear(config.conv_dim[-1], config.hidden_size)
         self.dropout_input = nn.Dropout(config.dropout_input)
-        # What tells the frames their position: a convolution over the frames around.
-        position = WideConv1d(config.hidden_size, config.conv_pos_kernel, config.conv_pos_groups)
-        self.conv_pos = nn.ModuleDict({"pos_conv": nn.Sequential(position)})
+        self.conv_pos = MelpConvPosition(config)
         self.encoder = MelpTransformer(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, leads, L] -> [B, T, D]`."""
-        frames = self.layer_norm(self.feature_extractor["conv_layers"](x).mT)  # [B, T, C]
+        frames = self.layer_norm(self.feature_extractor(x).mT)  # [B, T, C]
         frames = self.dropout_input(self.post_extract_proj(frames))  # [B, T, D]
-        return self.encoder(frames + F.gelu(self.conv_pos["pos_conv"](frames.mT)).mT)
+        return self.encoder(frames + self.conv_pos(frames))
 
 
 class MelpPooler(nn.Module):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from hashlib import sha256
+from hashlib import blake2b, sha256
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from transformers import BatchFeature, Cache
 
 from data.conversations.rows import QuestionSet, Row, answer_text
 from data.ecg import EcgSource
-from data.experiment.conditions import Altered, condition_named, zero_features
+from data.experiment.conditions import Altered, condition_named
 from data.measure import NOT_MEASURABLE, version
 from elm import ElmForConditionalGeneration, ElmProcessor
-from elm.inputs.features import weights_hash
+from elm.inputs.features import encode_ecgs, weights_hash
+from elm.model.attention import positions_of
 from elm.saved.run import SavedRun
 from eval.answerers.base import LEVELS, FeatureSource, MeasuredSource, question_messages
 
@@ -93,6 +94,7 @@ class ModelResponder:
         self.training_records = sorted(set(training_records))
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self._answer_ids: dict[str, list[int]] = {}
+        self._names: dict[tuple[str, str], str] = {}
 
     @cached_property
     def name(self) -> str:
@@ -115,6 +117,27 @@ class ModelResponder:
                 self.measured.fill(record for row in rows for record in row["ecgs"])
             if level == "embedding":
                 _ = self._mean
+
+    def inputs(self, rows: Sequence[Row], condition: str) -> list[str]:
+        """The words of each row and what stands for its ECGs: rows with equal texts are the same to the model."""
+        level = condition_named(condition).level
+        records = [record for row in rows for record in row["ecgs"]]
+        shown = iter(self._shown(records, level))
+        lines = iter(self._lines(records, level) or [""] * len(records))
+        return [json.dumps([question_messages(row), [[next(shown), next(lines)] for _ in row["ecgs"]]]) for row in rows]
+
+    def _shown(self, records: Sequence[str], level: str) -> list[str]:
+        """A name for what the projector is given for each record: a hash of the encoder's output, if stored."""
+        kind = level if level in ("input", "embedding") else "row"
+        if (self.zeros if kind == "input" else self.features) is None:
+            return [f"{kind} {record}" for record in records]
+        if new := [record for record in dict.fromkeys(records) if (kind, record) not in self._names]:
+            encoded = self._encoded(new, zero=kind == "input")
+            for record, features, mask in zip(new, encoded["ecg_features"], encoded["ecg_mask"], strict=True):
+                content = b"mean" if kind == "embedding" else features.cpu().float().numpy().tobytes()
+                name = blake2b(content + mask.cpu().numpy().tobytes(), digest_size=16)
+                self._names[kind, record] = name.hexdigest()
+        return [self._names[kind, record] for record in records]
 
     def ask(self, rows: Sequence[Row], condition: str) -> list[str]:
         """One answer per row, in the order of the rows."""
@@ -143,7 +166,7 @@ class ModelResponder:
 
     def _score(self, inputs: Tensors, options: Sequence[Sequence[str]]) -> list[list[float]]:
         mask = inputs["attention_mask"]
-        questions = self.model.model(**inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
+        questions = self.model.model(**inputs, position_ids=positions_of(mask), use_cache=True)
         last = questions.last_hidden_state[:, -1]  # [B, H]
         pairs = [(row, text) for row, texts in enumerate(options) for text in dict.fromkeys(texts)]
         logp: dict[tuple[int, str], float] = {}
@@ -193,15 +216,11 @@ class ModelResponder:
         level = condition_named(condition).level
         messages = [question_messages(row) for row in rows]
         records = [record for row in rows for record in row["ecgs"]]
-        measured = None
-        if self.measured is not None:
-            readable = level in ("row", "recording")
-            measured = self.processor.lines(self.measured.get(records)) if readable else [NOT_MEASURABLE] * len(records)
         ecgs = self._encoded(records, zero=level == "input") if records else {}
         inputs = self.processor(
             messages,
             ecg_mask=ecgs["ecg_mask"].cpu() if records else None,
-            measured=measured,
+            measured=self._lines(records, level),
             add_generation_prompt=True,
             padding_side="left",
             return_tensors="pt",
@@ -210,16 +229,21 @@ class ModelResponder:
             ecgs = {"ecg_embeds": self._mean.expand(len(records), -1, -1), "ecg_mask": ecgs["ecg_mask"]}
         return placed(self.model, {**inputs, **ecgs})
 
+    def _lines(self, records: Sequence[str], level: str) -> list[str] | None:
+        """What is said to be measured in each record, where the model reads that."""
+        if self.measured is None:
+            return None
+        if level in ("row", "recording"):
+            return self.processor.lines(self.measured.get(records))
+        return [NOT_MEASURABLE] * len(records)
+
     def _encoded(self, records: Sequence[str], zero: bool = False) -> Tensors:
         """`ecg_features` `[N, T, D]` and `ecg_mask` `[N, T]` of these recordings."""
         store = self.zeros if zero else self.features
         if store is not None:
             return store.get(records)
-        encoder = self.model.model.encoder
-        tensors = placed(self.model, self.processor.feature_extractor([self.source[record] for record in records]))
-        if zero:
-            tensors = zero_features(tensors, encoder.ecg_inputs, encoder.zero_token)
-        encoded = encoder(**tensors)
+        ecgs = [self.source[record] for record in records]
+        encoded = encode_ecgs(self.model.model.encoder, self.processor.feature_extractor, ecgs, zero)
         return {"ecg_features": encoded.last_hidden_state, "ecg_mask": encoded.mask}
 
     @cached_property

@@ -99,6 +99,10 @@ class ServerResponder:
                 "model itself"
             )
 
+    def inputs(self, rows: Sequence[Row], condition: str) -> list[str]:
+        """The words of each row and its recordings' ids: rows with equal texts are the same request."""
+        return [json.dumps([question_messages(row), row["ecgs"]]) for row in rows]
+
     def ask(self, rows: Sequence[Row], condition: str) -> list[str]:
         """One answer per row, in the order of the rows.
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from data.conversations.rows import Row
 from eval.answerers.base import Responder, question_messages
+from eval.answerers.memory import Answered, Remembering
 from eval.scoring.lines import Answer
 
 DIGITS = 5  # of a log-probability
@@ -162,10 +163,14 @@ def ask_all(
             f"{journal.path} holds answers to other questions under {condition!r} than are asked now (other ECGs, "
             "words or options): delete the file to ask everything again"
         )
+    if isinstance(responder, Remembering):
+        for batch, entries in zip(plan, done):
+            earlier = [_answered(entry, questions[i]) for i, entry in zip(batch, entries)]
+            responder.learn([rows[i] for i in batch], condition, earlier)
     if len(done) < len(plan):
         responder.prepare(rows, condition)
     first = sum(map(len, done))
-    with tqdm(total=len(rows), initial=first, desc=f"asking, {condition}", unit="question") as progress:
+    with tqdm(total=len(rows), initial=first, desc=f"asking, {condition}", unit="question", disable=None) as progress:
         for batch in plan[len(done) :]:
             answers = _ask(responder, condition, [questions[i] for i in batch])
             entries = [
@@ -176,6 +181,14 @@ def ask_all(
             progress.update(len(batch))
     by_place = {i: e for batch, entries in zip(plan, journal.batches(condition)) for i, e in zip(batch, entries)}
     return [Answer(e["text"], e["logp"], e["gold_logp"]) for e in (by_place[i] for i in range(len(rows)))]
+
+
+def _answered(entry: Entry, question: Question) -> Answered:
+    """What a journal says of a question, as a memory takes it over."""
+    scores = dict(zip(question.options or (), entry["logp"] or ()))
+    if entry["gold_logp"] is not None:
+        scores[question.gold] = entry["gold_logp"]
+    return entry["text"], scores
 
 
 def batches_of(rows: Sequence[Row], batch_size: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from data.support.files import written_whole
 from elm.saved import card
 from elm.saved.run import SavedRun
 from eval.answerers.base import Responder
+from eval.answerers.memory import remembering
 from eval.answerers.model import ModelResponder, load_responder
 from eval.answerers.server import ServerResponder
 from eval.audit import super_classes
@@ -144,11 +145,12 @@ def _answers(
         "seed": settings.seed,
         "batch_size": settings.batch_size,
     }
+    memory = remembering(responder)
     with Journal(settings.folder, header) as journal:
         return [
             line
             for condition in conditions
-            for line in plan.ask(responder, condition, journal, settings.batch_size, label)
+            for line in plan.ask(memory, condition, journal, settings.batch_size, label)
         ]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.conversations.rows import Row
+from elm.model.attention import positions_of
 from eval.answerers.base import question_messages
 from eval.answerers.model import ModelResponder, placed
 
@@ -67,8 +68,7 @@ def states(responder: ModelResponder, rows: Sequence[Row]) -> Features:
                 padding_side="left",
             )
             inputs = placed(model, {**prompts, **cached})
-            # As `generate` numbers them: padding has no place.
-            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions_of(inputs["attention_mask"])  # as `generate` numbers them
             last = model.model(**inputs, use_cache=False).last_hidden_state[:, -1]
             states[batch] = last.float().cpu().numpy()
             progress.update(len(batch))

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, SFTConfig
 
+from data.support.parallel import end_with_parent
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments, as_mapping, setting
 from elm.saved.questions import questions_for
 from elm.training.run import Run
@@ -137,12 +135,5 @@ def run_cells(cells: Sequence[Cell], jobs: int) -> Iterator[str]:
         yield from map(Cell.run, cells)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=end_with_parent) as pool:
         yield from pool.map(Cell.run_logged, cells)
-
-
-def _end_with_parent() -> None:
-    """Else a process whose parent was killed trains on, and a grid that is started again trains beside it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -12,8 +12,6 @@ The soak mixes questions with requests that must be refused and clients that han
 other than it must be.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import json
@@ -26,10 +24,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,8 +65,7 @@ class Server:
 
     def body(self, messages: Sequence[Message], tokens: int) -> dict[str, object]:
         """Request for an answer of exactly so many tokens."""
-        fixed = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        return {"model": self.model, "messages": messages, **fixed}
+        return {"model": self.model, "messages": messages, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
 
     def ask(self, ecg: Ecg, tokens: int) -> int:
         """Tokens of an answer."""
@@ -76,9 +73,8 @@ class Server:
 
     def first(self, ecg: Ecg) -> float:
         """Seconds to the first word of an answer."""
-        body = self.body(question(ecg), 8)
+        events = self.client.events(CHAT, self.body(question(ecg), 8))  # asks when the first is wanted
         start = time.perf_counter()
-        events = self.client.events(CHAT, body)
         next(events, None)
         seconds = time.perf_counter() - start
         for _ in events:
@@ -124,8 +120,7 @@ def at_once(server: Server, ecgs: Iterator[Ecg], chats: int, tokens: int) -> tup
 def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
     """Mixed requests, and how many of each kind got the reply they must.
 
-    Raises:
-        RuntimeError: A reply is missing or another one than it must be; names the first ones.
+    Raises `RuntimeError` where a reply is missing or another one than it must be; names the first ones.
     """
     kinds = ["good" if i % 2 else BAD[i // 2 % len(BAD)] for i in range(requests)]
     random.Random(0).shuffle(kinds)
@@ -177,16 +172,13 @@ def _resident(pid: int) -> int:
 
 def _tree(pid: int) -> list[int]:
     """A process and those it has started, by /proc."""
-    children: dict[int, list[int]] = {}
+    children: dict[int, list[int]] = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
+        with suppress(OSError):
+            children[int(stat.read_text().rpartition(")")[2].split()[1])].append(int(stat.parent.name))
     tree = [pid]
     for process in tree:  # which grows
-        tree += children.get(process, [])
+        tree += children[process]
     return tree
 
 
@@ -194,8 +186,7 @@ def _tree(pid: int) -> list[int]:
 def started(model: str, options: Sequence[str]) -> Iterator[Server]:
     """A server of the model on a free port, ended with the block.
 
-    Raises:
-        RuntimeError: It does not start; what it wrote is on the screen.
+    Raises `RuntimeError` where it does not start; what it wrote is on the screen.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -217,11 +208,10 @@ def started(model: str, options: Sequence[str]) -> Iterator[Server]:
 
 
 def _answers(server: Server) -> bool:
-    try:
+    with suppress(ServerError):
         server.client.text("/health")
-    except ServerError:
-        return False
-    return True
+        return True
+    return False
 
 
 def main(argv: Sequence[str]) -> None:
@@ -252,14 +242,12 @@ def _measure(server: Server, args: argparse.Namespace) -> None:
     ecgs = ecgs_without_end()
     server.ask(next(ecgs), args.tokens)
     rates = [at_once(server, ecgs, args.chats, args.tokens) for _ in range(args.repeats)]
-    waits = []
-    for _ in range(max(10, args.repeats)):
-        ecg = next(ecgs)
-        waits.append((server.first(ecg) * 1e3, server.first(ecg) * 1e3))
+    unseen = [next(ecgs) for _ in range(max(10, args.repeats))]
+    waits = [(server.first(ecg) * 1e3, server.first(ecg) * 1e3) for ecg in unseen]
 
     print(f"{title}. Medians; least and greatest ratio in brackets.")
-    _row(f"{args.chats} chats, tokens/s", "in turn", "at once", rates, lambda turn, once: once / turn)
-    _row("first word, ms", "new ECG", "known ECG", waits, lambda new, again: new / again)
+    _row(f"{args.chats} chats, tokens/s", "in turn", "at once", rates, [once / turn for turn, once in rates])
+    _row("first word, ms", "new ECG", "known ECG", waits, [new / again for new, again in waits])
     if args.soak:
         sizes, kinds = [server.memory()], Counter[str]()
         for requests in (args.soak // 2, args.soak - args.soak // 2):  # caches fill in the first half; a leak goes on
@@ -271,10 +259,7 @@ def _measure(server: Server, args: argparse.Namespace) -> None:
         print(f"memory of the server: {before} before, {half} after half of it, {after} after it")
 
 
-def _row(
-    name: str, first: str, second: str, pairs: list[tuple[float, float]], ratio: Callable[[float, float], float]
-) -> None:
+def _row(name: str, first: str, second: str, pairs: list[tuple[float, float]], ratios: list[float]) -> None:
     one, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratios = sorted(ratio(*pair) for pair in pairs)
-    spread = f"({ratios[0]:.3g}-{ratios[-1]:.3g})"
+    spread = f"({min(ratios):.3g}-{max(ratios):.3g})"
     print(f"{name:<24}{first:>10}{one:>9.4g}{second:>12}{other:>9.4g}{statistics.median(ratios):>9.3g}x  {spread}")

@@ -4,8 +4,6 @@ Nothing leaves this machine: no analytics, no share link, no fonts or scripts fr
 (Gradio's run history would keep uploads and answers there). Uploaded files are read once and deleted at once.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gradio as gr
@@ -23,16 +21,13 @@ SETTINGS = (  # label, choices and first value of the controls of the paper
     ("Speed (mm/s)", list(SPEEDS), 25),
     ("Gain (mm/mV)", list(GAINS), 10),
 )
+OFF = ("share", "enable_monitoring", "run_history", "ssr_mode", "pwa", "mcp_server", "show_error", "inbrowser")
+CLOSED = {**dict.fromkeys(OFF, False), "strict_cors": True, "allowed_paths": [], "footer_links": []}
 _FOLDER = Path(__file__).parent
 
 
 def build(desk: Desk, folder: Path | None = None) -> gr.Blocks:
-    """The page.
-
-    Args:
-        desk: Actions of visitors.
-        folder: Folder of the model, where its audit may lie.
-    """
+    """The page; the model's audit may lie in `folder`."""
     with gr.Blocks(
         title="Ask an ECG", analytics_enabled=False, fill_width=True, delete_cache=(FILES_KEPT, FILES_KEPT)
     ) as page:
@@ -69,36 +64,20 @@ def build(desk: Desk, folder: Path | None = None) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, host: str, port: int, password: str | None) -> None:
-    """Serve the page until it is closed.
-
-    Raises:
-        OSError: The port is taken.
-    """
+    """Serve the page until it is closed; raises `OSError` where the port is taken."""
     page.queue(default_concurrency_limit=8, max_size=200, api_open=False)
+    fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     page.launch(
         server_name=host,
         server_port=port,
         auth=("ecg", password) if password else None,
         auth_message=f"{DISCLAIMER} The user name is ecg.",
-        share=False,
-        enable_monitoring=False,
-        run_history=False,
-        footer_links=[],
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        quiet=True,
-        show_error=False,
-        inbrowser=False,
-        strict_cors=True,
-        allowed_paths=[],
+        **CLOSED,
         max_file_size=MAX_FILE_SIZE,
+        quiet=True,
         prevent_thread_lock=True,
         theme=gr.themes.Default(
-            primary_hue="rose",
-            neutral_hue="slate",
-            font=("system-ui", "sans-serif"),
-            font_mono=("ui-monospace", "monospace"),
+            primary_hue="rose", neutral_hue="slate", **fonts
         ).set(  # a shade darker than Gradio's: white letters on it are legible
             button_primary_background_fill="*primary_600",
             button_primary_background_fill_hover="*primary_700",

@@ -1,14 +1,10 @@
 """Actions of the chat page's visitors on a `Session`. `view` says how that looks, `build` which button does what."""
 
-from __future__ import annotations
-
 import logging
 import re
 import traceback
 from collections.abc import Iterator, Sequence
-from threading import Thread
 
-from data.ecg import Ecg
 from data.readers.budget import Budget, UploadError
 from data.readers.staging import read_uploaded
 from data.wire.http import ServerError
@@ -38,20 +34,10 @@ MOST_CHARACTERS = 2000  # of a question
 
 
 class Desk:
-    """Actions of visitors.
-
-    Args:
-        engine: Gives the answers.
-        shelf: Recordings that the page brings along.
-    """
+    """Actions of visitors: answers come from the engine, examples and other patients' recordings from the shelf."""
 
     def __init__(self, engine: Engine, shelf: Shelf) -> None:
-        self.engine, self.shelf = engine, shelf
-        self.sessions = Sessions()
-
-    def warm(self) -> None:
-        """Measure the shelf in the background."""
-        Thread(target=self.shelf.warm, daemon=True, name="measure the examples").start()
+        self.engine, self.shelf, self.sessions = engine, shelf, Sessions()
 
     def example(self, session: Session, place: int, number: int) -> None:
         """Take one of the examples."""
@@ -68,15 +54,7 @@ class Desk:
     def read(
         self, session: Session, place: int, fs: float | None = None, units: str | None = None, leads: str = ""
     ) -> None:
-        """Read the files that wait.
-
-        Args:
-            session: The visitor's.
-            place: 0 or 1.
-            fs: Sampling rate, Hz.
-            units: Units of the samples.
-            leads: Names, with spaces or commas between them; empty where the file has them.
-        """
+        """Read the files that wait: `fs` in Hz, `leads` with spaces or commas between, empty where a file has them."""
         files, names = session.waiting[place], [lead for lead in re.split(r"[\s,;]+", leads) if lead]
         try:
             ecg = read_uploaded(files, fs=fs, units=units, leads=names or None, budget=Budget())
@@ -102,11 +80,7 @@ class Desk:
         return ""
 
     def ask(self, session: Session, question: str) -> Iterator[None]:
-        """Ask a question; the session changes with every step.
-
-        Raises:
-            ValueError: The question cannot be asked (`problem`).
-        """
+        """Ask a question; the session changes with every step. Raises `ValueError` where there is a `problem`."""
         if problem := self.problem(session, question):
             raise ValueError(problem)
         with session.answering():
@@ -114,50 +88,37 @@ class Desk:
             turn = Turn(question.strip(), Answer(), history)
             session.turns = [*session.turns, turn][-MOST_TURNS:]
             yield
-            ecgs = [recording.ecg for recording in session.subjects()]
-            yield from self._answer(session, turn.answer, ecgs, turn.question, history)
+            yield from self._answer(session, turn.answer, session.subjects(), turn.question, history)
 
     def again(self, session: Session, condition: Condition) -> Iterator[None]:
         """Ask the last question again under a condition.
 
         It is asked by itself: earlier answers would tell what the ECG shows. Where there were some, the question about
-        this ECG is asked by itself, too.
-
-        Raises:
-            ValueError: There is no answer to compare with.
+        this ECG is asked by itself, too. Raises `ValueError` where there is no answer to compare with.
         """
         with session.answering():
             if not session.can_ask_again():
                 raise ValueError("Ask a question first, and let the model finish its answer.")
             turn, recordings = session.turns[-1], session.subjects()
-            ecgs = [recording.ecg for recording in recordings]
             if turn.history and turn.columns.get("real", Answer()).state != "done":
                 turn.columns["real"] = Answer()
                 yield
-                yield from self._answer(session, turn.columns["real"], ecgs, turn.question)
+                yield from self._answer(session, turn.columns["real"], recordings, turn.question)
                 if turn.columns["real"].state != "done":
                     return
-            if condition == "none":
-                turn.columns["none"], ecgs = Answer(), []
-            else:
-                donors: list[Recording] = []
+            donors: list[Recording] = []
+            if condition == "swap":
                 for recording in recordings:
                     donors.append(self.shelf.donor(recording, [*recordings, *donors]))
-                about = " and ".join(described(donor) for donor in donors)
-                turn.columns["swap"], ecgs = Answer(about=about), [donor.ecg for donor in donors]
+            turn.columns[condition] = Answer(about=" and ".join(map(described, donors)))
             yield
-            yield from self._answer(session, turn.columns[condition], ecgs, turn.question)
+            yield from self._answer(session, turn.columns[condition], donors, turn.question)
 
     def _answer(
-        self,
-        session: Session,
-        answer: Answer,
-        ecgs: Sequence[Ecg],
-        question: str,
-        history: Turns = (),
+        self, session: Session, answer: Answer, recordings: Sequence[Recording], question: str, history: Turns = ()
     ) -> Iterator[None]:
         """Let the engine answer; a failure becomes the words of the answer."""
-        stop = session.stop
+        stop, ecgs = session.stop, [recording.ecg for recording in recordings]
         try:
             for piece in self.engine.stream(ecgs, question, history, stop):
                 if stop.is_set():

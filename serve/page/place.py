@@ -1,7 +1,5 @@
 """The place of a recording on the chat page in Gradio: buttons to choose it, facts about it, and its paper."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +17,7 @@ from serve.page.view import facts_html, paper_html
 
 
 class Place:
-    """One of the two places.
-
-    Args:
-        desk: Actions of visitors.
-        number: 0 or 1.
-    """
+    """One of the two places: number 0 or 1."""
 
     def __init__(self, desk: Desk, number: int) -> None:
         self.desk, self.number = desk, number
@@ -52,12 +45,7 @@ class Place:
             self.paper = gr.HTML(paper_html(None, Paper()), elem_classes="paper")
 
     def wire(self, settings: list[gr.Dropdown], talk: Talk) -> None:
-        """Connect the buttons.
-
-        Args:
-            settings: Choices of layout, speed and gain.
-            talk: The conversation, which other recordings begin anew.
-        """
+        """Connect the buttons; `settings` are layout, speed and gain, and other recordings begin another `talk`."""
         outputs: list[Block] = [self.facts, self.form, self.start, self.paper]
         words = [self.fs, self.units, self.leads]
         reading = {**QUIET, "concurrency_limit": 2, "concurrency_id": "uploads"}  # each takes a process of its own

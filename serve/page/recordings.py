@@ -21,19 +21,12 @@ _PLATEAU = 0.02  # s at the very same extreme value
 
 @dataclass
 class Recording:
-    """A recording on the desk.
-
-    Attributes:
-        ecg: Signal, rate and leads.
-        name: What the page calls it.
-        measured: Measurements; None before they are taken, and where that is not possible.
-        unmeasured: Why that is not possible.
-    """
+    """A recording on the desk."""
 
     ecg: Ecg
-    name: str
-    measured: Measurements | None = None
-    unmeasured: str = ""
+    name: str  # on the page
+    measured: Measurements | None = None  # None before they are taken, and where that is not possible
+    unmeasured: str = ""  # why that is not possible
 
     def measure(self) -> Recording:
         """Take the measurements, once."""
@@ -122,19 +115,14 @@ class Shelf:
     def donor(self, instead_of: Recording, taken: Sequence[Recording] = ()) -> Recording:
         """Another patient's recording, as unlike as can be in what was measured; an example where one differs."""
         barred = [*taken, instead_of]
-
-        def free(donor: Recording) -> bool:
-            return not any(
-                _same(donor.ecg, other.ecg) or (donor.ecg.patient_id and donor.ecg.patient_id == other.ecg.patient_id)
-                for other in barred
-            )
-
-        candidates = [donor for donor in self.donors if free(donor)]
+        candidates = [donor for donor in self.donors if not any(_same(donor.ecg, other.ecg) for other in barred)]
         return max(candidates, key=lambda donor: unlike(instead_of.measure().measured, donor.measure().measured))
 
 
 def _same(one: Ecg, other: Ecg) -> bool:
-    """Whether two recordings are one: an example may have been uploaded, too."""
+    """Whether two recordings are one, as an example may have been uploaded, too, or one patient's."""
+    if one.patient_id and one.patient_id == other.patient_id:
+        return True
     return one.signal.shape == other.signal.shape and bool(np.allclose(one.signal, other.signal, atol=1e-3))
 
 
@@ -142,9 +130,8 @@ def _one_of_each(cohort: SyntheticCohort) -> dict[str, str]:
     """Records of a cohort with one finding each, by the finding."""
     present = {name: flags for name, (flags, _) in findings(cohort.parameters).items()}
     quiet = categories(cohort.parameters)["noise"] == 0
-    wanted = ("normal ECG", "atrial fibrillation", "left bundle branch block", "tachycardia", "bradycardia")
     chosen: dict[str, str] = {}
-    for name in wanted:
+    for name in ("normal ECG", "atrial fibrillation", "left bundle branch block", "tachycardia", "bradycardia"):
         others = sum(present[other] for other in present if other != name and "voltage" not in other)
         score = np.where(present[name] & quiet, -others.astype(float), -np.inf)
         record = cohort.records[int(score.argmax())]

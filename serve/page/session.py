@@ -1,12 +1,10 @@
 """A visitor's recordings and conversation: in memory alone, until the page is closed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Event, Lock, RLock
 from typing import Literal
 
 from serve.page.recordings import Recording
@@ -14,61 +12,51 @@ from serve.page.recordings import Recording
 MOST_SESSIONS = 200
 
 Condition = Literal["none", "swap"]
+_MEANINGS: dict[tuple[Condition, bool], str] = {  # by condition, and whether the answer stayed
+    ("none", True): "The answer did not change without the ECG: it may be a guess from the question.",
+    (
+        "none",
+        False,
+    ): "Without the ECG the answer is another one: the ECG matters to the model. That does not make it right.",
+    ("swap", True): "The answer did not change with another patient's ECG. Unless both ECGs show the same, it does not "
+    "come from the ECG.",
+    (
+        "swap",
+        False,
+    ): "The answer changed with the ECG, as that of a model that reads it would. That does not make it right.",
+}
 
 
 @dataclass
 class Answer:
-    """An answer of the model, also while it is being given.
+    """An answer of the model, also while it is being given."""
 
-    Attributes:
-        words: The words so far.
-        state: Whether the model is answering, has finished, was stopped, or failed.
-        about: The patient and measurements of the ECG, where it is not the one in the question.
-    """
-
-    words: str = ""
+    words: str = ""  # so far
     state: Literal["asking", "done", "stopped", "failed"] = "asking"
-    about: str = ""
+    about: str = ""  # the patient and measurements of the ECG, where it is not the one in the question
 
 
 @dataclass
 class Turn:
-    """A question, its answer, and the answers to it under other conditions.
-
-    Attributes:
-        question: The words of the visitor.
-        answer: The first answer.
-        history: Earlier turns that the model was asked with.
-        columns: The same question asked again, by condition: "real" where the first answer had a history.
-    """
+    """A question, its answer, and the answers to it under other conditions."""
 
     question: str
     answer: Answer
-    history: list[tuple[str, str]]
-    columns: dict[str, Answer] = field(default_factory=dict)
+    history: list[tuple[str, str]]  # earlier turns that the model was asked with
+    columns: dict[str, Answer] = field(default_factory=dict)  # by condition; "real" where the first had a history
 
 
 @dataclass
 class Session:
-    """State of one visitor's page.
-
-    Attributes:
-        recordings: The first ECG, and the second.
-        compare: Whether questions are about both.
-        notes: Message about each place: why an upload was not read.
-        waiting: Uploaded files of each place that do not say what their numbers mean.
-        turns: The conversation about these recordings. Other recordings begin another one.
-        stop: Ends the answer that is being given.
-        busy: Held while one is.
-    """
+    """State of one visitor's page; recordings, notes and waiting have one entry for each of the two places."""
 
     recordings: list[Recording | None] = field(default_factory=lambda: [None, None])
-    compare: bool = False
-    notes: list[str] = field(default_factory=lambda: ["", ""])
-    waiting: list[list[tuple[str, bytes]]] = field(default_factory=lambda: [[], []])
-    turns: list[Turn] = field(default_factory=list)
-    stop: Event = field(default_factory=Event)
-    busy: Lock = field(default_factory=Lock)
+    compare: bool = False  # whether questions are about both
+    notes: list[str] = field(default_factory=lambda: ["", ""])  # why an upload was not read
+    waiting: list[list[tuple[str, bytes]]] = field(default_factory=lambda: [[], []])  # files of bare numbers
+    turns: list[Turn] = field(default_factory=list)  # the conversation about these recordings; others begin another
+    stop: Event = field(default_factory=Event)  # ends the answer that is being given
+    busy: Lock = field(default_factory=Lock)  # held while one is
 
     def subjects(self) -> list[Recording]:
         """The recordings questions are about."""
@@ -112,7 +100,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._open: dict[str, Session] = {}
-        self._lock = Lock()
+        self._lock = RLock()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -121,18 +109,15 @@ class Sessions:
         with self._lock:
             if name not in self._open:
                 while len(self._open) >= MOST_SESSIONS:
-                    self._close(next(iter(self._open)))
+                    self.close(next(iter(self._open)))
                 self._open[name] = Session()
             return self._open[name]
 
     def close(self, name: str) -> None:
         """Forget a visitor, and stop the answer that is computed for him."""
         with self._lock:
-            self._close(name)
-
-    def _close(self, name: str) -> None:
-        if session := self._open.pop(name, None):
-            session.stop.set()
+            if session := self._open.pop(name, None):
+                session.stop.set()
 
 
 def agree(one: str, other: str) -> bool:
@@ -145,14 +130,4 @@ def meaning(turn: Turn, condition: Condition) -> str:
     first, second = turn.columns.get("real", turn.answer), turn.columns.get(condition)
     if second is None or second.state != "done" or first.state != "done":
         return ""
-    same = agree(first.words, second.words)
-    if condition == "none" and same:
-        return "The answer did not change without the ECG: it may be a guess from the question."
-    if condition == "none":
-        return "Without the ECG the answer is another one: the ECG matters to the model. That does not make it right."
-    if same:
-        return (
-            "The answer did not change with another patient's ECG. Unless both ECGs show the same, it does not come "
-            "from the ECG."
-        )
-    return "The answer changed with the ECG, as that of a model that reads it would. That does not make it right."
+    return _MEANINGS[condition, agree(first.words, second.words)]

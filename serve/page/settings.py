@@ -1,7 +1,5 @@
 """Settings of the chat page: the options of `python -m serve.app`. Imports neither Gradio nor torch."""
 
-from __future__ import annotations
-
 import ipaddress
 from dataclasses import dataclass
 
@@ -21,9 +19,7 @@ class Settings:
     api_key: str | None = option("key of the server (default: $ECG_API_KEY)", default=None)
     host: str = option("address to listen on", default="127.0.0.1")
     port: int = option("port to listen on", default=7860)
-    password: str | None = option(
-        "ask visitors for it, with the user name ecg (default: $ECG_APP_PASSWORD)", default=None
-    )
+    password: str | None = option("visitors need it, with the name ecg (default: $ECG_APP_PASSWORD)", default=None)
     max_new_tokens: int = option("where --model cuts an answer", default=256)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,5 @@
 """The conversation on the chat page in Gradio, with the buttons that ask."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 
@@ -10,7 +8,7 @@ from gradio.blocks import Block
 
 from serve.page.desk import COMPARISONS, MOST_CHARACTERS, QUESTIONS, Desk
 from serve.page.session import Condition, Session
-from serve.page.view import chat_html
+from serve.page.view import LABELS, chat_html
 
 DRAWN_EVERY = 0.06  # s: a model may say more words than a browser can follow
 QUIET: dict[str, object] = {"api_visibility": "private", "show_progress": "hidden"}  # events that only this page sends
@@ -19,37 +17,24 @@ Update = dict[Block, object]
 
 
 class Talk:
-    """The conversation, what asks, and what asks again.
-
-    Attributes:
-        outputs: Components that an answer changes.
-    """
+    """The conversation, what asks, and what asks again; `outputs` are the components that an answer changes."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.chat = gr.HTML(chat_html(Session()), elem_id="chat", autoscroll=True)
         gr.HTML('<p class="ecg-quiet">Does the answer come from the ECG? Ask again:</p>')
         with gr.Row(elem_id="again"):
-            self.without = gr.Button("Without this ECG", size="sm", interactive=False, elem_id="without")
-            self.another = gr.Button("With another patient's ECG", size="sm", interactive=False, elem_id="another")
+            self.without = gr.Button(LABELS["none"][0], size="sm", interactive=False, elem_id="without")
+            self.another = gr.Button(LABELS["swap"][0], size="sm", interactive=False, elem_id="another")
         with gr.Row(elem_id="ask-box", equal_height=True):
-            self.question = gr.Textbox(
-                placeholder="Ask about the ECG",
-                label="Question",
-                show_label=False,
-                container=False,
-                scale=6,
-                max_lines=4,
-                max_length=MOST_CHARACTERS,
-                min_width=160,
-                elem_id="question",
-            )
+            size = {"scale": 6, "max_lines": 4, "max_length": MOST_CHARACTERS, "min_width": 160}
+            words = {"placeholder": "Ask about the ECG", "label": "Question", "show_label": False}
+            self.question = gr.Textbox(**words, **size, container=False, elem_id="question")
             self.ask = gr.Button("Ask", variant="primary", size="md", elem_id="ask", min_width=60)
             self.stop = gr.Button("Stop", size="md", interactive=False, elem_id="stop", min_width=60)
         with gr.Row(elem_id="suggestions"):
-            self.suggestions = [
-                gr.Button(words, size="sm", elem_classes="suggestion", min_width=60) for words in QUESTIONS
-            ]
+            look = {"size": "sm", "elem_classes": "suggestion", "min_width": 60}
+            self.suggestions = [gr.Button(words, **look) for words in QUESTIONS]
         self._starters = [self.ask, *self.suggestions]  # buttons that begin an answer
         self.outputs = [self.chat, self.without, self.another, self.stop, *self._starters]
 
@@ -72,24 +57,20 @@ class Talk:
     def compared(self, on: bool) -> Update:
         """Buttons for questions about two recordings, or about one."""
         words = (COMPARISONS if on else QUESTIONS)[: len(self.suggestions)]
-        return {
-            self.without: gr.update(value="Without these ECGs" if on else "Without this ECG"),
-            self.another: gr.update(value="With other patients' ECGs" if on else "With another patient's ECG"),
-            **{
-                button: gr.update(value=words[i], visible=True) if i < len(words) else gr.update(visible=False)
-                for i, button in enumerate(self.suggestions)
-            },
-        }
+        updates: Update = {button: gr.update(visible=False) for button in self.suggestions}
+        updates |= {button: gr.update(value=text, visible=True) for button, text in zip(self.suggestions, words)}
+        updates[self.without] = gr.update(value=LABELS["none"][on])
+        updates[self.another] = gr.update(value=LABELS["swap"][on])
+        return updates
 
     def _finished(self, session: Session, note: str = "") -> Update:
         """The conversation, and the buttons as they are while no answer is given."""
         again = gr.update(interactive=session.can_ask_again())
         return {
             self.chat: chat_html(session, note),
-            self.without: again,
-            self.another: again,
+            **dict.fromkeys([self.without, self.another], again),
             self.stop: gr.update(interactive=False),
-            **{button: gr.update(interactive=True) for button in self._starters},
+            **dict.fromkeys(self._starters, gr.update(interactive=True)),
         }
 
     def _answering(self, session: Session, steps: Iterator[None]) -> Iterator[Update]:
@@ -108,12 +89,9 @@ class Talk:
         yield self._finished(session, note)
 
     def _on_ask(self, words: str, request: gr.Request) -> Iterator[Update]:
-        session = self.desk.sessions[request.session_hash]
-        if problem := self.desk.problem(session, words):
-            yield self._finished(session, problem)
-            return
-        yield {self.question: ""}
-        yield from self._answering(session, self.desk.ask(session, words))
+        if not self.desk.problem(self.desk.sessions[request.session_hash], words):
+            yield {self.question: ""}
+        yield from self._on_suggestion(words, request)
 
     def _on_suggestion(self, words: str, request: gr.Request) -> Iterator[Update]:
         session = self.desk.sessions[request.session_hash]

@@ -4,8 +4,6 @@ Words from elsewhere (questions, answers, error messages, names of models) are t
 them pass through `text`.
 """
 
-from __future__ import annotations
-
 import html
 import logging
 from pathlib import Path
@@ -19,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 DISCLAIMER = "Research use only. Not a medical device. Not for diagnosis."
 EMERGENCY = "Chest pain or feeling unwell? Call emergency services."
-_LABELS = {  # of one recording, of two
+LABELS = {  # of one recording, of two
     "real": ("With this ECG", "With these ECGs"),
     "none": ("Without this ECG", "Without these ECGs"),
     "swap": ("With another patient's ECG", "With other patients' ECGs"),
@@ -42,22 +40,13 @@ def _problem(words: str) -> str:
     return f'<p class="ecg-problem" role="alert">{text(words)}</p>' if words else ""
 
 
-# --- the head of the page ---------------------------------------------------------------------------------------------
-
-
 def warning_html() -> str:
     """The warning that always stands on top of the page."""
     return f'<p class="ecg-warning" role="note"><b>{DISCLAIMER}</b> {EMERGENCY}</p>'
 
 
 def head_html(name: str, digest: str, folder: Path | None) -> str:
-    """Title, model and verdict of its audit.
-
-    Args:
-        name: Name of the model.
-        digest: Digest of its training; empty where it is not known.
-        folder: Folder of the model, where its audit may lie.
-    """
+    """Title, model and verdict of its audit in `folder`; the digest of a training is empty where it is not known."""
     version = f' <code title="which training this is">{text(digest)}</code>' if digest else ""
     return (
         f'<header class="ecg-head"><div class="ecg-line"><h1>Ask an ECG</h1>'
@@ -81,9 +70,6 @@ def _audit(folder: Path | None, digest: str) -> str:
     tone = _TONES.get(audit.verdict or "", "poor")
     verdict = f'<b class="ecg-{tone}">{text(audit.sentence)}</b> <span>{text(audit.detail)}</span>'
     return f'<p class="ecg-audit">Does it read the ECG? {verdict}</p>'
-
-
-# --- a recording ------------------------------------------------------------------------------------------------------
 
 
 def facts_html(recording: Recording | None, note: str = "") -> str:
@@ -133,9 +119,6 @@ def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) ->
     )
 
 
-# --- the conversation -------------------------------------------------------------------------------------------------
-
-
 def chat_html(session: Session, note: str = "") -> str:
     """The conversation, with the last question's answers side by side."""
     turns = "".join(_turn(turn, session.compare) for turn in session.turns)
@@ -153,11 +136,10 @@ def _turn(turn: Turn, two: bool) -> str:
     if "real" in turn.columns or not turn.columns:
         parts.append(f'<div class="ecg-answer">{_words(turn.answer)}</div>')
     if "real" in turn.columns:
-        again = "Asked again without what was said before, which would tell what the ECG shows:"
-        parts.append(_p("quiet", again))
+        parts.append(_p("quiet", "Asked again without what was said before, which would tell what the ECG shows:"))
     if turn.columns:
         columns = {"real": turn.answer, **turn.columns}
-        shown = "".join(_column(condition, columns[condition], two) for condition in _LABELS if condition in columns)
+        shown = "".join(_column(condition, columns[condition], two) for condition in LABELS if condition in columns)
         parts.append(f'<div class="ecg-columns">{shown}</div>')
     if "swap" in turn.columns and (about := turn.columns["swap"].about):
         parts.append(_p("quiet", f"The other ECG{'s' if two else ''}: {about}."))
@@ -168,7 +150,7 @@ def _turn(turn: Turn, two: bool) -> str:
 
 
 def _column(condition: str, answer: Answer, two: bool) -> str:
-    head = f"<h3>{_LABELS[condition][two]}</h3>"
+    head = f"<h3>{LABELS[condition][two]}</h3>"
     return f'<div class="ecg-column ecg-{condition}">{head}<div class="ecg-answer">{_words(answer)}</div></div>'
 
 

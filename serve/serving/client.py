@@ -1,7 +1,5 @@
 """The chat client: questions about recordings as requests to a server, and its replies as answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,30 +19,21 @@ Turns = Sequence[tuple[str, str]]  # earlier questions about the same recordings
 def conversation(ecgs: int, question: str, history: Turns = ()) -> list[Message]:
     """A question and the turns before it as messages; the recordings stand in the first of them."""
     messages: list[Message] = []
-    for i, (earlier, answer) in enumerate(history):
-        messages += [user(0 if i else ecgs, earlier), assistant(answer)]
+    for earlier, answer in history:
+        messages += [user(0 if messages else ecgs, earlier), assistant(answer)]
     return [*messages, user(0 if messages else ecgs, question)]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of a model.
-
-    Attributes:
-        text: The words.
-        model: Name under which the model is served.
-        model_hash: Tells its training and weights from others; empty where the server does not say.
-        cut: Whether the answer was longer than `max_tokens`.
-        prompt_tokens: Tokens of the conversation, ECGs included.
-        tokens: Tokens of the answer.
-    """
+    """An answer of a model."""
 
     text: str
-    model: str
-    model_hash: str
-    cut: bool
-    prompt_tokens: int
-    tokens: int
+    model: str  # name under which it is served
+    model_hash: str  # tells its training and weights from others; empty where the server does not say
+    cut: bool  # whether the answer was longer than `max_tokens`
+    prompt_tokens: int  # of the conversation, ECGs included
+    tokens: int  # of the answer
 
 
 class EcgChat:
@@ -100,14 +89,8 @@ class EcgChat:
         """
         reply = self._client.json(_CHAT, self._body(ecgs, question, history, max_tokens))
         prompt_tokens, tokens = (int(reply.at("usage", name)) for name in ("prompt_tokens", "completion_tokens"))
-        return Answer(
-            text=(reply.at("choices", 0, "message", "content") or "").strip(),
-            model=self.model,
-            model_hash=self._hash(reply),
-            cut=reply.at("choices", 0, "finish_reason") == "length",
-            prompt_tokens=prompt_tokens,
-            tokens=tokens,
-        )
+        text, cut = reply.at("choices", 0, "message", "content"), reply.at("choices", 0, "finish_reason") == "length"
+        return Answer((text or "").strip(), self.model, self._hash(reply), cut, prompt_tokens, tokens)
 
     def stream(
         self, ecgs: Ecg | Sequence[Ecg], question: str, history: Turns = (), max_tokens: int | None = None

@@ -4,8 +4,6 @@ They stream an answer in pieces, and end the work when they are told to stop or 
 only looks away would leave the model busy for the next person.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from queue import Empty, SimpleQueue
@@ -21,15 +19,10 @@ Put, Over = Callable[[str], None], Callable[[], bool]
 
 
 class Engine(Protocol):
-    """Answers questions about recordings.
+    """Answers questions about recordings."""
 
-    Attributes:
-        name: What the page calls the model.
-        digest: Tells one training of it from another; empty where it is not known.
-    """
-
-    name: str
-    digest: str
+    name: str  # of the model, on the page
+    digest: str  # tells one training of it from another; empty where it is not known
 
     def stream(
         self, ecgs: Sequence[Ecg], question: str, history: Turns = (), stop: Event | None = None
@@ -39,7 +32,7 @@ class Engine(Protocol):
         Args:
             ecgs: The recordings the conversation is about, in order; none, to ask the words alone.
             question: The words to ask.
-            history: Earlier turns of the same conversation, about the same recordings.
+            history: Earlier turns about the same recordings.
             stop: Set by anybody, ends the answer and the work on it. So does closing the generator.
 
         Raises:
@@ -81,14 +74,7 @@ def streamed(produce: Callable[[Put, Over], None], stop: Event | None) -> Iterat
 
 
 class RemoteEngine:
-    """A model behind `python -m serve.server`, which is asked over HTTP.
-
-    Args:
-        chat: The client of that server.
-
-    Raises:
-        ServerError: The server cannot be reached, or does not answer as ours does.
-    """
+    """A model behind `python -m serve.server`, which is asked over HTTP; raises as `EcgChat.models`."""
 
     def __init__(self, chat: EcgChat) -> None:
         self._chat, self.name, self.digest = chat, chat.model, chat.hash()

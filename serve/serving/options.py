@@ -1,7 +1,5 @@
 """Settings of the server as options of vLLM and variables of its environment."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from serve.vllm_plugin.messages import MAX_BYTES as MAX_ECG_BYTES
 MOST_ANSWERS = 8  # of one request (`n`)
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA, that vLLM has room for
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # widths that attention has in vLLM's build for CPUs
+_OFF = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE")
 _HASHED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 
 
@@ -58,9 +57,6 @@ def model_hash(folder: Path | str) -> str:
 
     The first part is that by which an audit's report names the training (`elm.saved.run.SavedRun.digest`); the
     second is of the bytes of weights, tokenizer, processor and configurations.
-
-    Raises:
-        FileNotFoundError: It is no saved model.
     """
     if not (digest := SavedRun(folder).digest):
         raise FileNotFoundError(f"{folder} is no saved model: it has no training.json")
@@ -126,23 +122,15 @@ def _values(settings: Settings, config: ElmConfig) -> dict[str, str]:
     }
     if config.vocabulary_start is None:
         return {**values, "--limit-mm-per-prompt": json.dumps({"ecg": settings.max_ecgs})}
-    return {
-        **values,
-        "--tokenizer-mode": WORDS,
-        "--additional-config": json.dumps({"max_ecgs": settings.max_ecgs}),
-        "--logits-processors": "serve.vllm_plugin.words:NoEcgTokens",
-    }
+    words = {"--tokenizer-mode": WORDS, "--additional-config": json.dumps({"max_ecgs": settings.max_ecgs})}
+    return {**values, **words, "--logits-processors": "serve.vllm_plugin.words:NoEcgTokens"}
 
 
 def _environment(settings: Settings, hashes: Mapping[str, str], on_cpu: bool) -> dict[str, str]:
     environment = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",  # the folder is on this machine: nothing is asked of anybody
+        **dict.fromkeys(("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE"), "1"),  # nothing is asked of anybody
+        **dict.fromkeys(_OFF, "0"),
         "VLLM_MAX_N_SEQUENCES": str(MOST_ANSWERS),
-        "VLLM_SERVER_DEV_MODE": "0",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-        "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "0",
         "VLLM_CACHE_ROOT": str(_private_cache()),
         MODELS: ", ".join(f"{name}={digest}" for name, digest in hashes.items()),
         MAX_BYTES: str(settings.max_ecgs * MAX_ECG_BYTES + 2**20),
@@ -156,8 +144,7 @@ def _environment(settings: Settings, hashes: Mapping[str, str], on_cpu: bool) ->
 
 def _private_cache() -> Path:
     """A folder that nobody else can write to: vLLM reads pickles from its cache."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "ecg-elm" / "vllm"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ecg-elm" / "vllm"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     return folder

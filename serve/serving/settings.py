@@ -1,7 +1,5 @@
 """Settings of the server: the options of `python -m serve.server`. Imports neither torch nor vLLM."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,13 +22,9 @@ class Settings:
     name: str | None = option("name of the model in requests (default: the folder's)", default=None)
     host: str = option("address to listen on", default="127.0.0.1")
     port: int = option("port to listen on", default=8000)
-    api_key: str | None = option(
-        "what clients must show (default: ECG_API_KEY in the environment, else nothing)", default=None
-    )
+    api_key: str | None = option("what clients must show (default: $ECG_API_KEY, else nothing)", default=None)
     max_ecgs: int = option("ECGs of one conversation", default=2)
-    max_length: int | None = option(
-        f"tokens of one conversation (default: {LENGTH}, or what the model can read)", default=None
-    )
+    max_length: int | None = option(f"tokens of a conversation (default: {LENGTH}, or the model's limit)", default=None)
     max_tokens: int = option("tokens of an answer", default=1024)
     dtype: str = option("dtype of the language model; auto takes bfloat16 for float32", default="auto")
     tensor_parallel: int = option("GPUs to split the model over", default=1)
@@ -39,7 +33,7 @@ class Settings:
     )
     shutdown_timeout: int = option("seconds for answers to end after SIGTERM", default=30)
     vllm: Sequence[str] = option("handed to vLLM", default=(), metavar="-- VLLM_OPTION", positional=True)
-    lora: Sequence[str] = ()  # NAME=DIR each; its flag may be repeated
+    lora: Sequence[str] = option("adapter to serve as NAME; repeatable", default=(), metavar="NAME=DIR", append=True)
 
     def __post_init__(self) -> None:
         if self.host not in LOCAL and not self.api_key:

@@ -9,8 +9,6 @@ Nothing is imported here: vLLM logs an entry point that fails to import and goes
 when called.
 """
 
-from __future__ import annotations
-
 ARCHITECTURE = "ElmForConditionalGeneration"
 MODE = "elm"  # the name under which vLLM finds our renderer
 WORDS = "elm-words"  # and that for ECG-Byte models, whose ECGs are words (`words`)

@@ -8,8 +8,6 @@
 nothing is ever fetched from anywhere. A `uuid` beside it is not read: a recording is what its samples are.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,9 +75,8 @@ def _from_url(url: object, where: str) -> Ecg:
         shown = repr(url[:40]) if isinstance(url, str) else type(url).__name__
         raise ValueError(f"{where}: an ECG must be sent as a URL that begins with '{_PREFIX}', got {shown}")
     if len(url) > MAX_BYTES:
-        raise ValueError(
-            f"{where}: the ECG has {len(url) / 2**20:.1f} MiB, more than {MAX_BYTES / 2**20:g}: send a shorter one"
-        )
+        size, most = len(url) / 2**20, MAX_BYTES / 2**20
+        raise ValueError(f"{where}: the ECG has {size:.1f} MiB, more than {most:g}: send a shorter one")
     try:
         wire = base64.b64decode(url[len(_PREFIX) :], validate=True)
         if sum(map(wire.count, (b",", b"[", b"{"))) > MAX_VALUES:

@@ -17,12 +17,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
 from vllm.model_executor.models.module_mapping import MultiModelKeys
-from vllm.model_executor.models.utils import (
-    StageMissingLayer,
-    WeightsMapper,
-    init_vllm_registered_model,
-    maybe_prefix,
-)
+from vllm.model_executor.models.utils import StageMissingLayer, WeightsMapper, init_vllm_registered_model, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.utils.torch_utils import set_default_torch_dtype
 
@@ -51,16 +46,11 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
         config: ElmConfig = vllm_config.model_config.hf_config
         self.config = config
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config.text_config)]
-        # Names of weights and of a LoRA's layers: those of our model, and those of this one.
         self.backbone = f"{causal.base_model_prefix}."
-        self.hf_to_vllm_mapper = WeightsMapper(
-            orig_to_new_prefix={
-                "model.language_model.": f"language_model.{self.backbone}",
-                "lm_head.": "language_model.lm_head.",
-                "model.encoder.": "encoder.",
-                "model.projector.": "projector.",
-            }
-        )
+        # Names of weights and of a LoRA's layers: those of our model, and those of this one.
+        names = {"model.language_model.": f"language_model.{self.backbone}", "lm_head.": "language_model.lm_head."}
+        names |= {f"model.{part}.": f"{part}." for part in _PARTS}
+        self.hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=names)
         self.configure_mm_token_handling(config.text_config.vocab_size, [config.ecg_token_id])
         with self._mark_tower_model(vllm_config, "ecg"), set_default_torch_dtype(torch.float32):
             self.encoder = AutoModel.from_config(config.encoder_config, dtype=torch.float32)
@@ -114,10 +104,7 @@ class ElmForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, S
         return logits
 
     def load_weights(self, weights: Weights) -> set[str]:
-        """Load the weights that `elm.save` wrote.
-
-        Returns:
-            Names of the loaded parameters.
+        """Load the weights that `elm.save` wrote; returns the names of the loaded parameters.
 
         Raises:
             RuntimeError: A weight of encoder or projector is missing, unexpected or misshapen, or vLLM's language model

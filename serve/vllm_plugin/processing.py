@@ -4,8 +4,6 @@ Preparation is that of the model's saved feature extractor. What it makes of a r
 content: samples, rate and leads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -65,8 +63,7 @@ class ElmProcessingInfo(BaseProcessingInfo):
 
     def get_hf_config(self) -> ElmConfig:
         """The model's configuration."""
-        config: ElmConfig = self.ctx.get_hf_config(ElmConfig)
-        return config
+        return self.ctx.get_hf_config(ElmConfig)
 
     @property
     def processor(self) -> ElmProcessor:
@@ -119,11 +116,8 @@ class ElmMultiModalProcessor(BaseMultiModalProcessor[ElmProcessingInfo]):
         places = inputs.prompt.count(self.info.processor.ecg_token_id)
         ecgs = inputs.mm_data_items.get_count("ecg", strict=False)
         if places != ecgs:
-            raise VLLMValidationError(
-                f"the prompt has {places} {self.info.processor.ecg_token} tokens but {ecgs} ECGs are given: it must "
-                "have one for each",
-                parameter="ecg",
-            )
+            counts = f"{places} {self.info.processor.ecg_token} tokens but {ecgs} ECGs are given"
+            raise VLLMValidationError(f"the prompt has {counts}: it must have one for each", parameter="ecg")
         return super().apply(inputs, timing_ctx)
 
     def _call_hf_processor(self, hf_data: Mapping[str, Sequence[Ecg]], hf_kwargs: Mapping[str, object]) -> BatchFeature:

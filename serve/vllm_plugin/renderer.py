@@ -84,15 +84,10 @@ class ElmRenderer(HfRenderer):
     def _ids(self, conversation: list[Message], ecgs: list[Ecg], prompt: bool) -> list[int]:
         processor = self.processor
         lines = processor.lines([measure(ecg) for ecg in ecgs]) if processor.measured else None
+        one_each = torch.ones(len(ecgs), 1, dtype=torch.bool)
         with self._lock:
-            inputs = processor(
-                conversation,
-                ecg_mask=torch.ones(len(ecgs), 1, dtype=torch.bool),  # one token each
-                measured=lines,
-                add_generation_prompt=prompt,
-            )
-        ids: list[int] = inputs["input_ids"][0].tolist()
-        return ids
+            inputs = processor(conversation, ecg_mask=one_each, measured=lines, add_generation_prompt=prompt)
+        return inputs["input_ids"][0].tolist()
 
     def _data(self, ecgs: list[Ecg]) -> dict[str, object]:
         return {"multi_modal_data": {"ecg": ecgs}} if ecgs else {}
@@ -112,18 +107,16 @@ class ElmRenderer(HfRenderer):
         prompt = {name: value for name, value in prompt.items() if name != "multi_modal_uuids"}
         rendered = prompt.pop(_RENDERED, False)
         places = prompt["prompt_token_ids"].count(self.processor.ecg_token_id)
+        problem, field = "", "prompt"
         if prompt.get("mm_processor_kwargs"):
-            raise VLLMValidationError(
-                "an ECG is prepared as the model was trained: mm_processor_kwargs must be left out",
-                parameter="mm_processor_kwargs",
+            field = "mm_processor_kwargs"
+            problem = f"an ECG is prepared as the model was trained: {field} must be left out"
+        elif places and not prompt.get("multi_modal_data"):
+            problem = f"the prompt has {places} {self.processor.ecg_token} tokens but no ECG"
+        elif places and self.processor.measured and not rendered:
+            problem = (
+                "this model reads a line of measured features behind each ECG: ask it by chat, which puts it there"
             )
-        if not prompt.get("multi_modal_data") and places:
-            raise VLLMValidationError(
-                f"the prompt has {places} {self.processor.ecg_token} tokens but no ECG", parameter="prompt"
-            )
-        if self.processor.measured and places and not rendered:
-            raise VLLMValidationError(
-                "this model reads a line of measured features behind each ECG: ask it by chat, which puts it there",
-                parameter="prompt",
-            )
+        if problem:
+            raise VLLMValidationError(problem, parameter=field)
         return cast("TokensPrompt", prompt)

@@ -37,6 +37,7 @@ def rows_of(name, n=2, split="train", **settings):
     return QuestionSet(name, {}, "key", rows, [], [], {}, **settings)
 
 
+@pytest.mark.slow
 def test_rows_come_back_as_they_were(logged_in, questions, tmp_path):
     """By `load_dataset` in a process of its own, which reads HF_ENDPOINT when it starts."""
     import json

@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from data.support.hub import check_repo_id, commit
+from helpers import hub_server
 
 CARD = b"---\nlicense: mit\n---\n# Model\n"
 
@@ -41,7 +42,7 @@ def test_a_failure_leaves_what_was_there(logged_in):
     assert repo.files == before and len(repo.messages) == 2
 
 
-def test_two_who_write_at_once_do_not_mix(logged_in, hub_server, monkeypatch):
+def test_two_who_write_at_once_do_not_mix(logged_in, monkeypatch):
     send()
     repo = logged_in.repos["model", "owner/model"]
     upload = hub_server._Handler._upload_mode

@@ -174,6 +174,7 @@ STUCK = LIGHT + (
 )
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended_and_the_next_recording_is_measured(cohort):
     worker = Worker(STUCK)
     ecg = cohort[cohort.records[0]]
@@ -191,6 +192,7 @@ def test_what_hangs_is_ended_and_the_next_recording_is_measured(cohort):
         worker.close()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stuck_does_not_outlive_its_parent(tmp_path):
     code = (
         "import numpy as np, sys\nfrom data.ecg import LEADS, Ecg\nfrom data.measure import Worker\n"
@@ -211,6 +213,7 @@ def test_a_worker_that_is_stuck_does_not_outlive_its_parent(tmp_path):
     pytest.fail("the worker was still there 10 s after its parent")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced():
     ecg = Ecg(np.ones((12, 1000)), 100, LEADS)
     worker = Worker(LIGHT + "import os; m.delineate = lambda ecg: os.kill(os.getpid(), 9) if ecg.duration < 8 else "
@@ -284,6 +287,7 @@ def test_real_recordings_are_as_they_are_labelled(real):
     assert np.mean([m.pr is None for m in fibrillating]) > 0.6
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_is_measured_beside_the_labels():
     if not WFDB.is_dir():
         pytest.skip("needs the recordings in ../shared/data/wfdb")

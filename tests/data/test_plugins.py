@@ -109,6 +109,7 @@ def test_a_path_to_code_is_not_a_name(provide, tmp_path):
     assert "mine_pkg" not in sys.modules
 
 
+@pytest.mark.slow
 def test_help_imports_no_package_of_others(provide, tmp_path):
     code = f"from pathlib import Path\nPath({str(tmp_path / 'imported')!r}).touch()"
     provide("mine_pkg", code, "mine = mine_pkg:load")

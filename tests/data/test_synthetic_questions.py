@@ -8,6 +8,7 @@ import pytest
 
 from data.conversations import load_questions, synthetic
 from data.conversations.rows import answer_text, same_question
+from data.conversations.synthetic_pairs import SHARES
 from data.synthetic import SyntheticCohort
 
 SMALL = {"patients": 120, "held_out_patients": 40, "questions": 20, "held_out_questions": 5}
@@ -18,9 +19,10 @@ def default():
     return synthetic.load()
 
 
-@pytest.fixture(scope="module", params=["default", "small", "validation"])
+@pytest.fixture(scope="module", params=["default", "small", "validation", "pairs"])
 def questions(request, default):
     settings = {"small": SMALL, "validation": {**SMALL, "held_out": "validation", "seed": 3}}
+    settings["pairs"] = {**SMALL, "pairs": 300}
     return default if request.param == "default" else synthetic.load(**settings[request.param])
 
 
@@ -285,9 +287,10 @@ def test_the_number_of_questions_is_what_was_asked_for(default):
     assert max(Counter((r["template_id"], r["attribute"], *r["answer"]) for r in default.train).values()) <= 1000
 
 
+@pytest.mark.parametrize("pairs", [0, 20])
 @pytest.mark.parametrize(("patients", "held_out"), [(1, 1), (2, 1), (3, 2), (10, 4)])
-def test_a_handful_of_patients_is_no_error_and_stays_balanced(patients, held_out):
-    few = synthetic.load(patients=patients, held_out_patients=held_out)
+def test_a_handful_of_patients_is_no_error_and_stays_balanced(patients, held_out, pairs):
+    few = synthetic.load(patients=patients, held_out_patients=held_out, pairs=pairs)
     assert len(few.reports) == 2 * patients
     for rows in (few.train, few.test):
         for question, answers in counts(rows).items():
@@ -319,3 +322,33 @@ def test_load_questions_finds_sets_by_name_and_names_mistakes():
         load_questions("synthetic", patient=3, fold=1, seed=2)
     with pytest.raises(ValueError, match="held_out must be 'test' or 'validation', got 'train'"):
         load_questions("synthetic", held_out="train")
+
+
+def test_pairs_take_the_place_of_single_questions_about_two_ecgs():
+    """The same words and answers, about training patients alone; what is held out, and all else, stays as it is."""
+    plain, pairs = synthetic.load(), synthetic.load(pairs=1000)
+    assert pairs.test == plain.test and pairs.reports == plain.reports
+    one, two = ([row for row in pairs.train if len(row["ecgs"]) == n] for n in (1, 2))
+    assert one == [row for row in plain.train if len(row["ecgs"]) == 1]
+    assert {question: set(answers) for question, answers in counts(two).items()} == {
+        question: set(answers)
+        for question, answers in counts(plain.train).items()
+        if "ECGs" in question or "second" in question
+    }
+    assert patients(two) <= patients(pairs.reports)
+    by_pair = Counter(tuple(row["ecgs"]) for row in two)
+    assert 900 < len(by_pair) <= 1000 and max(by_pair.values()) <= 8 and len(two) > 5 * len(by_pair)
+    other = synthetic.load(pairs=1000, seed=1)
+    assert {tuple(row["ecgs"]) for row in other.train} != {tuple(row["ecgs"]) for row in pairs.train}
+
+
+def test_pairs_show_what_they_show_in_fixed_shares():
+    """Else "yes, it is new" could be told from the second ECG alone, and "in both" would hardly be learned."""
+    questions, shown = synthetic.load(pairs=2000), {"verify": Counter(), "query": Counter()}
+    for row in questions.train:
+        if len(row["ecgs"]) == 2:
+            present = questions.source.present(row["attribute"])
+            state = tuple(bool(present[questions.source.index(record)]) for record in row["ecgs"])
+            shown[row["question_type"].split("-")[1]][state] += 1
+    for kind, shares in SHARES.items():
+        assert {state: n / shown[kind].total() for state, n in shown[kind].items()} == pytest.approx(shares, abs=0.03)

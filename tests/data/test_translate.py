@@ -12,6 +12,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 
 from data.support import translate as module
 from data.support.translate import translate
+from helpers import hub_server
 
 WORDS = {
     "sinusrhythmus": "rhythm", "linkstyp": "left", "rechtstyp": "right", "infarkt": "infarct", "alt": "old",
@@ -161,7 +162,7 @@ def test_a_name_that_is_no_folder_and_not_on_the_hub_is_told(tmp_path, monkeypat
         translate(["alt"], "no/such-model", tmp_path)
 
 
-def test_a_model_of_the_hub_is_known_by_its_revision(logged_in, hub_server, model, tmp_path):
+def test_a_model_of_the_hub_is_known_by_its_revision(logged_in, model, tmp_path):
     files = {file.name: (file.read_bytes(), False) for file in model.iterdir()}
     repo = logged_in.repos["model", "owner/de-en"] = hub_server.Repo(private=False)
     first = repo.commit(files, "a model")

@@ -49,6 +49,7 @@ def refused(capsys, *arguments):
     return captured.err
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     done = run("--help", python=("-X", "importtime"))
     assert done.returncode == 0 and "Research use only" in done.stdout and "--fs" in done.stdout
@@ -56,6 +57,7 @@ def test_help_does_not_wait_for_torch():
     assert "elm" in imported and not imported & {"torch", "transformers", "scipy", "pandas"}
 
 
+@pytest.mark.slow
 def test_the_command_answers(model, records, capsys):
     """In a process of its own, where the package was imported on the way to the command."""
     done = run(model, records[0], "Is this a normal ECG?", "--max_new_tokens", 6)

@@ -25,6 +25,7 @@ from encoders import load_encoder, save_encoder
 from eval.answerers.scripted import ScriptedResponder
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
+from helpers import hub_server
 
 DATASET = {"patients": 12, "held_out_patients": 10, "questions": 4, "held_out_questions": 6}
 PRIVATE = "/home/somebody/my data"
@@ -272,7 +273,7 @@ def test_only_what_is_read_is_fetched(logged_in, folder):
     assert SavedRun("owner/model").questions.name == "simulated cohort" and logged_in.downloads() == []
 
 
-def test_who_may_not_read_is_told_what_to_do(logged_in, folder, hub_server, monkeypatch, make_pair, tmp_path):
+def test_who_may_not_read_is_told_what_to_do(logged_in, folder, monkeypatch, make_pair, tmp_path):
     publish(folder, "owner/secret", private=True)
     pair = make_pair()
     save_encoder(pair.model.model.encoder, pair.processor.feature_extractor, tmp_path / "encoder")
@@ -339,7 +340,8 @@ print(json.dumps(same))
 """
 
 
-def test_the_whole_way_in_a_process_of_its_own(hub, hub_server, folder, tmp_path):
+@pytest.mark.slow
+def test_the_whole_way_in_a_process_of_its_own(hub, folder, tmp_path):
     """As a user goes it, with the real client: publish, load by every name, ask, audit."""
     environment = {**os.environ, **hub.environment(tmp_path / "home", hub_server.WRITER), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", SCRIPT, folder, hub.url], capture_output=True, text=True,

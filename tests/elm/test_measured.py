@@ -277,6 +277,7 @@ def fill(folder, records):
     MeasuredStore({}, "c", folder).fill(records)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_it_at_the_same_time(tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     parts = [[f"r{i}" for i in range(60)], [f"r{i}" for i in range(30, 90)]]
@@ -309,7 +310,7 @@ def test_the_line_tells_voltage_which_the_encoder_cannot(tmp_path):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from elm.training.tiny import melp_config
+    from elm.training.tiny_encoder import melp_config
     from encoders.melp import MelpFeatureExtractor, MelpModel
 
     cohort = SyntheticCohort(700, records_per_patient=1, seed=2)

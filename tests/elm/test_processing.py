@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.conversations.rows import assistant, user
 from elm import ElmProcessor
-from elm.training.tiny import train_tokenizer
+from elm.training.tiny_llama import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
 
 LLAMA_3 = (

@@ -1,13 +1,17 @@
-"""The encoders that are made on the spot: what they are, that they are made once, and that they learn."""
+"""What is made on the spot: what the encoders are, what the language model reads, and that all are made once."""
 
 import dataclasses
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from data.conversations import load_questions
-from elm.training import tiny
+from data.conversations.rows import answer_text
+from elm.training import tiny, tiny_encoder, tiny_llama
 from encoders import load_encoder
 
 
@@ -35,6 +39,7 @@ def test_a_tiny_encoder_is_made_once_and_the_same_each_time(kind, model_type, qu
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tiny-heartlang", "tiny-cnn"])
 def test_it_tells_rhythms_apart_after_seconds(kind, questions, tmp_path):
     """Of patients it has not seen: it learned from reports what a question will ask."""
@@ -68,7 +73,7 @@ def test_heartlang_learns_from_short_and_flat_recordings_too(questions, tmp_path
     record = questions.source[questions.reports[0]["ecgs"][0]]
     flat = dataclasses.replace(record, signal=np.zeros_like(record.signal))
     pause = dataclasses.replace(record, signal=np.tile(np.linspace(0, 0.1, record.signal.shape[1]), (12, 1)))
-    reader = tiny.ENCODERS["tiny-heartlang"](40)
+    reader = tiny_encoder.ENCODERS["tiny-heartlang"](40)
     batch = reader.extractor([record, record.crop(2.0, 1.0), pause, flat])
     inputs = {name: batch[name] for name in reader.encoder.ecg_inputs}
     loss = reader.loss(inputs, torch.ones(4, 40))
@@ -86,7 +91,7 @@ def test_heartlang_learns_from_short_and_flat_recordings_too(questions, tmp_path
 def test_each_lead_answers_for_its_share_and_cls_for_all_words():
     """Else all leads would become copies of one vector."""
     torch.manual_seed(0)
-    reader = tiny.ENCODERS["tiny-heartlang"](24)
+    reader = tiny_encoder.ENCODERS["tiny-heartlang"](24)
     assert reader.owner.tolist() == [lead for lead in range(12) for _ in range(2)]
     words = torch.randn(2, 120, 96)
     inputs = {
@@ -107,3 +112,76 @@ def test_each_lead_answers_for_its_share_and_cls_for_all_words():
     # Cross-entropy with one word more is less by that word's logit, over the number of words.
     base = reader.loss(inputs, weights)
     torch.testing.assert_close(torch.stack(losses), base - torch.stack(expected).mean(dim=1) / 24, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("pairs")
+    return load_questions("synthetic", patients=60, held_out_patients=10, questions=8, pairs=60, cache=cache)
+
+
+def test_rows_of_the_curriculum_are_true_and_of_training_patients(pairs):
+    """Reports stand where recordings would, and what is answered is what is right about them."""
+    curriculum = tiny_llama.Curriculum(pairs, np.random.default_rng(0))
+    right = {(tuple(row["ecgs"]), row["question"]): answer_text(row["answer"]) for row in pairs.train}
+    reports = {row["ecgs"][0]: tiny_llama.report_of(row) for row in pairs.reports}
+    requests = {row["question"] for row in pairs.reports}
+    sizes, asks = Counter(), Counter()
+    for _ in range(400):
+        ecgs, some = curriculum.draw(two=0.5)
+        sizes[len(ecgs)] += 1
+        assert len(some) <= tiny_llama.QUESTIONS + 1 and len(set(some)) == len(some)
+        for question, answer in some:
+            asks[question in requests] += 1
+            assert answer == (reports[ecgs[0]] if question in requests else right[tuple(ecgs), question])
+    assert 150 < sizes[2] < 250 and asks[True] > 50
+    assert all(len(curriculum.draw(two=0.0)[0]) == 1 for _ in range(100))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_the_curriculum_takes_what_questions_there_are(pairs, count):
+    """Of a corpus without questions about two ECGs, or about one, or without any."""
+    some = dataclasses.replace(pairs, train=[row for row in pairs.train if len(row["ecgs"]) == count])
+    curriculum = tiny_llama.Curriculum(some, np.random.default_rng(0))
+    sizes = {len(curriculum.draw(two=0.5)[0]) for _ in range(60)}
+    assert sizes == ({1, 2} if count == 2 else {1})
+
+
+def test_questions_of_a_row_have_the_losses_they_have_alone(pairs):
+    """Packed behind the same report, none of them reads another."""
+    curriculum = tiny_llama.Curriculum(pairs, np.random.default_rng(0))
+    tokenizer = tiny_llama.train_tokenizer([curriculum.text(0.5) for _ in range(50)])
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_llama.llama_config(tokenizer)).eval()
+    shown, some = next(row for row in iter(lambda: curriculum.pieces(0.0), None) if len(row[1]) > 3)
+    with torch.no_grad():
+        together, words = tiny_llama.losses(model, [tiny_llama.encode(shown, some, ids)])
+        total, tokens = 0.0, 0
+        for one in some:
+            row = tiny_llama.encode(shown, [one], ids)
+            alone, same_words = tiny_llama.losses(model, [row])
+            labels = torch.tensor([row["input_ids"]])
+            labels[0, [label == -100 for label in row["labels"]]] = -100
+            plain = model(torch.tensor([row["input_ids"]]), labels=labels).loss
+            torch.testing.assert_close(alone, plain, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(same_words, words, rtol=1e-4, atol=1e-5)
+            total, tokens = total + float(alone) * len(ids(one[1])), tokens + len(ids(one[1]))
+    assert float(together) == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_parts_are_made_once_in_either_order(questions, tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(tiny_llama, "train", lambda *args: order.append("text"))
+    monkeypatch.setattr(tiny_encoder, "train", lambda *args: order.append("ecg"))
+    first = tiny.parts("tiny", "tiny-cnn", questions, tmp_path / "a")
+    assert (
+        order == ["ecg", "text"] and tiny.parts("tiny", "tiny-cnn", questions, tmp_path / "a", text_first=True) == first
+    )
+    second = tiny.parts("tiny", "tiny-cnn", questions, tmp_path / "b", text_first=True)
+    assert order == ["ecg", "text", "text", "ecg"] and [Path(p).name for p in second] == [Path(p).name for p in first]
+    assert tiny.parts("some/llama", "some/encoder", questions, tmp_path) == ("some/llama", "some/encoder")
+    assert len(order) == 4

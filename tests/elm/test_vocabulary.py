@@ -5,9 +5,7 @@ Models of a few thousand random weights of every family, built by the recipe's o
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,18 +37,8 @@ from encoders import load_encoder, save_encoder
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, Quantizer
 from encoders.ecg_byte.modeling import from_bytes
 from eval.answerers.model import ModelResponder
+from helpers import families
 
-
-def _families():
-    """test_families.py: one small model and tokenizer of every family."""
-    spec = importlib.util.spec_from_file_location("families_of_tests", Path(__file__).with_name("test_families.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["families_of_tests"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-FAMILIES = _families()
 TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "real"}
 POSITIONS = 1200
 
@@ -104,13 +92,13 @@ def one_of(build, tmp_path_factory):
 
     @cache
     def make(name) -> Built:
-        language = FAMILIES.saved(name, tmp_path_factory.mktemp(name), POSITIONS)
+        language = families.saved(name, tmp_path_factory.mktemp(name), POSITIONS)
         return Built(name, language, *build(language))
 
     return make
 
 
-@pytest.fixture(scope="session", params=list(FAMILIES.KINDS))
+@pytest.fixture(scope="session", params=families.EACH)
 def built(request, one_of) -> Built:
     return one_of(request.param)
 
@@ -143,8 +131,8 @@ def test_tokens_are_numbered_in_the_tables_order_and_words_stay(built, byte):
     assert processor.tokenizer.convert_tokens_to_ids([token_name(n) for n in range(count)]) == list(
         range(start, start + count)
     )
-    kind = FAMILIES.KINDS[built.name]
-    words = FAMILIES.make_tokenizer(kind)
+    kind = families.KINDS[built.name]
+    words = families.make_tokenizer(kind)
     assert start == len(words) + (kind.ecg not in words.get_vocab()) and len(processor.tokenizer) == start + count
     published = AutoModelForCausalLM.from_pretrained(built.language).get_input_embeddings().weight
     table = model.get_input_embeddings().weight
@@ -187,7 +175,7 @@ def test_a_head_of_its_own_begins_with_the_words_mean(one_of):
 
 def test_a_vocabulary_grows_once(one_of, byte):
     built = one_of("gpt2")
-    language = FAMILIES.make_language(FAMILIES.KINDS["gpt2"], FAMILIES.make_tokenizer(FAMILIES.KINDS["gpt2"]))
+    language = families.make_language(families.KINDS["gpt2"], families.make_tokenizer(families.KINDS["gpt2"]))
     with pytest.raises(ValueError, match="has ECG tokens already: begin with a model of words alone"):
         vocabulary.extend(language, built.processor.tokenizer, byte)
 
@@ -397,7 +385,7 @@ def trained(model, processor, cohort, folder, rows):
     return trainer, trainer.accelerator.unwrap_model(trainer.model), base
 
 
-@pytest.mark.parametrize("name", ["llama-3.2", "llama-3-base"])
+@pytest.mark.parametrize("name", ["llama-3.2", pytest.param("llama-3-base", marks=pytest.mark.slow)])
 def test_rows_are_trained_in_both_stages_and_words_are_not(one_of, build, cohort, tmp_path, name):
     built = one_of(name)
     rows = rows_of(cohort)

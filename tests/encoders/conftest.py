@@ -14,9 +14,8 @@ from encoders.contract import simulated
 from encoders.heartlang import HeartLangConfig, HeartLangModel, HeartLangVQ, HeartLangVQConfig, QrsTokenizer
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.patch import PatchConfig, PatchEncoder, PatchFeatureExtractor
+from helpers.golden import golden_folder
 
-torch.set_num_threads(1)
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}  # no tensor of the tiny checkpoint shows its heads
 SMALL_MELP = {
     "sampling_rate": 100,
@@ -32,12 +31,6 @@ SMALL_MELP = {
     "n_queries_contrast": 5,
     "n_queries_caption": 8,
 }
-
-
-def golden_folder(name: str) -> Path:
-    if not (GOLDEN / name).is_dir():
-        pytest.skip(f"upstream's fixtures are not at {GOLDEN / name}")
-    return GOLDEN / name
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def test_classes_that_are_not_registered_are_named():
 @pytest.mark.parametrize("seconds", [0.004, 3.3, 7.0, 25.0])
 def test_the_mask_lies_in_time(signal_pair, make_ecg, seconds):
     encoder, extractor = signal_pair
-    out = encode(signal_pair, make_ecg(seconds))
+    out = encode(signal_pair, make_ecg(seconds=seconds))
     assert out.last_hidden_state.isfinite().all()
     count = int(out.mask.sum())
     share = count / encoder.config.max_tokens
@@ -162,7 +162,7 @@ def test_the_mask_lies_in_time(signal_pair, make_ecg, seconds):
 def test_a_mask_for_another_number_of_tokens_is_refused(pair, make_ecg):
     encoder, extractor = pair
     with pytest.raises(ValueError, match="token_mask is \\(1, 999\\)"):
-        encoder(**extractor(make_ecg(5.0)) | {"token_mask": torch.ones(1, 999, dtype=torch.bool)})
+        encoder(**extractor(make_ecg(seconds=5.0)) | {"token_mask": torch.ones(1, 999, dtype=torch.bool)})
 
 
 @pytest.mark.parametrize("fs", [250, 360, 400, 1000])
@@ -207,7 +207,7 @@ def test_a_flat_recording_is_finite(pair, level):
 @torch.no_grad()
 def test_zeroed_words_keep_their_places(word_pair, make_ecg):
     encoder, extractor = word_pair
-    features = extractor([make_ecg(seed=1), make_ecg(6.0, seed=2)])
+    features = extractor([make_ecg(seed=1), make_ecg(seconds=6.0, seed=2)])
     zeroed = zero_features(features, encoder.ecg_inputs)
     assert not zeroed["words"].any() and features["words"].any()
     assert all(torch.equal(zeroed[name], features[name]) for name in ("in_chan", "in_time", "token_mask"))

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import importlib.util
 import json
 import multiprocessing
 import socket
@@ -26,6 +25,7 @@ from encoders.heartlang import (
     upstream,
 )
 from encoders.heartlang.vq import HeartLangQuantizer, nearest
+from helpers.golden import script
 
 TWO_HEADS = HeartLangConfig(num_attention_heads=2, head_dim=16)  # of the small checkpoints
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8, "intermediate_size": 48}
@@ -157,10 +157,7 @@ def test_a_training_step_is_upstreams(golden, small, sentences, told):
 
 @pytest.fixture(scope="module")
 def recipe(golden):
-    spec = importlib.util.spec_from_file_location("heartlang_recipe", golden / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(golden / "recipe.py")
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +188,7 @@ def assert_statistics(tensor, want):
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_published_size_gives_upstreams_numbers(golden, recipe, full, sentences, tmp_path):
     state = full_state(golden, recipe, "pretrain", 101, full["pretrain_state_sha256"])
@@ -215,6 +213,7 @@ def full_state_head(golden, recipe):
     return recipe.recipe_state(shapes, 303)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_published_codebook_gives_upstreams_codes(golden, recipe, full, sentences, tmp_path):
     state = full_state(golden, recipe, "vqhbr", 202, full["vqhbr_state_sha256"])
@@ -444,6 +443,7 @@ def train_two_steps(rank, world, port, given, path):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_codebook_of_one(tmp_path):
     given = several(4)
     with socket.socket() as free:

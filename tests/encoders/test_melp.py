@@ -1,6 +1,5 @@
 """MELP against upstream's own outputs (seeded random weights), its pipelines, and training from scratch."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -12,6 +11,7 @@ from data.ecg import LEADS, Ecg
 from encoders import load_encoder
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
 from encoders.melp.upstream import read_published
+from helpers.golden import script
 
 TINY_HEADS = {"num_attention_heads": 4, "pooler_heads": 4}
 OUTPUTS = {
@@ -146,10 +146,9 @@ def test_weights_stored_in_bfloat16(golden):
     torch.testing.assert_close(ours["proj_ecg_emb"], load(golden / "tiny_bf16w_proj_ecg_emb.npy"), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_full_size_is_upstreams(golden, golden_ecgs, tmp_path):
-    spec = importlib.util.spec_from_file_location("seed_recipe", golden / "seed_recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = script(golden / "seed_recipe.py")
     keys = json.loads((golden / "encoder_full.keys.json").read_text())
     weights = {name: torch.from_numpy(recipe.fill(name, key["shape"], recipe.SEED)) for name, key in keys.items()}
     save_file(weights, tmp_path / "model.safetensors")
@@ -225,7 +224,7 @@ def test_cpsc_layout_is_upstreams_to_the_bit(golden):
 
 
 def test_a_short_record_is_scaled_first_and_padded_at_0_millivolts(make_ecg):
-    short, extractor = make_ecg(6.0), MelpFeatureExtractor()
+    short, extractor = make_ecg(seconds=6.0), MelpFeatureExtractor()
     values = extractor(short)["ecg_values"][0].numpy()
     low, high = short.signal.min(), short.signal.max()
     np.testing.assert_allclose(values[0, :3000], (short.signal[0] - low) / (high - low), atol=1e-6)

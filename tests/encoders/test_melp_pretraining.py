@@ -1,6 +1,5 @@
 """MELP's text side and losses against upstream's own outputs (seeded random weights), and what upstream gets wrong."""
 
-import importlib.util
 import json
 import math
 import multiprocessing
@@ -25,6 +24,7 @@ from encoders.melp.losses import local_similarity
 from encoders.melp.pretraining import mask_leads, zero_shot
 from encoders.melp.text import add_bos, sentence_weights, token_settings, tokenize_texts
 from encoders.melp.upstream import read_published_pretraining
+from helpers.golden import script
 
 TINY = {
     "encoder_config": {"num_attention_heads": 4, "pooler_heads": 4},
@@ -208,9 +208,7 @@ def test_sentences_and_captions_are_upstreams(golden, whole, summary, reports):
 @pytest.mark.slow
 @torch.no_grad()
 def test_full_size_is_upstreams(golden, tmp_path):
-    spec = importlib.util.spec_from_file_location("seed_recipe", golden / "seed_recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
+    recipe = script(golden / "seed_recipe.py")
     keys = json.loads((golden / "melp_full.keys.json").read_text())
     weights = {
         name: torch.from_numpy(recipe.fill(recipe.alias(name), key["shape"], recipe.SEED)) for name, key in keys.items()
@@ -459,6 +457,7 @@ def gradients(rank, world, port, path):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path):
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     with socket.socket() as free:
@@ -575,7 +574,7 @@ def test_a_folder_gives_back_the_model_and_the_plain_encoder(made, tmp_path, mak
     again, same, words = load_pretraining(tmp_path / "out")
     assert same.to_dict() == extractor.to_dict() and not again.training
     assert again.config.to_dict() == model.config.to_dict() | {"architectures": again.config.architectures}
-    given = extractor([make_ecg(4.0), make_ecg(4.0, seed=1)]) | tokenize_texts(words, REPORTS[:2], 32)
+    given = extractor([make_ecg(seconds=4.0), make_ecg(seconds=4.0, seed=1)]) | tokenize_texts(words, REPORTS[:2], 32)
     assert torch.equal(given["input_ids"], tokenize_texts(tokenizer, REPORTS[:2], 32)["input_ids"])
     assert torch.equal(again(**given).loss, model(**given).loss)
     trained = [[name for name, p in m.named_parameters() if p.requires_grad] for m in (model, again)]

@@ -144,7 +144,7 @@ def test_patches_of_leads_go_lead_after_lead_through_one_layer(make_ecg):
 @pytest.mark.parametrize("seconds", [0.01, 3.3, 9.99, 10.0, 14.0])
 def test_a_short_recordings_tokens_are_those_of_its_patches(any_pair, make_ecg, seconds):
     encoder, extractor = any_pair
-    ecg = make_ecg(seconds, seed=3)
+    ecg = make_ecg(seconds=seconds, seed=3)
     features, spans = extractor([make_ecg(seed=4), ecg]), extractor.token_spans(ecg)
     with torch.no_grad():
         out, padded = encoder(**features), encoder(features["ecg_values"])

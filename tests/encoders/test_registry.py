@@ -119,6 +119,7 @@ def test_a_type_of_ours_is_not_given_away(provide):
     assert "thief_pkg" not in sys.modules and type(new_encoder("ecg_melp", num_hidden_layers=1)[0]) is MelpModel
 
 
+@pytest.mark.slow
 def test_a_package_that_begins_the_import_registers_itself(provide, tmp_path):
     """Its first lines import us, before any class of its own is there: no warning, and it is known afterwards."""
     provide("first_pkg", TYPE.format(name="First", type="ecg_first"), "ecg_first")

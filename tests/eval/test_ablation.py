@@ -424,6 +424,7 @@ def test_the_gate(saved, request, capsys, who, gate, passes):
     assert (saved.path / "ablation" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     heavy = "{'torch', 'transformers', 'scipy', 'matplotlib'}"
     code = f"import sys, eval.ablation as a\ntry: a.main(['--help'])\nfinally: print({heavy} & set(sys.modules))"

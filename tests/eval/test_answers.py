@@ -18,9 +18,10 @@ from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.features import FeatureStore
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import SavedRun
-from elm.training.tiny import train_tokenizer
+from elm.training.tiny_llama import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
 from eval.answerers.base import question_messages
+from eval.answerers.memory import remembering
 from eval.answerers.model import ModelResponder, SplitStore, load_responder
 from eval.answerers.scripted import ScriptedResponder
 
@@ -372,3 +373,41 @@ def test_a_script_answers_and_scores(rows):
 
 def test_the_answer_is_never_shown(rows):
     assert [m["role"] for m in question_messages(rows[0])] == ["user"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("condition", ["real", "flat", "zero", "mean"])
+def test_equal_inputs_are_told_from_others(pair, recordings, rows, tmp_path, condition, cached):
+    """Rows that are one to the model have one text; another word, recording or length makes another."""
+    model, processor = pair
+    stores = [
+        FeatureStore(model.model.encoder, processor.feature_extractor, Altered(recordings), "r", tmp_path, zero)
+        for zero in (False, True)
+    ]
+    features, zeros = stores if cached else (None, None)
+    responder = ModelResponder(*pair, recordings, features, zeros=zeros, training_records=recordings)
+    row = {**rows[1], "ecgs": ["r0"]}
+    same_length, longer = ({**row, "ecgs": [record]} for record in ("r3", "r1"))
+    if condition == "flat":
+        row, same_length, longer = (
+            {**each, "ecgs": [f"{each['ecgs'][0]}~flat"]} for each in (row, same_length, longer)
+        )
+    other_words = {**row, "messages": [user(1, "What is it not?")]}
+    with torch.inference_mode():
+        texts = responder.inputs([row, dict(row), same_length, longer, other_words], condition)
+        assert responder.inputs([row], condition) == texts[:1]
+    assert texts[0] == texts[1] and len({texts[0], texts[3], texts[4]}) == 3
+    alike = condition == "zero" or condition == "mean" or (condition == "flat" and cached)
+    assert (texts[0] == texts[2]) == (alike and cached)
+    scores = responder.score([row, same_length], condition, [["yes"]] * 2)
+    assert texts[0] != texts[2] or scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_a_memory_changes_no_answer(pair, recordings, rows):
+    plain = ModelResponder(*pair, recordings, training_records=recordings, max_new_tokens=8)
+    memory, options = remembering(plain), options_of(rows)
+    for condition in ("real", "zero", "mean", "real"):
+        twice = [*rows, *rows[::-1]]
+        assert memory.ask(twice, condition) == plain.ask(twice, condition)
+        scores = memory.score(twice, condition, [*options, *options[::-1]])
+        assert flat(scores) == pytest.approx(flat(plain.score(twice, condition, [*options, *options[::-1]])), abs=1e-4)

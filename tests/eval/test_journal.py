@@ -196,6 +196,7 @@ def test_other_options_are_other_questions(tmp_path, rows):
             ask_all(Counting(), "real", rows[:4], [None] * 4, ["yes"] * 4, journal, BATCH)
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(tmp_path):
     code = f"from eval.audit.journal import Journal\nJournal({str(tmp_path)!r}, {{}})"
     with Journal(tmp_path, {}) as journal:

@@ -10,7 +10,7 @@ from data.conversations.rows import QuestionSet, question_row
 from data.ecg import LEADS, Ecg
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.features import FeatureStore
-from elm.training.tiny import train_tokenizer
+from elm.training.tiny_llama import train_tokenizer
 from encoders.patch import PatchConfig, PatchFeatureExtractor
 from eval.answerers.model import ModelResponder
 from eval.audit import ladder as ladders

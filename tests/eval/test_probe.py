@@ -369,6 +369,7 @@ def test_transfer_between_corpora(ptbxl, tmp_path, capsys):
     assert "# Linear probe: from ptbxl-all to cpsc2018" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     heavy = "{'torch', 'transformers', 'scipy', 'wfdb', 'pandas'}"
     code = f"import sys, eval.probe as p\ntry: p.main(['--help'])\nfinally: print({heavy} & set(sys.modules))"

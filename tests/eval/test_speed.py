@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from elm import EcgCollator
-from elm.training.tiny import melp_config
+from elm.training.tiny_encoder import melp_config
 from encoders.melp import MelpConfig, MelpModel
 from eval.speed import __main__ as speed
 from eval.speed import sft
@@ -15,6 +15,7 @@ def run(*argv):
     return subprocess.run([sys.executable, "-m", "eval.speed", *argv], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_help_lists_every_part_and_what_it_times():
     shown = run("--help")
     assert shown.returncode == 0
@@ -23,6 +24,7 @@ def test_help_lists_every_part_and_what_it_times():
     assert "statistics" in speed.parts() and not any(name.startswith("_") for name in speed.parts())
 
 
+@pytest.mark.slow
 def test_an_unknown_part_is_named_beside_the_known_ones():
     shown = run("patience")
     assert shown.returncode == 2
@@ -104,6 +106,7 @@ def test_ratios_of_training_stand_beside_their_baselines(tiny_job, capsys, monke
     assert about == "Baselines: no cache; no cache; the cache with one question per row."
 
 
+@pytest.mark.slow
 def test_help_of_a_part_waits_for_no_torch():
     run_help = "try: main(['sft', '--help'])\nfinally: print('torch' in sys.modules)"
     code = f"import sys\nfrom eval.speed.__main__ import main\n{run_help}"

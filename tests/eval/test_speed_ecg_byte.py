@@ -47,6 +47,7 @@ def test_ids_that_differ_end_the_run(monkeypatch):
         speed.main(["ecg_byte", "--merges", "5", "--recordings", "3", "--repeats", "1"])
 
 
+@pytest.mark.slow
 def test_its_help_waits_for_no_torch():
     run_help = "try: main(['ecg_byte', '--help'])\nfinally: print('torch' in sys.modules)"
     code = f"import sys\nfrom eval.speed.__main__ import main\n{run_help}"

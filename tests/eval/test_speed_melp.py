@@ -51,6 +51,7 @@ def test_a_restatement_of_something_else_is_not_timed(monkeypatch):
         melp.encoder_rows(2, MelpConfig(caption_dim=32, **SMALL))
 
 
+@pytest.mark.slow
 def test_help_waits_for_no_torch():
     run_help = "try: main(['melp', '--help'])\nfinally: print('torch' in sys.modules)"
     code = f"import sys\nfrom eval.speed.__main__ import main\n{run_help}"

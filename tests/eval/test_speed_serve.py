@@ -149,6 +149,7 @@ def test_no_two_ecgs_are_alike():
     assert len(seen) == 50
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_process_holds_that_of_its_children():
     child = "import time; x = bytearray(60_000_000); print(1, flush=True); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -168,6 +169,7 @@ def test_a_server_that_does_not_start_is_an_error(tmp_path, monkeypatch):
         speed.main(["serve", "--model", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_its_help_waits_for_no_torch():
     code = "import sys, eval.speed.serve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,7 @@ from data.synthetic import SyntheticCohort
 from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.model import vocabulary
 from elm.saved.folder import save
-from elm.training.tiny import llama_config, train_tokenizer
+from elm.training.tiny_llama import llama_config, train_tokenizer
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer, TokenTable
 from eval.probing.vocabulary import FRAME, compare, measure, relative_changes, table
 from eval.vocabulary import main

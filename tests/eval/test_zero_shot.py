@@ -436,6 +436,7 @@ def test_a_checkpoint_of_upstream_asks_for_its_tokenizer():
         zero_shot.load(str(golden))
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_torch():
     heavy = "{'torch', 'transformers', 'scipy', 'wfdb', 'pandas'}"
     code = f"import sys, eval.zero_shot as z\ntry: z.main(['--help'])\nfinally: print({heavy} & set(sys.modules))"

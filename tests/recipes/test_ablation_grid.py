@@ -1,16 +1,12 @@
 """The grid: what is the same and what differs between its trainings, resuming, and what it refuses."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
 import yaml
 from safetensors.torch import load_file
 
@@ -23,6 +19,7 @@ from elm.training.rows import as_dataset, under_condition
 from eval.grids import cells
 from eval.grids import conditions as grid
 from eval.scoring.lines import read
+from helpers.processes import killed_while_saving
 from recipes import ablation_grid
 
 CONFIGS = Path(ablation_grid.__file__).parent / "configs"
@@ -69,6 +66,7 @@ def written(folder):
     return [(folder / name).read_bytes() for name in ("grid.json", "grid.md")]
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_answers(done):
     numbers = json.loads((done / "grid.json").read_text())
     assert numbers["train_conditions"] == ["real", "none"] and numbers["seeds"] == [0, 1]
@@ -84,6 +82,7 @@ def test_numbers_are_those_of_the_answers(done):
     assert (done / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_only_the_ecgs_differ_between_the_trainings_of_a_seed(whole, done):
     _, batches = whole
     each = len(batches) // 4  # two conditions for either seed; a data loader collates ahead
@@ -115,6 +114,7 @@ def test_the_order_of_rows_is_that_of_all_conditions(parts):
     assert all(list(length) == list(lengths[0]) for length in lengths)
 
 
+@pytest.mark.slow
 def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkeypatch):
     before = written(done)
     for name in ("Run", "audit"):
@@ -123,25 +123,12 @@ def test_a_finished_grid_started_again_trains_and_asks_nothing(done, run, monkey
     assert written(done) == before
 
 
+@pytest.mark.slow
 def test_resume_after_kill_gives_the_same_bytes(done, run, tmp_path):
     """The child dies by SIGKILL in the second training, while it writes its last checkpoint; two processes go on."""
     folder = tmp_path / "killed"
 
-    def run_until_killed():
-        save = transformers.Trainer._save_rng_state
-
-        def kill(self, output_dir):
-            if "none-0" in output_dir and output_dir.endswith("checkpoint-4"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(self, output_dir)
-
-        transformers.Trainer._save_rng_state = kill
-        run(folder)
-
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
-    child.start()
-    child.join(240)
-    assert child.exitcode == -signal.SIGKILL
+    killed_while_saving(lambda: run(folder), run="none-0")
     cells = folder / "cells"
     assert (cells / "real-0" / "ablation" / "report.json").exists() and not (cells / "none-0" / "config.json").exists()
     kept = (cells / "real-0" / "model.safetensors").stat().st_mtime_ns
@@ -151,6 +138,7 @@ def test_resume_after_kill_gives_the_same_bytes(done, run, tmp_path):
     assert "going on from" in (cells / "none-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_another_grid_does_not_go_on_in_this_folder(done, run):
     with pytest.raises(ValueError, match="limit 30 but now 20.*another output_dir, or --resume false"):
         run(done, limit=20)
@@ -175,6 +163,7 @@ def test_processes_train_one_model_together_or_one_each(run, tmp_path, monkeypat
         run(tmp_path, jobs=2)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_its_own_is_told(run, tmp_path):
     with pytest.raises(ValueError, match="limit must be positive, got 0"):
         run(tmp_path / "out", jobs=2, limit=0, max_steps=1, train_conditions=["none"], seeds=[0])
@@ -260,6 +249,7 @@ def done_inputs(whole_inputs, run_inputs):
     return whole_inputs
 
 
+@pytest.mark.slow
 def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
     numbers = json.loads((done_inputs / "inputs.json").read_text())
     assert list(numbers["inputs"]) == ["tokens", "patches"] and numbers["seeds"] == [0, 1]
@@ -286,6 +276,7 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
     assert (done_inputs / "inputs.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run_inputs, monkeypatch):
     before = [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")]
     for name in ("Run", "audit"):
@@ -294,6 +285,7 @@ def test_a_finished_grid_of_inputs_started_again_trains_nothing(done_inputs, run
     assert [(done_inputs / f"inputs.{kind}").read_bytes() for kind in ("json", "md", "png")] == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_of_inputs_ends_in_the_same_numbers_and_remembers_its_times(
     done_inputs, run_inputs, tmp_path
 ):
@@ -317,6 +309,7 @@ def test_an_interrupted_grid_of_inputs_ends_in_the_same_numbers_and_remembers_it
     assert numbers == whole
 
 
+@pytest.mark.slow
 def test_another_grid_of_inputs_does_not_go_on_in_this_folder(done_inputs, run_inputs):
     with pytest.raises(ValueError, match="inputs .*patches.* but now .*another output_dir, or --resume false"):
         run_inputs(done_inputs, inputs=json.dumps({"tokens": {"encoder": "tiny"}}))

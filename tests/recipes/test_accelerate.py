@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from trl import ModelConfig, SFTConfig
 
 import elm
-from data.readers import read_ecg
 from elm.saved.arguments import ElmArguments
 from elm.training.settings import check_settings
+from helpers.runs import example_of, losses
 
 REPO = Path(__file__).resolve().parents[2]
 FILES = sorted((REPO / "recipes" / "accelerate").glob("*.yaml"))
@@ -96,10 +96,7 @@ def two(both, sharded, train):
     return both / "two"
 
 
-def losses(folder):
-    return json.loads((folder / "training.json").read_text())["losses"]
-
-
+@pytest.mark.slow
 def test_a_sharded_run_is_the_run_of_one_process(two):
     one = two.with_name("one")
     assert json.loads((two / "training.json").read_text())["processes"] == 2
@@ -110,8 +107,7 @@ def test_a_sharded_run_is_the_run_of_one_process(two):
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=0)
     model, processor = elm.load(two)
     other, _ = elm.load(one)
-    record = read_ecg(sorted((two / "examples").glob("*.hea"))[0])
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    _, inputs = example_of(two, processor)
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, other(**inputs).logits, atol=1e-4, rtol=0)
 

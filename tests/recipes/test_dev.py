@@ -28,25 +28,20 @@ CONFIGS = [
 ]
 
 
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """Where temporary folders go; the working directory has nothing in it."""
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "temporary"
+QUICK = ("tiny_cpu", "ecg_qa_llama_1b", "grid_tiny")  # the default job, a published language model, a grid
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs(config, temporary):
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in CONFIGS],
+)
+def test_every_config_runs(config, folder_of_dev):
     recipe = ablation_grid if config.stem.startswith("grid_") else sft_llava
     told = yaml.safe_load(config.read_text())
     if told.get("quantization"):
         pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
-    recipe.main(*recipe.parse(["--config", str(config), "--dev", "--disable_tqdm", "true"]))
-    (folder,) = temporary.glob("ecg-elm-dev-*/model")
-    assert list(Path.cwd().iterdir()) == [], "something went to a folder of the config's own"
+    flags = ["--config", str(config), "--dev", "--disable_tqdm", "true"]
+    folder = folder_of_dev(lambda: recipe.main(*recipe.parse(flags)))
     models = sorted(folder.glob("cells/*/")) if recipe is ablation_grid else [folder]
     assert len(models) == (4 if recipe is ablation_grid else 1)
     for one in models:
@@ -91,12 +86,14 @@ def test_few_questions_are_spread_over_all(tmp_path):
     assert some.notes[0] == DEV_NOTE and questions.notes[0] != DEV_NOTE
 
 
-def test_a_corpus_that_is_there_is_used(temporary, tmp_path):
+def test_a_corpus_that_is_there_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     arguments = ElmArguments(dataset="ecg_qa", dataset_args={"root": str(tmp_path)}, align_steps=500, dev=True)
     training_args = SFTConfig(str(tmp_path / "real"), use_cpu=True)
     found, aside = for_dev(arguments, training_args)
     assert found.dataset == "ecg_qa" and found.dataset_args == arguments.dataset_args
-    assert Path(aside.output_dir).is_relative_to(temporary) and Path(found.cache_dir).is_relative_to(temporary)
+    assert Path(aside.output_dir).is_relative_to(tmp_path) and Path(found.cache_dir).is_relative_to(tmp_path)
     assert found.align_steps == dev.STEPS
     gone = dataclasses.replace(arguments, dataset_args={"root": "nowhere"})
     assert for_dev(gone, training_args)[0].dataset == "synthetic"

@@ -1,29 +1,24 @@
 """The recipe from a language model of each family to its saved folder: both stages, the adapter, and the audit."""
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 
 import elm
-from data.readers import read_ecg
-
-SPEC = importlib.util.spec_from_file_location(
-    "models_of_families", Path(__file__).parents[1] / "elm" / "test_families.py"
-)
-models_of_families = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(models_of_families)
-
+from helpers import families
+from helpers.runs import example_of
 
 # Not in all of tests/elm/test_families.py, where each step is tested alone: those unlike each other in what they save.
-@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3-multimodal", "gpt2", "opt", "gpt-neox"])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3-multimodal", "gpt2", "gpt-neox")]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "opt", *OTHERS])
 def test_a_run_from_a_language_model_of_each_family(name, train, tmp_path):
-    kind = models_of_families.KINDS[name]
-    folder = models_of_families.saved(name, tmp_path / "language", positions=1024)
+    kind = families.KINDS[name]
+    folder = families.saved(name, tmp_path / "language", positions=1024)
     audited = name in ("gemma2", "gpt2")
     train(
         tmp_path / "model", model_name_or_path=str(folder), max_steps=2, align_steps=1, turns=2, questions_per_row=2,
@@ -37,8 +32,7 @@ def test_a_run_from_a_language_model_of_each_family(name, train, tmp_path):
         tmp_path / "model" / "checkpoints" / "align" / "checkpoint-1", adapter=tmp_path / "model" / "adapter"
     )
     assert isinstance(base, PeftModel)
-    ecg = read_ecg(sorted((tmp_path / "model" / "examples").glob("*.hea"))[0])
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [ecg])
+    _, inputs = example_of(tmp_path / "model", processor)
     with torch.no_grad():
         ours, theirs = merged(**inputs).logits, base(**inputs).logits
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

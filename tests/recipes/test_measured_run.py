@@ -10,6 +10,7 @@ from eval.answerers.model import load_responder
 pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_and_audited_with_measured_features(train, tmp_path):
     folder = tmp_path / "measured"
     train(folder, measured=True, questions_per_row=3, turns=1, max_steps=2, ablation=True)

@@ -1,100 +1,32 @@
-"""The recipe that pretrains MELP: what it leaves, each loss by itself, resuming, several processes, its configs."""
+"""The recipe that pretrains MELP: what it leaves, each loss by itself, its configs."""
 
 import json
-import multiprocessing
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
-import transformers
-import yaml
-from safetensors.torch import load_file
 
 from data.experiment.recordings import load_recordings
-from elm.saved.questions import DEV_NOTE
-from elm.training import dev, tiny
-from elm.training.resume import newest_whole_checkpoint
+from elm.training import tiny_encoder
 from encoders import load_encoder, new_encoder, save_encoder
 from encoders.melp import MelpModel
 from encoders.melp.files import load_pretraining
 from encoders.melp.text import tokenize_texts
+from helpers.pretraining import COHORT, SIDE_ARGS, STAGES, metrics, moved
 from recipes import pretrain_melp
 
-REPO = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((REPO / "recipes" / "configs").glob("melp_*.yaml"))
-COHORT = {"patients": 30, "records_per_patient": 1}
-SIZES = {
-    "sampling_rate": 100, "conv_dim": [8] * 4, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 32, "conv_pos_kernel": 8, "conv_pos_groups": 4, "shared_dim": 16, "caption_dim": 16,
-    "pooler_heads": 2, "n_queries_contrast": 4, "n_queries_caption": 5,
-}  # fmt: skip
-TEXT = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 120,
-}  # fmt: skip
-SIDE = {"text_hidden_dim": 16, "decoder_layers": 1, "decoder_heads": 2}
-SETTINGS = {
-    "corpus": "synthetic", "corpus_args": COHORT, "held_out_folds": [9, 10], "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 4, "max_steps": 6, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2,
-    "report_to": "none", "use_cpu": True, "disable_tqdm": True, "threads": 1, "jobs": 1, "save_total_limit": 3,
-    "dataloader_pin_memory": False, "encoder_args": SIZES, "text_model": "tiny", "text_args": TEXT,
-    "pretraining_args": SIDE, "lead_mask": 0.5, "reports": ["english"],
-}  # fmt: skip
-STILL = {
-    "encoder_args": SIZES | {"dropout": 0.0, "dropout_input": 0.0, "attention_dropout": 0.0},
-    "text_args": TEXT | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-}
+MELP = STAGES["melp"]
 
 
 @pytest.fixture(scope="session")
-def config(tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("melp")
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(SETTINGS | {"cache_dir": str(folder / "cache")}))
-    return path
-
-
-def words(config, folder, **changes):
-    found = ["--config", str(config), "--output_dir", str(folder)]
-    for name, value in changes.items():
-        if isinstance(value, list):
-            found += [f"--{name}", *map(str, value)]
-        else:
-            found += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    return found
-
-
-@pytest.fixture(scope="session")
-def train(config):
+def train(pretrain):
     """Run the recipe in this process."""
-
-    def run(folder, **changes):
-        pretrain_melp.main(*pretrain_melp.parse(words(config, folder, **changes)))
-
-    return run
+    return lambda folder, **changes: pretrain("melp", folder, **changes)
 
 
 @pytest.fixture(scope="session")
-def trained(train, tmp_path_factory):
+def trained(pretrain):
     """The folder of an uninterrupted run, with masked leads and dropout."""
-    folder = tmp_path_factory.mktemp("trained") / "melp"
-    train(folder)
-    return folder
-
-
-def metrics(folder):
-    return json.loads((folder / "metrics.json").read_text())
-
-
-def same_weights(one, other):
-    ours, theirs = load_file(one), load_file(other)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    return pretrain.trained("melp")
 
 
 # --- what it leaves ---------------------------------------------------------------------------------------------------
@@ -129,11 +61,11 @@ def test_the_encoder_says_what_it_has_seen(trained, train, tmp_path):
     assert 0 < max(moved) < 0.05, "one step from the weights it began with"
 
 
-def test_labels_that_it_was_told_are_named(config, tmp_path):
+def test_labels_that_it_was_told_are_named(pretrain, tmp_path):
     recordings = load_recordings("synthetic", [1], [2], **COHORT)
     for kinds, said in ((["english", "labels"], "their reports and sentences made from labels (MELP)"),
                         (["english"], "their reports (MELP)")):  # fmt: skip
-        arguments, _ = pretrain_melp.parse(words(config, tmp_path, corpus="ptbxl", reports=kinds))
+        arguments, _ = pretrain_melp.parse(pretrain.words("melp", tmp_path, corpus="ptbxl", reports=kinds))
         assert pretrain_melp.pretrained_on(arguments, recordings, "").endswith(said)
 
 
@@ -157,37 +89,31 @@ def test_what_was_measured_stands_in_the_folder(trained):
 
 
 def test_every_weight_moves(trained):
-    early, late = (
-        load_file(trained / "checkpoints" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 6)
-    )  # fmt: skip
-    still = {name for name, value in late.items() if torch.equal(value, early[name])}
-    assert still == set(), "norms, biases and the temperature too"
+    weights, changed = moved(trained, 2, 6)
+    assert changed == weights, "norms, biases and the temperature too"
 
 
 @pytest.mark.parametrize("alone", ["contrast", "caption", "local"])
 def test_each_loss_trains_by_itself(alone, train, tmp_path):
-    side = SIDE | {f"{name}_weight": float(name == alone) for name in ("contrast", "caption", "local")}
+    side = SIDE_ARGS | {f"{name}_weight": float(name == alone) for name in ("contrast", "caption", "local")}
     train(tmp_path, pretraining_args=side, max_steps=3, save_steps=1)
     found = metrics(tmp_path)["metrics"]
     said = {"contrast": "alignment_gap", "caption": "caption_nats", "local": "local_preferred"}
     assert {name for name, key in said.items() if key in found} == {alone}
-    early, late = (
-        load_file(tmp_path / "checkpoints" / f"checkpoint-{step}" / "model.safetensors") for step in (1, 3)
-    )  # fmt: skip
-    moved = {name for name, value in late.items() if not torch.equal(value, early[name])}
+    _, changed = moved(tmp_path, 1, 3)
     # "query" as the pooler whose tokens this loss sees; the other two losses' own parts stay.
     own = {"contrast": "proj_t.0.weight", "caption": "text_decoder.text_projection", "local": "sent_proj.weight"}
-    assert {name for name, part in own.items() if part in moved} == {alone}
-    poolers = {"caption" if "caption" in name else "contrast" for name in moved if name.endswith(".query")}
+    assert {name for name, part in own.items() if part in changed} == {alone}
+    poolers = {"caption" if "caption" in name else "contrast" for name in changed if name.endswith(".query")}
     assert poolers == {"caption" if alone == "caption" else "contrast"}
-    assert any(name.startswith("encoder.ecg_encoder.") for name in moved)
+    assert any(name.startswith("encoder.ecg_encoder.") for name in changed)
 
 
 def test_it_learns_whose_report_is_whose(train, tmp_path):
     """Of the recordings it is shown: 16 in a batch, each four dozen times."""
     more = {"per_device_train_batch_size": 16, "max_steps": 80, "warmup_steps": 20, "learning_rate": 3e-3}
-    side = SIDE | {"caption_weight": 0.0, "local_weight": 0.0}
-    train(tmp_path, **more, **STILL, pretraining_args=side, lead_mask=0.0, logging_steps=20, save_steps=80)
+    side = SIDE_ARGS | {"caption_weight": 0.0, "local_weight": 0.0}
+    train(tmp_path, **more, **MELP.still, pretraining_args=side, lead_mask=0.0, logging_steps=20, save_steps=80)
     state = json.loads((tmp_path / "checkpoints" / "checkpoint-80" / "trainer_state.json").read_text())
     first, *_, last = (entry for entry in state["log_history"] if "alignment_gap" in entry)
     assert abs(first["alignment_gap"]) < 0.05 and last["alignment_gap"] > 0.2
@@ -201,110 +127,12 @@ def test_a_collapse_is_told(train, tmp_path, caplog):
     assert "on held-out patients: a recording's own report is hardly nearer" in caplog.text
 
 
-# --- the same again ---------------------------------------------------------------------------------------------------
-
-
-def test_resume_after_kill_gives_the_same_bytes(trained, train, tmp_path):
-    """The child dies by SIGKILL while it writes checkpoint-4; order, masked leads and dropout go on as they would."""
-    folder = tmp_path / "killed"
-
-    def run_until_killed():
-        save = transformers.Trainer._save_rng_state
-
-        def kill(self, output_dir):
-            if output_dir.endswith("checkpoint-4"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(self, output_dir)
-
-        transformers.Trainer._save_rng_state = kill
-        train(folder)
-
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
-    child.start()
-    child.join(240)
-    assert child.exitcode == -signal.SIGKILL
-    assert newest_whole_checkpoint(folder / "checkpoints") == str(folder / "checkpoints" / "checkpoint-2")
-    assert not (folder / "config.json").exists()
-    train(folder)
-    assert metrics(folder)["losses"] == metrics(trained)["losses"]
-    assert same_weights(folder / "model.safetensors", trained / "model.safetensors")
-    assert same_weights(*(each / "pretraining" / "model.safetensors" for each in (folder, trained)))
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        assert (folder / "pretraining" / name).read_bytes() == (trained / "pretraining" / name).read_bytes(), name
-    assert metrics(folder)["metrics"] == metrics(trained)["metrics"]
-
-
-def test_resume_in_a_later_epoch_and_loader_workers_change_nothing(train, tmp_path):
-    """An epoch is five steps: interrupted in the second, with a worker the second time."""
-    settings = {"max_steps": 9, "save_steps": 7}
-    train(tmp_path / "whole", **settings)
-    state = json.loads((tmp_path / "whole" / "checkpoints" / "checkpoint-7" / "trainer_state.json").read_text())
-    assert 1 < state["epoch"] < 2
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "checkpoint-9")
-    train(tmp_path / "parts", **settings, dataloader_num_workers=1)
-    assert same_weights(tmp_path / "parts" / "model.safetensors", tmp_path / "whole" / "model.safetensors")
-
-
-def test_a_finished_run_started_again_trains_no_further(trained, train, tmp_path):
-    shutil.copytree(trained, tmp_path / "again")
-    train(tmp_path / "again")
-    assert same_weights(tmp_path / "again" / "model.safetensors", trained / "model.safetensors")
-    assert metrics(tmp_path / "again")["metrics"] == metrics(trained)["metrics"]
-
-
-@pytest.mark.parametrize("changes", [{"lead_mask": 0.0}, {"pretraining_args": SIDE | {"local_weight": 0.0}}])
-def test_another_run_does_not_go_on_from_these_checkpoints(changes, trained, train, tmp_path):
-    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match=f"{next(iter(changes))}.*another output_dir"):
-        train(tmp_path, **changes)
-
-
-def test_two_processes_contrast_the_recordings_of_both(config, train, tmp_path):
-    """Two batches of two have the losses of one batch of four, and leave the same weights."""
-    train(tmp_path / "one", **STILL)
-    flags = words(config, tmp_path / "two", **STILL, per_device_train_batch_size=2)
-    script = tmp_path / "both.py"
-    lines = ["import sys", f"sys.path.insert(0, {str(REPO)!r})", "from recipes import pretrain_melp as r"]
-    script.write_text("\n".join([*lines, f"r.main(*r.parse({flags!r}))"]))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script],
-        capture_output=True, text=True, cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert two["processes"] == 2
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
-    for name, number in one["metrics"].items():
-        assert two["metrics"][name]["value"] == pytest.approx(number["value"], abs=1e-2), name
-
-
 # --- configs and settings ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("config_file", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs_with_dev(config_file, tmp_path, monkeypatch):
-    for name in ("temporary", "work"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.chdir(tmp_path / "work")
-    argv = ["--config", str(config_file), "--dev", "--disable_tqdm", "true"]
-    pretrain_melp.main(*pretrain_melp.parse(argv))
-    (folder,) = (tmp_path / "temporary").glob("ecg-elm-dev-*/model")
-    assert list(Path.cwd().iterdir()) == [], "something went to a folder of the config's own"
-    told = metrics(folder)
-    assert len(told["losses"]) == dev.STEPS and told["notes"] == [DEV_NOTE]
-    model, extractor, _ = load_pretraining(folder / "pretraining")
-    assert sum(weight.numel() for weight in model.parameters()) < 1_000_000
-    arguments, _ = pretrain_melp.parse(["--config", str(config_file), "--use_cpu", "true"])
-    asked, _ = new_encoder("ecg_melp", **arguments.mapping("encoder_args"))
-    for name in ("sampling_rate", "seconds", "n_queries_contrast", "n_queries_caption", "output"):
-        assert vars(model.encoder.config)[name] == vars(asked.config)[name], name
 
 
 def test_the_published_config_is_as_published():
     """Sizes are the classes' defaults, which the golden files hold to; here is what a config says."""
-    file = str(next(path for path in CONFIGS if path.stem == "melp_mimic"))
+    file = str(next(path for path in MELP.configs if path.stem == "melp_mimic"))
     arguments, args = pretrain_melp.parse(["--config", file, "--use_cpu", "true"])
     assert (args.learning_rate, args.adam_beta1, args.adam_beta2, args.weight_decay) == (2e-4, 0.9, 0.95, 0.2)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.seed) == (64, 1, 42)
@@ -319,10 +147,10 @@ def test_the_published_config_is_as_published():
 
 def test_the_tiny_config_has_the_encoder_of_the_default_job():
     """So that the two ways to train it can be compared."""
-    file = str(next(path for path in CONFIGS if path.stem == "melp_tiny_cpu"))
+    file = str(next(path for path in MELP.configs if path.stem == "melp_tiny_cpu"))
     arguments, _ = pretrain_melp.parse(["--config", file])
     made, _ = new_encoder("ecg_melp", **arguments.mapping("encoder_args"))
-    ours, theirs = (json.loads(json.dumps(each.to_dict())) for each in (made.config, tiny.melp_config()))
+    ours, theirs = (json.loads(json.dumps(each.to_dict())) for each in (made.config, tiny_encoder.melp_config()))
     assert {name for name in theirs if ours.get(name) != theirs[name]} <= {"dtype"}
 
 
@@ -349,9 +177,3 @@ def test_it_begins_with_no_other_encoder(train, tmp_path):
     save_encoder(*new_encoder("ecg_patch"), tmp_path / "patch")
     with pytest.raises(ValueError, match="is of type ecg_patch: give a MELP"):
         train(tmp_path / "never", encoder=str(tmp_path / "patch"), encoder_args="{}")
-
-
-def test_a_launcher_that_takes_models_apart_is_refused(train, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="recipes/accelerate/multi_gpu.yaml"):
-        train(tmp_path / "never")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
-from data.readers import read_ecg
 from elm.model.quantization import dequantize, is_quantized
 from elm.saved.arguments import ElmArguments
 from elm.saved.questions import questions_for
 from elm.training.build import build
+from helpers.runs import example_of, losses
 
 pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
 SETTINGS = {"quantization": "nf4", "bf16": True, "dtype": "bfloat16", "max_steps": 12, "save_steps": 4}
@@ -34,15 +34,12 @@ def trained(folder, train):
     return folder
 
 
-def losses(folder):
-    return json.loads((folder / "training.json").read_text())["losses"]
-
-
 def test_the_loss_falls(trained):
     first, last = losses(trained)[:3], losses(trained)[-3:]
     assert sum(last) < 0.8 * sum(first)
 
 
+@pytest.mark.slow
 def test_it_resumes_from_its_checkpoints(trained, train, tmp_path):
     """Of the align stage, and of the middle of the sft stage."""
     folder = tmp_path / "again"
@@ -76,8 +73,7 @@ def test_the_saved_folder_is_the_adapter_on_what_the_4_bits_stand_for(trained, f
     merged, processor = elm.load(trained)
     assert {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
     assert "quantization_config" not in (trained / "config.json").read_text()
-    record = read_ecg(sorted((trained / "examples").glob("*.hea"))[0])
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    _, inputs = example_of(trained, processor)
     with torch.no_grad():
         wanted, saved = tuned(**inputs).logits, merged.float()(**inputs).logits
         assert (wanted - saved).abs().max() < 0.02 * wanted.std()  # weights rounded to bfloat16 once more

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import elm
 from elm.inputs.features import weights_hash
+from helpers.runs import losses
 
 TOKENS = {"max_tokens": 300, "merges": 60, "sampling_rate": 50, "seconds": 3.0, "leads": ["I", "II"], "low": -2.5}
 SETTINGS = {
@@ -28,10 +29,6 @@ def trained(folder, train):
     if not folder.exists():
         train(folder, **SETTINGS)
     return folder
-
-
-def losses(folder):
-    return json.loads((folder / "training.json").read_text())["losses"]
 
 
 def words_and_rows(folder, parts):
@@ -55,6 +52,7 @@ def test_the_recipe_leaves_a_plain_language_model(trained, parts):
     assert weights_hash(model) != json.loads((trained / "adapter" / "base.json").read_text())["weights"]
 
 
+@pytest.mark.slow
 def test_resumed_between_the_stages_it_has_the_same_losses_and_base(trained, train, tmp_path):
     """The align stage is not trained again, so that only its checkpoint says what the rows became."""
     again = tmp_path / "again"
@@ -66,6 +64,7 @@ def test_resumed_between_the_stages_it_has_the_same_losses_and_base(trained, tra
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["zero", "none"])
 def test_it_is_trained_under_conditions(train, trained, parts, tmp_path, condition):
     train(tmp_path / condition, **SETTINGS | {"train_condition": condition, "align_steps": 0, "max_steps": 2})
@@ -75,6 +74,7 @@ def test_it_is_trained_under_conditions(train, trained, parts, tmp_path, conditi
     assert moved > 10 and losses(tmp_path / condition) != losses(trained)
 
 
+@pytest.mark.slow
 def test_on_a_language_model_in_4_bits(train, parts, tmp_path):
     """Its table keeps its precision, so that rows are trained as ever; what is saved is no longer quantised."""
     pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')

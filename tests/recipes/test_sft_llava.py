@@ -1,12 +1,8 @@
 """The recipe: what is trained and what is not, resuming, several processes, conditions, and what it refuses."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,26 +18,8 @@ from elm.saved.arguments import ElmArguments
 from elm.training.resume import newest_whole_checkpoint
 from elm.training.rows import under_condition
 from elm.training.settings import check_launch
-
-REPO = Path(__file__).resolve().parents[2]
-
-
-def losses(folder):
-    return json.loads((Path(folder) / "training.json").read_text())["losses"]
-
-
-@pytest.fixture(scope="module")
-def whole_run(request, tmp_path_factory):
-    """An uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    return folder
-
-
-@pytest.fixture
-def trained(whole_run, train):
-    if not whole_run.exists():
-        train(whole_run)
-    return whole_run
+from helpers.processes import REPO, in_two_processes, killed_while_saving, python
+from helpers.runs import example_of, losses
 
 
 def test_projector_and_lora_are_trained_and_nothing_else(trained, parts):
@@ -65,18 +43,12 @@ def test_saved_model_equals_its_base_with_the_adapter(trained):
     merged, processor = elm.load(trained)
     base, _ = elm.load(trained / "checkpoints" / "align" / "checkpoint-2", adapter=trained / "adapter")
     assert isinstance(base, PeftModel)
-    record = elm_example(trained)
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    _, inputs = example_of(trained, processor)
     with torch.no_grad():
         torch.testing.assert_close(merged(**inputs).logits, base(**inputs).logits, atol=1e-4, rtol=0)
 
 
-def elm_example(folder):
-    from data.readers import read_ecg
-
-    return read_ecg(sorted((folder / "examples").glob("*.hea"))[0])
-
-
+@pytest.mark.slow
 def test_the_folder_is_complete_and_answers_in_another_process(trained):
     held = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "chat_template.jinja",
             "training.json", "README.md", "adapter", "checkpoints", "examples"}  # fmt: skip
@@ -84,30 +56,13 @@ def test_the_folder_is_complete_and_answers_in_another_process(trained):
     assert not [item for item in trained.iterdir() if item.name.startswith((".", "tmp"))]
     examples = sorted((trained / "examples").glob("*.hea"))
     assert len(examples) == 3 and len({path.stem.partition("-")[0] for path in examples}) == 3
-    command = [sys.executable, "-m", "elm.ask", trained, examples[0].with_suffix(""), "Is this a normal ECG?"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, timeout=120)
-    assert done.returncode == 0, done.stderr
+    python("-m", "elm.ask", trained, examples[0].with_suffix(""), "Is this a normal ECG?", timeout=120)
 
 
+@pytest.mark.slow
 def test_resume_after_kill_in_the_middle_of_saving_gives_the_same_losses(trained, train, tmp_path):
-    """The child dies by SIGKILL while it writes checkpoint-4: weights and optimizer are there, its state is not."""
     folder = tmp_path / "killed"
-
-    def run_until_killed():
-        save = transformers.Trainer._save_rng_state
-
-        def kill(self, output_dir):
-            if "sft" in output_dir and output_dir.endswith("checkpoint-4"):
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(self, output_dir)
-
-        transformers.Trainer._save_rng_state = kill
-        train(folder)
-
-    child = multiprocessing.get_context("fork").Process(target=run_until_killed, daemon=True)
-    child.start()
-    child.join(240)
-    assert child.exitcode == -signal.SIGKILL
+    killed_while_saving(lambda: train(folder), run="sft")
     stage = folder / "checkpoints" / "sft"
     assert (stage / "checkpoint-4" / "optimizer.pt").exists()
     assert newest_whole_checkpoint(stage) == str(stage / "checkpoint-2")
@@ -118,6 +73,7 @@ def test_resume_after_kill_in_the_middle_of_saving_gives_the_same_losses(trained
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
 def test_resume_in_a_later_epoch_sees_the_rows_in_the_same_order(train, tmp_path, sampling):
     """Interrupted two steps into its second epoch of five."""
@@ -134,6 +90,7 @@ def test_resume_in_a_later_epoch_sees_the_rows_in_the_same_order(train, tmp_path
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"bf16": True, "dtype": "bfloat16"}], ids=["float32", "bfloat16"])
 def test_resume_between_the_stages_gives_the_same_losses(train, tmp_path, changes):
     """What a finished align stage leaves on the model (autocast, say) must not change the next one."""
@@ -143,6 +100,7 @@ def test_resume_between_the_stages_gives_the_same_losses(train, tmp_path, change
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_loss(trained, train, tmp_path):
     """Of either stage: through a frozen language model to the projector, and with LoRA."""
     train(tmp_path / "checkpointed", gradient_checkpointing=True)
@@ -163,6 +121,7 @@ def determinism():
         del os.environ[name]
 
 
+@pytest.mark.slow
 def test_deterministic_runs_give_the_same_bytes(train, parts, tmp_path, determinism):
     """With dropout, worker processes and caches of their own."""
     for name in ("first", "second"):
@@ -174,6 +133,7 @@ def test_deterministic_runs_give_the_same_bytes(train, parts, tmp_path, determin
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, tmp_path):
     folder = tmp_path / "both"
     train(folder, text_only=True, ablation=True)
@@ -188,6 +148,7 @@ def test_text_only_trains_the_same_without_ecgs_and_stands_in_the_audit(train, t
     assert report["verdict"]["sentence"] in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(trained, train, tmp_path, monkeypatch):
     folder = tmp_path / "full"
     save = transformers.Trainer._save_optimizer_and_scheduler
@@ -206,6 +167,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(trained, train, tmp_path, m
     assert losses(folder) == losses(trained)
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_trains_no_further(train, tmp_path):
     """With a constant learning rate, so that a step too many would be seen."""
     folder = tmp_path / "again"
@@ -225,21 +187,11 @@ def test_another_run_does_not_go_on_from_these_checkpoints(trained, train, tmp_p
         train(folder, learning_rate=5e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_are_two_and_give_the_losses_of_one(trained, flags, tmp_path):
     folder = tmp_path / "two"
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        REPO / "recipes" / "sft_llava.py",
-    ]
-    done = subprocess.run(
-        [sys.executable, *command, *flags(folder, per_device_train_batch_size=2)],
-        capture_output=True, text=True, cwd=REPO, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = REPO / "recipes" / "sft_llava.py"
+    in_two_processes(script, *flags(folder, per_device_train_batch_size=2))
     assert json.loads((folder / "training.json").read_text())["processes"] == 2
     assert losses(folder) == pytest.approx(losses(trained), abs=2e-4)
 
@@ -252,11 +204,30 @@ def test_a_launch_that_silently_runs_one_process_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("condition", ["zero", "none", "shuffled"])
-def test_training_conditions(condition, train, trained, parts, tmp_path):
+def test_training_conditions(condition, train, no_steps, tmp_path):
     folder = tmp_path / condition
-    train(folder, train_condition=condition, align_steps=0, max_steps=2)
+    train(folder, train_condition=condition)
     assert json.loads((folder / "training.json").read_text())["train_condition"] == condition
     assert f"ECGs given in training: {condition}" in (folder / "README.md").read_text()
+    stages = ["sft"] if condition == "none" else ["align", "sft"]  # without ECGs a projector has nothing to learn from
+    assert [Path(trainer.args.output_dir).name for trainer in no_steps] == stages
+    for trainer in no_steps:
+        assert any(name.startswith("ecg_") for name in trainer.first_batch) == (condition != "none")
+
+
+def test_each_stage_is_trained_by_its_settings(train, no_steps, tmp_path):
+    """Steps, rate and what is trained differ; batches, logs and checkpoints do not."""
+    train(tmp_path, align_learning_rate=3e-3, gradient_checkpointing=True, lora_r=4, weight_decay=0.25, seed=3)
+    align, sft = no_steps
+    assert (align.args.max_steps, align.args.learning_rate) == (2, 3e-3)
+    assert (sft.args.max_steps, sft.args.learning_rate) == (6, 1e-3)
+    for args in (align.args, sft.args):
+        assert (args.per_device_train_batch_size, args.save_steps, args.seed, args.weight_decay) == (4, 2, 3, 0.25)
+        assert args.gradient_checkpointing
+    assert align.to_train and all(".projector." in name for name in align.to_train)
+    kinds = {kind for name in sft.to_train for kind in ("lora_A", "lora_B", ".projector.") if kind in name}
+    assert kinds == {"lora_A", "lora_B", ".projector."}
+    assert {shape[0] for name, shape in sft.to_train.items() if "lora_A" in name} == {4}
 
 
 def test_what_the_conditions_do_to_rows(parts):
@@ -315,7 +286,7 @@ SMALL_HEARTLANG = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_hea
         ("ecg_heartlang_vq", {"decoder_layers": 1, "codebook_size": 32, "code_dim": 8}, 256),
     ],
 )
-def test_heart_beat_words_feed_the_language_model(train, tmp_path, kind, settings, most):
+def test_heart_beat_words_feed_the_language_model(train, no_steps, tmp_path, kind, settings, most):
     """The tokens of a recording are as many as its words; the beats they stand for can be asked of the processor."""
     train(
         tmp_path / "model", encoder=kind, encoder_args=json.dumps(SMALL_HEARTLANG | settings), projector_pool=1,
@@ -323,8 +294,7 @@ def test_heart_beat_words_feed_the_language_model(train, tmp_path, kind, setting
     )  # fmt: skip
     model, processor = elm.load(tmp_path / "model")
     assert model.config.encoder_config.model_type == kind and model.config.max_tokens_per_ecg == most
-    record = elm_example(tmp_path / "model")
-    inputs = processor([{"role": "user", "content": [{"type": "ecg"}, {"type": "text", "text": "Is it?"}]}], [record])
+    record, inputs = example_of(tmp_path / "model", processor)
     sentence = processor.feature_extractor.sentence(record)
     words = int((sentence.in_chan > 0).sum())
     count = words if most == 256 else 13 + len(sentence.beat_of_word)

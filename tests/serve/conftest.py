@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,30 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import LlamaConfig
 
 from encoders.cnn import CnnConfig
+from helpers import models, vllm_engine
 
-
-def _of_the_model():
-    """tests/elm/conftest.py: models and recordings."""
-    file = Path(__file__).parents[1] / "elm" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("models_of_tests", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["models_of_tests"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-_models = _of_the_model()
-tokenizer, make_ecg, make_pair = _models.tokenizer, _models.make_ecg, _models.make_pair
-config_of_others = _models.encoder_config
+tokenizer, make_ecg, make_pair = models.tokenizer, models.make_ecg, models.make_pair
+config_of_others = models.encoder_config
+vllm_here, engine = vllm_engine.vllm_here, vllm_engine.engine
 
 
 @pytest.fixture(scope="session")
 def encoder_config(config_of_others):
-    """Those of the model's tests, and `"cnn"`."""
+    """Those of helpers/models.py, and `"cnn"`."""
 
     def make(name: str = "patch", **settings):
         if name == "cnn":
@@ -68,23 +55,6 @@ def text_config(tokenizer):
     return make
 
 
-@pytest.fixture(scope="session")
-def vllm_here():
-    """vLLM in this process, and our plugin in it."""
-    settings = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
-    os.environ.update(settings)  # until the end: vLLM reads some of them late
-    module = pytest.importorskip("vllm", reason="vLLM is not installed")
-    from serve.vllm_plugin import register
-
-    register()
-    return module
-
-
 SPLIT = """
 import json, sys
 from vllm import LLM, SamplingParams
@@ -113,34 +83,3 @@ def split_in_two():
         return json.loads(line.removeprefix("SAID "))
 
     return ask
-
-
-@pytest.fixture
-def engine(vllm_here):
-    """`engine(folder, **settings)`: vLLM with a saved model, float32. One at a time; gone after the test."""
-    running = []
-
-    def start(folder: Path, **settings):
-        assert not running, "one engine at a time"
-        defaults = {
-            "dtype": "float32",
-            "max_model_len": 1024,
-            "max_num_seqs": 8,
-            "kv_cache_memory_bytes": 64 * 2**20,
-            "enforce_eager": True,
-            "block_size": 32,
-            "limit_mm_per_prompt": {"ecg": 2},
-            "disable_log_stats": True,
-        }
-        running.append(vllm_here.LLM(str(folder), **defaults | settings))
-        return running[0]
-
-    yield start
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    for llm in running:
-        llm.llm_engine.engine_core.shutdown()
-    running.clear()
-    gc.collect()
-    cleanup_dist_env_and_memory()
-    torch.set_num_threads(1)

