@@ -9,7 +9,6 @@ provides the question set `my_set` (docs/extending.md). To install a package is 
 setting can name code to import, only what an installed package has declared.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -20,10 +19,8 @@ OURS = "ecg-elm"
 
 def providers(group: str) -> dict[str, list[EntryPoint]]:
     """The entry points of a group, by name. A sound installation has one of each name."""
-    entries: defaultdict[str, list[EntryPoint]] = defaultdict(list)
-    for entry in entry_points(group=group):
-        entries[entry.name].append(entry)
-    return dict(entries)
+    entries = entry_points(group=group)
+    return {name: list(entries.select(name=name)) for name in sorted(entries.names)}
 
 
 def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours: bool) -> None:

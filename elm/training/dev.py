@@ -5,22 +5,27 @@ tied embeddings, scaling of positions, precision, quantisation, saving and the a
 shrinks: layers, widths, vocabulary, questions. Nothing is read from the hub where the model is a known one.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
 from data.conversations.rows import QuestionSet
+from data.support.commands import Settings
 from elm.training import tiny_encoder, tiny_llama
 from elm.training.published import ENCODERS, language_config
 from encoders.base import EcgEncoderConfig
 from encoders.hub import save_encoder
 
+A = TypeVar("A", bound=Settings)
+T = TypeVar("T", bound=TrainingArguments)
 COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}
 STEPS = 2
 _FLAGS = (
@@ -40,10 +45,12 @@ def with_flags(argv: Sequence[str], more: str = "") -> list[str]:
     return [*meant, *argv]
 
 
-def temporary_folder() -> Path:
-    """A new folder, the same for all processes."""
+def in_temporary_folder(arguments: A, training_args: T, **changes: object) -> tuple[A, T]:
+    """Settings with which a run caches and writes in a new folder, the same for all processes."""
     names = [tempfile.mkdtemp(prefix="ecg-elm-dev-") if PartialState().is_main_process else ""]
-    return Path(broadcast_object_list(names)[0])
+    folder = Path(broadcast_object_list(names)[0])
+    arguments = dataclasses.replace(arguments, cache_dir=str(folder / "cache"), **changes)
+    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
 
 
 def words_of(questions: QuestionSet) -> list[str]:

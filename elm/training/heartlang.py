@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from data.experiment.recordings import Recordings
 from elm.saved.arguments import setting
-from elm.training.pretraining import PretrainingArguments, small
+from elm.training import dev
+from elm.training.pretraining import PretrainingArguments
 from encoders import new_encoder, save_encoder
 from encoders.heartlang import HeartLangVQ, QrsTokenizer, pretraining
 from encoders.heartlang.sentences import Sentences, sentences_of
@@ -47,7 +48,8 @@ def for_dev(
 ) -> tuple[HeartLangArguments, TrainingArguments]:
     """The settings of a `--dev` run; where there is no VQ-HBR, one with random weights gives the codes."""
     sizes = pretraining.SMALL_VQ if arguments.stage == "vqhbr" else pretraining.SMALL
-    arguments, training_args = small(arguments, training_args, sizes)
+    sizes = arguments.mapping("encoder_args") | sizes
+    arguments, training_args = dev.in_temporary_folder(arguments, training_args, encoder_args=sizes)
     if arguments.stage == "sentence" and not Path(arguments.vqhbr).exists():
         folder = Path(arguments.cache_dir) / "vqhbr"
         with training_args.main_process_first(desc="codebook"):

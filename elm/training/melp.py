@@ -13,7 +13,8 @@ from data.experiment.recordings import Recordings
 from data.support.translate import translate
 from data.synthetic import SyntheticCohort
 from elm.saved.arguments import Settings, as_mapping, setting
-from elm.training.pretraining import PretrainingArguments, small
+from elm.training import dev
+from elm.training.pretraining import PretrainingArguments
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
 from encoders.melp.files import new_pretraining
 from encoders.melp.training import unreadable
@@ -114,7 +115,7 @@ def pretrained_on(arguments: MelpArguments, recordings: Recordings, before: str)
 
 def for_dev(arguments: MelpArguments, training_args: TrainingArguments) -> tuple[MelpArguments, TrainingArguments]:
     """The settings of a `--dev` run: a small model with random weights on either side."""
-    arguments, training_args = small(arguments, training_args, training.SMALL)
+    encoder = {"encoder": "", "encoder_args": arguments.mapping("encoder_args") | training.SMALL}
+    text = {"text_model": "tiny", "text_args": training.SMALL_TEXT}
     side = arguments.mapping("pretraining_args") | training.SMALL_SIDE
-    text = {"text_model": "tiny", "text_args": training.SMALL_TEXT, "pretraining_args": side}
-    return dataclasses.replace(arguments, encoder="", **text), training_args
+    return dev.in_temporary_folder(arguments, training_args, **encoder, **text, pretraining_args=side)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from transformers import Trainer, TrainingArguments
@@ -62,9 +62,6 @@ class PretrainingArguments:
     def mapping(self, name: str) -> Settings:
         """One of the settings that are mappings."""
         return as_mapping(name, vars(self)[name])
-
-
-Arguments = TypeVar("Arguments", bound=PretrainingArguments)
 
 
 def parse_stages(
@@ -141,17 +138,6 @@ def trainer_args(training_args: TrainingArguments, **changes: object) -> Trainin
         push_to_hub=False,
         **changes,
     )
-
-
-def small(
-    arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, object]
-) -> tuple[Arguments, TrainingArguments]:
-    """The settings of a `--dev` run: a small encoder, a temporary folder and cache."""
-    folder = dev.temporary_folder()
-    arguments = dataclasses.replace(
-        arguments, cache_dir=str(folder / "cache"), encoder_args=arguments.mapping("encoder_args") | dict(encoder_args)
-    )
-    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
 
 
 def save_run(

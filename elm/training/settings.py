@@ -86,17 +86,15 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
 
     What else `--dev` means is in `elm.training.dev`: flags, few questions, small parts.
     """
-    folder = dev.temporary_folder()
     settings = as_mapping("dataset_args", arguments.dataset_args)
     missing = "root" in settings and not Path(settings["root"]).is_dir()
     if missing:
         logger.warning("--dev: there is no %s, so simulated ECGs stand in for %s", settings["root"], arguments.dataset)
     if missing or arguments.dataset == "synthetic":
         arguments = dataclasses.replace(arguments, dataset="synthetic", dataset_args=dev.COHORT)
-    arguments = dataclasses.replace(
-        arguments, cache_dir=str(folder / "cache"), processes=1, align_steps=min(arguments.align_steps, dev.STEPS)
-    )
-    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"), dataloader_num_workers=0)
+    training_args = dataclasses.replace(training_args, dataloader_num_workers=0)
+    align_steps = min(arguments.align_steps, dev.STEPS)
+    return dev.in_temporary_folder(arguments, training_args, processes=1, align_steps=align_steps)
 
 
 def is_set(variable: str) -> bool:
