@@ -31,8 +31,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def cache_key(*parts: object) -> str:
     """16 hex digits for what a result follows from: settings, names, and the `VERSION` of the code that computes it.
 
-    Raises:
-        TypeError: A part cannot be written as JSON.
+    Raises `TypeError` for a part that cannot be written as JSON.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -19,18 +19,16 @@ import argparse
 import dataclasses
 import shlex
 import sys
-import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field
 from typing import (
     Any,
     ClassVar,
     Literal,
-    NoReturn,
+    Never,
     Protocol,
     TypedDict,
     TypeVar,
-    Union,
     Unpack,
     get_args,
     get_origin,
@@ -139,7 +137,7 @@ def command_of(name: str, settings: Settings) -> str:
     return shlex.join(words)
 
 
-def refuse(reason: BaseException | str, status: int = 2) -> NoReturn:
+def refuse(reason: BaseException | str, status: int = 2) -> Never:
     """End the program with a message; exit status 2 is that of a wrong flag."""
     sys.stderr.write(f"error: {reason}\n" if status == 2 else f"{reason}\n")
     raise SystemExit(status)
@@ -147,7 +145,7 @@ def refuse(reason: BaseException | str, status: int = 2) -> NoReturn:
 
 def _value_type(hint: Any) -> tuple[Any, bool]:
     """Type of one value of a field, and whether it takes several."""
-    if get_origin(hint) in (Union, types.UnionType):
+    if type(None) in get_args(hint):  # X | None
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) in (list, tuple, Sequence):
         return next(part for part in get_args(hint) if part is not Ellipsis), True

@@ -27,7 +27,7 @@ def commit(
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """Upload files to a repository, made if it is not there.
+    """Upload files to a repository, made if it is not there, and return the address of the commit.
 
     Contents go up first, then one commit names them all: whoever downloads meanwhile, or after a failure, finds the
     repository as it was before. It fails, too, where somebody else has committed in between.
@@ -36,9 +36,6 @@ def commit(
     repository's earlier uploads may have made: those not among `files` are deleted by the same commit; what somebody
     added by other names stays. A `private` repository is seen by its owner, or the members of an organization, alone.
     Without a `token` the account that is logged in writes.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         ValueError: No name of a repository, or the repository is public although `private` is asked for.
@@ -60,7 +57,7 @@ def commit(
             raise ValueError(f"{name} is there already and is public: make it private on the hub, or take another name")
         before = set(api.list_repo_files(name, repo_type=kind, revision=repository.sha))
         gone = {path for path in before - files.keys() if any(fnmatch(path, pattern) for pattern in ours)}
-        changes = [
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
             *(CommitOperationAdd(path, content) for path, content in files.items()),
             *(CommitOperationDelete(path) for path in sorted(gone)),
         ]

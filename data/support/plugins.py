@@ -39,8 +39,7 @@ def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours:
 def load(what: str, entry: EntryPoint) -> Any:
     """The object that an entry point names, or the module where it names no object in it.
 
-    Raises:
-        ImportError: It cannot be imported; names the package and the module.
+    Raises `ImportError`, with the package and the module, where it cannot be imported.
     """
     try:
         return entry.load() if entry.attr else import_module(entry.module)

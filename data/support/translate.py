@@ -28,11 +28,8 @@ def translate(texts: Iterable[str], model: Path | str, cache: Path | str, *, bat
     A translation that is empty, repeats its text, or comes to no end within twice the text's length is none. A run that
     was interrupted goes on where it was at most half a minute before; a second process waits for the first.
 
-    Args:
-        texts: What to translate.
-        model: Hub id or folder of the model and its tokenizer.
-        cache: Folder for translations: one JSON file per model, by the hash of the text.
-        batch_size: Texts translated at once, those of like length together.
+    `model` is a hub id, or the folder of a model and its tokenizer; `cache` gets one JSON file of translations per
+    model, by the hash of the text. Texts of like length are translated together, `batch_size` at once.
 
     Raises:
         ValueError: The model's files cannot be found or used, or the file of translations is damaged.

@@ -2,8 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from elm.inputs.features import CACHE_GB
 
@@ -15,7 +16,7 @@ T = TypeVar("T")
 def setting(default: T, help: str) -> T:
     """A field of a dataclass of settings, with what `--help` says of it."""
     if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"help": help})
+        return field(default_factory=cast(Callable[[], T], default.copy), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -62,8 +63,8 @@ class ElmArguments:
     cache_dir: str = setting("out/cache", "Folder for what is computed once.")
     cache_gb: float = setting(
         CACHE_GB,
-        "What encoder outputs may take in it, in GB. Those of other encoders and data that were not used for longest "
-        "make room; what does not fit even so is computed each time. 0 keeps nothing.",
+        "GB that encoder outputs may take in it. Those of other encoders and data that were not used for longest make "
+        "room; what does not fit even so is computed each time. 0 keeps nothing.",
     )
     allow_leaks: bool = setting(False, "Train although patients or recordings are in the test, too; the card says so.")
     threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")

@@ -14,10 +14,6 @@ from elm.saved.arguments import TrainingRecord
 from elm.saved.audit import AuditSummary
 
 DISCLAIMER = "**Research use only. Not a medical device. Not for diagnosis or treatment.**"
-NOT_AUDITED = (
-    "**Not audited.** Whether this model reads the ECG or guesses from the question is not known; a fluent answer is "
-    "no evidence. `python -m eval.ablation` finds out."
-)
 REPORTS = ("report.html", "report.md")  # of an audit, for people; the first that is there is named
 
 
@@ -66,7 +62,8 @@ def model_card(
         settings=training.get("arguments", {}),
         metadata=_metadata(training, audit, name, licence),
         disclaimer=DISCLAIMER,
-        audit=_audit(audit, report_file),
+        audit=audit,
+        report_file=report_file,
         licences=source_lines(sources),
         encoder_licences=source_lines(seen),
         repo_id=repo_id,
@@ -92,12 +89,13 @@ def _metadata(training: TrainingRecord, audit: AuditSummary | None, name: str, l
 
 def _results(audit: AuditSummary) -> list[EvalResult]:
     """The audit's numbers as shares of 1, each with its 95 % interval."""
-    questions = {"dataset_type": _slug(audit.dataset), "dataset_name": audit.dataset, "dataset_split": "test"}
     return [
         EvalResult(
             task_type="question-answering",
             task_name="Questions about 12-lead ECGs",
-            **questions,
+            dataset_type=_slug(audit.dataset),
+            dataset_name=audit.dataset,
+            dataset_split="test",
             metric_type=result.kind,
             metric_name=result.label,
             metric_value=result.value,
@@ -105,13 +103,6 @@ def _results(audit: AuditSummary) -> list[EvalResult]:
         )
         for result in audit.results
     ]
-
-
-def _audit(audit: AuditSummary | None, report_file: str | None) -> str:
-    """The audit's section, with the place of its report."""
-    if audit is None:
-        return NOT_AUDITED
-    return audit.card + (f" Everything else, and how to read it: `ablation/{report_file}`." if report_file else "")
 
 
 def _is_hub_id(name: str) -> bool:

@@ -38,8 +38,7 @@ FILES = (  # what a model is loaded from, and training.json: patterns of names
 def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
     """The folder of a saved model: itself, or that in the cache to which a hub id's files are downloaded once.
 
-    Raises:
-        FileNotFoundError: There is no such folder, and no hub id of that name that can be reached.
+    Raises `FileNotFoundError` where there is neither a folder nor a hub id of that name that can be reached.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -57,13 +56,10 @@ def load(
     adapter: Path | str | None = None,
     dtype: torch.dtype | str = "auto",
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
-    """A saved model and its processor, ready to answer.
+    """A saved model (its folder or hub id) and its processor, ready to answer.
 
-    Args:
-        folder: A folder written by `save`, or a hub id of one.
-        revision: Branch, tag or commit of a hub id.
-        adapter: LoRA weights to put on it, from an `adapter/` folder; they must have been trained on this model.
-        dtype: Of the weights; `"auto"` keeps the saved one.
+    `adapter` is an `adapter/` folder of LoRA weights to put on it, trained on this very model. `dtype` is that of the
+    weights; `"auto"` keeps the saved one.
 
     Raises:
         FileNotFoundError: The folder is no saved model, and no hub id of one that can be reached.

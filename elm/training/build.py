@@ -136,8 +136,7 @@ def _language(
 def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_encoder: bool) -> LoraConfig:
     """LoRA on the language model's layers (`elm.model.families`); projector, and encoder if asked, trained in full.
 
-    Raises:
-        ValueError: `lora_modules_to_save` names what cannot be trained in full.
+    Raises `ValueError` where `lora_modules_to_save` names what cannot be.
     """
     language = model.model.language_model
     targets = families.lora_targets(language, model_args.lora_target_modules)

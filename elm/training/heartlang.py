@@ -12,8 +12,7 @@ from elm.saved.arguments import setting
 from elm.training import dev
 from elm.training.pretraining import PretrainingArguments
 from encoders import new_encoder, save_encoder
-from encoders.heartlang import HeartLangVQ, QrsTokenizer, pretraining
-from encoders.heartlang.sentences import Sentences, sentences_of
+from encoders.heartlang import HeartLangVQ, pretraining
 
 
 @dataclass(kw_only=True)
@@ -26,13 +25,6 @@ class HeartLangArguments(PretrainingArguments):
     mask_share: float = setting(0.5, "Share of the words that is hidden.")
     mask_padding: bool = setting(False, "Hide and guess padding like words, as upstream.")
     baseline_records: int = setting(10_000, "Recordings trained on that baselines are computed from, evenly over all.")
-
-
-def sentences(
-    arguments: HeartLangArguments, recordings: Recordings, records: list[str], tokenizer: QrsTokenizer
-) -> Sentences:
-    """The words of recordings, from the cache if they were cut before."""
-    return sentences_of(records, recordings.source, recordings.key, tokenizer, arguments.cache_dir, arguments.jobs)
 
 
 def pretrained_on(arguments: HeartLangArguments, recordings: Recordings, vqhbr: HeartLangVQ | None) -> str:

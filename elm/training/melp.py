@@ -2,8 +2,8 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -12,7 +12,7 @@ from data.conversations.reports import check_kinds, find_reports
 from data.experiment.recordings import Recordings
 from data.support.translate import translate
 from data.synthetic import SyntheticCohort
-from elm.saved.arguments import Settings, as_mapping, setting
+from elm.saved.arguments import Settings, setting
 from elm.training import dev
 from elm.training.pretraining import PretrainingArguments
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
@@ -42,11 +42,6 @@ class MelpArguments(PretrainingArguments):
     pretraining_args: Settings | str | None = setting(None, "Fields of MelpPretrainingConfig (losses, ...), as JSON.")
     lead_mask: float = setting(0.5, "Probability with which a lead is zero in training.")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("text_args", "pretraining_args"):
-            setattr(self, name, as_mapping(name, getattr(self, name)))
-
 
 def check(arguments: MelpArguments, training_args: TrainingArguments) -> None:
     """Refuse settings that cannot be trained with before anything is read."""
@@ -63,10 +58,7 @@ def check(arguments: MelpArguments, training_args: TrainingArguments) -> None:
 
 def reports(arguments: MelpArguments, recordings: Recordings) -> tuple[dict[str, str], list[str]]:
     """The reports of all recordings of a run, and notes on where those to train on came from."""
-
-    def translated(texts: Iterable[str]) -> dict[str, str]:
-        return translate(texts, arguments.translator, arguments.cache_dir)
-
+    translated = partial(translate, model=arguments.translator, cache=arguments.cache_dir)
     stands_in = arguments.dev and isinstance(recordings.source, SyntheticCohort)
     kinds = ["english"] if stands_in else arguments.reports
     train, held_out = (

@@ -22,10 +22,11 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import BYTES_PER_WEIGHT
 from elm.saved.arguments import ElmArguments, as_mapping, setting
 from elm.saved.card import template
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training import dev, tiny_encoder, tiny_llama
 from elm.training.build import config_of, lora
 from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
+from elm.training.rows import characters
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig
 from encoders.registry import find_config
@@ -74,11 +75,7 @@ class Model:
 def skeleton(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet | None = None
 ) -> ElmForConditionalGeneration:
-    """The model of a run, without storage.
-
-    Raises:
-        ValueError: A tiny language model is asked for without the questions that its vocabulary is made of.
-    """
+    """The model of a run, without storage. A tiny language model without its questions raises `ValueError`."""
     name = model_args.model_name_or_path
     if name != "tiny":
         text: PreTrainedConfig = language_config(name, model_args.model_revision)
@@ -98,28 +95,21 @@ def skeleton(
 
 def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     """The encoder's configuration, with those of `encoder_args` that it has."""
-    name = arguments.encoder
+    name, changes = arguments.encoder, as_mapping("encoder_args", arguments.encoder_args)
     if name == EcgByteConfig.model_type:
-        return vocabulary.planned(**as_mapping("encoder_args", arguments.encoder_args))
-    kind = ENCODERS.get(name) or find_config(name)
+        return vocabulary.planned(**changes)
     config: EcgEncoderConfig
     if name in tiny_encoder.ENCODERS:
         config = tiny_encoder.ENCODERS[name].config()
     else:
+        kind = ENCODERS.get(name) or find_config(name)
         config = kind() if kind is not None else AutoConfig.from_pretrained(name)
     settings = config.to_dict()
-    changes = {
-        key: value for key, value in as_mapping("encoder_args", arguments.encoder_args).items() if key in settings
-    }
-    return type(config)(**settings | changes)
+    return type(config)(**settings | {key: value for key, value in changes.items() if key in settings})
 
 
 def _first_block(language: PreTrainedModel) -> nn.Module:
-    """The first block of a language model.
-
-    Raises:
-        ValueError: Its blocks are none of those whose activations are known.
-    """
+    """The first block of a language model. Raises `ValueError` where the activations of such are not known."""
     for module in language.modules():
         if isinstance(module, nn.ModuleList) and any("gate_proj" in name for name in linear_layers(module[0])):
             block: nn.Module = module[0]
@@ -246,19 +236,13 @@ def measured(arguments: ElmArguments, questions: QuestionSet, tokens_per_ecg: in
 
 
 def _tokens(row: Row, tokens_per_ecg: int) -> int:
-    conversations = [row["messages"], *row.get("others", [])]
-    parts = [part["text"] for messages in conversations for message in messages for part in message["content"]]
-    turns = sum(len(messages) for messages in conversations)
-    words = sum(map(len, parts)) / CHARACTERS_PER_TOKEN
+    turns = sum(len(messages) for messages in (row["messages"], *row.get("others", [])))
+    words = characters(row) / CHARACTERS_PER_TOKEN
     return round(len(row["ecgs"]) * tokens_per_ecg + words + TOKENS_PER_TURN * turns / 2 + TOKENS_PER_ROW)
 
 
 def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
-    """An epoch of ECG-QA on PTB-XL as published, where it is not there.
-
-    Raises:
-        ValueError: It is another question set.
-    """
+    """An epoch of ECG-QA on PTB-XL as published, where it is not there; another set raises `ValueError`."""
     settings = as_mapping("dataset_args", arguments.dataset_args)
     if arguments.dataset != "ecg_qa" or settings.get("source", "ptbxl") != "ptbxl":
         raise ValueError(

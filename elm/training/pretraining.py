@@ -19,7 +19,7 @@ from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
 from elm.saved.arguments import Settings, as_mapping, setting
 from elm.saved.card import DISCLAIMER, template
-from elm.saved.questions import DEV_NOTE
+from elm.saved.run import DEV_NOTE
 from elm.training import dev
 from elm.training.resume import claim_folder, losses_of, plain_settings, run_settings, versions
 from elm.training.settings import is_set
@@ -56,8 +56,9 @@ class PretrainingArguments:
     resume: bool = setting(True, "Go on from the newest whole checkpoint of the same run.")
 
     def __post_init__(self) -> None:
-        for name in ("corpus_args", "encoder_args", "extractor_args"):
-            setattr(self, name, as_mapping(name, getattr(self, name)))
+        for name in vars(self):
+            if name.endswith("_args"):
+                setattr(self, name, self.mapping(name))
 
     def mapping(self, name: str) -> Settings:
         """One of the settings that are mappings."""

@@ -54,8 +54,12 @@ def as_dataset(rows: Sequence[Row], lengths: Sequence[int] | None = None) -> Dat
     )
 
 
+def characters(row: Row) -> int:
+    """Characters of all texts of a row."""
+    conversations = [row["messages"], *row.get("others", [])]
+    return sum(len(part["text"]) for messages in conversations for message in messages for part in message["content"])
+
+
 def _length(row: Row) -> int:
     """Patients count, and not `ecgs`: rows come in the same order where these are taken away."""
-    conversations = [row["messages"], *row.get("others", [])]
-    words = sum(len(part["text"]) for messages in conversations for message in messages for part in message["content"])
-    return 10_000 * len(row["patient_ids"]) + words
+    return 10_000 * len(row["patient_ids"]) + characters(row)

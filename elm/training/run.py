@@ -185,11 +185,7 @@ class Run:
 
 
 def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForConditionalGeneration) -> list[str]:
-    """Results of the leak check, in sentences for the model card.
-
-    Raises:
-        ValueError: Patients or recordings are in training and in the test, and `allow_leaks` is not set.
-    """
+    """Sentences of the leak check, for the model card. Raises `ValueError` on leaks without `allow_leaks`."""
     leaks = check_leaks(questions, model.config.encoder_config.pretrained_on, arguments.cache_dir)
     if leaks.refusal() and not arguments.allow_leaks:
         raise ValueError(leaks.refusal())

@@ -113,4 +113,4 @@ def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_a
     """All settings without which a checkpoint is one of another run, as JSON knows them."""
     model = {name: value for name, value in dataclasses.asdict(model_args).items() if value is not None}
     data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
-    return run_settings(training_args, _OF_A_RUN, data, model)
+    return run_settings(training_args, _OF_A_RUN, data | model)
