@@ -6,8 +6,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["model", "dataset"]
-
 
 def check_repo_id(name: str | None) -> str:
     """Returns the name; raises `ValueError` where it is not of the form OWNER/NAME."""
@@ -21,7 +19,7 @@ def commit(
     name: str,
     files: Mapping[str, Path | bytes],
     *,
-    kind: Kind,
+    kind: Literal["model", "dataset"],
     message: str,
     ours: Collection[str],
     private: bool = False,

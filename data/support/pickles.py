@@ -200,8 +200,7 @@ def _scalar(kind: object, data: object) -> object:
     content = _of(bytes, data)
     if dtype.hasobject or len(content) != dtype.itemsize:
         raise ValueError(f"a number of the type {dtype} in {len(content)} bytes")
-    number: object = np.frombuffer(content, dtype)[0]
-    return number
+    return np.frombuffer(content, dtype)[0]
 
 
 _NUMPY: dict[str, Callable[..., object]] = {"numpy dtype": _Dtype, "numpy ndarray": _Array}

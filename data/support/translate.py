@@ -90,9 +90,8 @@ def _load(model: Path | str, revision: str | None) -> tuple[PreTrainedTokenizerB
         tokenizer = AutoTokenizer.from_pretrained(str(model), revision=revision or "main")
         translator = AutoModelForSeq2SeqLM.from_pretrained(str(model), revision=revision or "main", dtype=torch.float32)
     except ImportError as error:
-        raise ValueError(
-            f"translator {model}: its tokenizer needs another package: pip install 'ecg-elm[translate]' ({error})"
-        ) from error
+        package = "its tokenizer needs another package: pip install 'ecg-elm[translate]'"
+        raise ValueError(f"translator {model}: {package} ({error})") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"translator {model}: not a sequence-to-sequence model with a tokenizer: {error}") from error
     translator.to("cuda" if torch.cuda.is_available() else "cpu").eval()
