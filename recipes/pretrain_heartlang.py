@@ -19,9 +19,8 @@ import torch
 from transformers import TrainingArguments
 
 from elm.training.heartlang import HeartLangArguments, for_dev, pretrained_on
-from elm.training.pretraining import claim, parse_stages, recordings_of, refuse_sharding, save_run, trainer_args
+from elm.training.pretraining import begin, parse_stages, recordings_of, save_run, trainer_args
 from elm.training.resume import train_to_end
-from elm.training.settings import check_launch
 from encoders import load_encoder, new_encoder
 from encoders.heartlang import pretraining
 from encoders.heartlang.pretraining import HeartLangTrainer, MaskedSentences
@@ -34,11 +33,7 @@ STAGES = ("vqhbr", "sentence")
 
 def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> None:
     """Trains one stage, measures it on held-out patients and saves it."""
-    check_launch()
-    refuse_sharding()
-    if arguments.dev:
-        arguments, training_args = for_dev(arguments, training_args)
-    claim(arguments, training_args)
+    arguments, training_args = begin(arguments, training_args, for_dev)
     folder, vqhbr = Path(training_args.output_dir), None
 
     # Model

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from transformers import Trainer, TrainingArguments
@@ -22,7 +22,7 @@ from elm.saved.card import DISCLAIMER, template
 from elm.saved.run import DEV_NOTE
 from elm.training import dev
 from elm.training.resume import claim_folder, losses_of, plain_settings, run_settings, versions
-from elm.training.settings import is_set
+from elm.training.settings import check_launch, is_set
 from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.hub import save_encoder
 
@@ -65,6 +65,9 @@ class PretrainingArguments:
         return as_mapping(name, vars(self)[name])
 
 
+A = TypeVar("A", bound=PretrainingArguments)
+
+
 def parse_stages(
     argv: Sequence[str], names: Sequence[str], kinds: Sequence[type], default_config: Path
 ) -> tuple[Any, ...]:
@@ -93,10 +96,26 @@ def parse_stages(
     return tuple(parser.parse_args_into_dataclasses(args=argv))
 
 
-def refuse_sharding() -> None:
-    """Refuse launchers that take a model apart: these models fit on any device, and measuring needs them whole."""
+def begin(
+    arguments: A,
+    training_args: TrainingArguments,
+    for_dev: Callable[[A, TrainingArguments], tuple[A, TrainingArguments]],
+) -> tuple[A, TrainingArguments]:
+    """The settings of a run that may be launched so, those of `--dev` where it is; claims the output folder.
+
+    Raises `ValueError` as `claim_folder` does, and for launchers that take a model apart: these models fit on any
+    device, and measuring needs them whole.
+    """
+    check_launch()
     if is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError("encoders are pretrained with whole models on every device: recipes/accelerate/multi_gpu.yaml")
+    if arguments.dev:
+        arguments, training_args = for_dev(arguments, training_args)
+    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
+    settings = run_settings(training_args, _OF_A_RUN, data)
+    folder = Path(training_args.output_dir) / "checkpoints"
+    claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
+    return arguments, training_args
 
 
 def recordings_of(arguments: PretrainingArguments) -> Recordings:
@@ -118,14 +137,6 @@ def recordings_of(arguments: PretrainingArguments) -> Recordings:
     if not arguments.dev:
         return dataclasses.replace(recordings, held_out=held_out)
     return dataclasses.replace(recordings, train=recordings.train[:DEV_TRAIN], held_out=held_out[:DEV_HELD_OUT])
-
-
-def claim(arguments: PretrainingArguments, training_args: TrainingArguments) -> None:
-    """Note in `checkpoints/run.json` which run the output folder belongs to. Raises as `claim_folder` does."""
-    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
-    settings = run_settings(training_args, _OF_A_RUN, data)
-    folder = Path(training_args.output_dir) / "checkpoints"
-    claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
 
 
 def trainer_args(training_args: TrainingArguments, **changes: object) -> TrainingArguments:

@@ -28,9 +28,8 @@ from elm.saved.folder import save, save_adapter
 from elm.saved.run import feature_store, measured_store
 from elm.training.build import build, build_collator, encode_early, lora
 from elm.training.resume import losses_of, plain_settings, versions
-from elm.training.rows import lengths_of, under_condition
 from elm.training.settings import claim
-from elm.training.stages import stage_args, train_stage, whole
+from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
 from elm.training.trainer import ElmTrainer
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from elm.inputs.collator import EcgCollator
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments
 from elm.saved.run import questions_for
 from elm.training.build import build
-from elm.training.rows import as_dataset, under_condition
+from elm.training.stages import as_dataset, under_condition
 from eval.grids import cells
 from eval.grids import conditions as grid
 from eval.scoring.lines import read
