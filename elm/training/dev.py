@@ -12,20 +12,26 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, TrainingArguments
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
 from data.conversations.rows import QuestionSet
 from data.support.commands import Settings
 from elm.training import tiny_encoder, tiny_llama
-from elm.training.published import ENCODERS, language_config
 from encoders.base import EcgEncoderConfig
 from encoders.hub import save_encoder
+from encoders.melp import MelpConfig
 
 A = TypeVar("A", bound=Settings)
 T = TypeVar("T", bound=TrainingArguments)
+# Shapes of published models, for `--plan`, too: both work where the hub cannot be reached.
+LANGUAGE_MODELS: dict[str, dict[str, object]] = yaml.safe_load(
+    Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+)
+ENCODERS: dict[str, type[EcgEncoderConfig]] = {"fuyingw/MELP_Encoder": MelpConfig}  # at their defaults
 COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}
 STEPS = 2
 _FLAGS = (
@@ -86,6 +92,13 @@ def encoder(name: str, cache: Path, seed: int) -> str:
     torch.manual_seed(seed)
     save_encoder(AutoModel.from_config(config), FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), folder)
     return str(folder)
+
+
+def language_config(name: str, revision: str = "main") -> PreTrainedConfig:
+    """Configuration of (the part that reads text of) a language model: from above, else from its folder or the hub."""
+    if name in LANGUAGE_MODELS:
+        return LlamaConfig(**LANGUAGE_MODELS[name])
+    return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
 
 
 def shrunk_language(config: PreTrainedConfig, **changes: object) -> PreTrainedConfig:

@@ -25,7 +25,7 @@ from elm.saved.card import template
 from elm.saved.run import questions_for
 from elm.training import dev, tiny_encoder, tiny_llama
 from elm.training.build import config_of, lora
-from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
+from elm.training.dev import ENCODERS, LANGUAGE_MODELS, language_config
 from elm.training.stages import characters
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig

@@ -119,10 +119,7 @@ def begin(
 
 
 def recordings_of(arguments: PretrainingArguments) -> Recordings:
-    """The recordings of a run, `held_out_records` of those held out.
-
-    A `--dev` run has few, and simulated ones where the corpus is not there.
-    """
+    """The recordings of a run, for `--dev` few of them, and simulated ones where the corpus is not there."""
     settings = arguments.mapping("corpus_args")
     corpus = arguments.corpus
     if corpus == "synthetic":

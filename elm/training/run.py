@@ -200,10 +200,7 @@ def share(
     questions: QuestionSet,
     rows: Sequence[Row] | None = None,
 ) -> None:
-    """Put into the cache what several runs on these questions need: tiny models, and a frozen encoder's output.
-
-    `rows` are those whose recordings are encoded, by default all.
-    """
+    """Cache what several runs on these questions need: tiny models, and a frozen encoder's output for `rows` (all)."""
     model, processor = build(arguments, model_args, questions, training_args.seed)
     rows = (*questions.reports, *questions.train, *questions.test) if rows is None else rows
     records = [record for row in rows for record in row["ecgs"]]
