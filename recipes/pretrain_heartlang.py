@@ -25,7 +25,7 @@ from encoders import load_encoder, new_encoder
 from encoders.heartlang import pretraining
 from encoders.heartlang.pretraining import HeartLangTrainer, MaskedSentences
 from encoders.heartlang.sentences import sentences_of
-from eval.probing.held_out import Measure, as_lines
+from eval.probing.numbers import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "heartlang_ptbxl_cpu.yaml"
 STAGES = ("vqhbr", "sentence")

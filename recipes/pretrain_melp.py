@@ -27,7 +27,7 @@ from encoders.melp import MelpModel
 from encoders.melp.alignment import Alignment
 from encoders.melp.files import save_pretraining
 from encoders.melp.training import MelpTrainer, PairCollator, Pairs
-from eval.probing.held_out import Measure, as_lines
+from eval.probing.numbers import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "melp_tiny_cpu.yaml"
 

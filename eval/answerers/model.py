@@ -244,7 +244,7 @@ class ModelResponder:
             return store.get(records)
         ecgs = [self.source[record] for record in records]
         encoded = encode_ecgs(self.model.model.encoder, self.processor.feature_extractor, ecgs, zero)
-        return {"ecg_features": encoded.last_hidden_state, "ecg_mask": encoded.mask}
+        return {"ecg_features": encoded["last_hidden_state"], "ecg_mask": encoded["mask"]}
 
     @cached_property
     def _mean(self) -> torch.Tensor:

@@ -226,7 +226,7 @@ def _numbers(findings: Sequence[Finding], scores: Sequence[Array], settings: Lad
     # A patient is asked about several findings, so all must see the same resamples of patients.
     parts = np.concatenate([_parts(scores[i], np.array(_yes(findings[i].test)), single[i]) for i in headline])
     moved = resampled_means(parts * len(parts) / len(headline), patients, settings.draws, settings.seed)
-    resampled = np.full((1, len(RUNGS)), np.nan) if moved is None else np.clip(macro + moved, 0, 1)
+    resampled = np.clip(macro + moved, 0, 1)
     rungs = {
         rung: Rung(
             label=RUNGS[rung],
