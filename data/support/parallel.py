@@ -1,13 +1,16 @@
-"""Another process beside this one, on CPUs: it ends when this one does, however that is."""
-
-from __future__ import annotations
+"""Work in other processes: a function beside this one, which ends when this one does, or chunks shared by several."""
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import Any, ClassVar, TypeVar
+
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
 
 
 def end_with_parent() -> None:
@@ -22,13 +25,9 @@ def end_with_parent() -> None:
 
 @contextmanager
 def beside(function: Callable[..., object], *args: object) -> Iterator[None]:
-    """Call a function in another process while the block runs; leaving the block waits for it.
+    """Call a module's function in another process while the block runs; leaving the block waits for it.
 
     Where the block fails, the other process is ended.
-
-    Args:
-        function: Of a module's top level.
-        args: Its arguments; they are pickled.
 
     Raises:
         RuntimeError: The function failed. Its traceback went to standard error.
@@ -51,3 +50,32 @@ def beside(function: Callable[..., object], *args: object) -> Iterator[None]:
 def _call(function: Callable[..., object], args: tuple[object, ...]) -> None:
     end_with_parent()
     function(*args)
+
+
+class _Process:
+    """What a process of the pool works with."""
+
+    work: ClassVar[Callable[..., Any]]
+    inputs: ClassVar[Sequence[object]]
+
+
+def in_processes(
+    work: Callable[..., Result], chunks: Sequence[Chunk], *inputs: object, jobs: int, start: str | None = None
+) -> Iterator[Result]:
+    """`work(chunk, *inputs)` of every chunk, in order, as they are done; with one of the `jobs`, this process works.
+
+    `work` is a function of a module; `start` is `"spawn"` where torch's threads would not survive a fork.
+    """
+    if jobs <= 1:
+        yield from (work(chunk, *inputs) for chunk in chunks)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context(start), _begin, (work, inputs)) as pool:
+        yield from pool.map(_do, chunks)
+
+
+def _begin(work: Callable[..., Result], inputs: Sequence[object]) -> None:
+    _Process.work, _Process.inputs = work, inputs
+
+
+def _do(chunk: object) -> Any:
+    return _Process.work(chunk, *_Process.inputs)

@@ -12,6 +12,7 @@ import math
 import pickletools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -34,8 +35,7 @@ def load_builtins(path: Path | str) -> Any:
     Raises:
         ValueError: It holds anything else, is no pickle or a damaged one, or has more than 256 MB; the file is named.
     """
-    path = Path(path)
-    return _load(path, _read(path), {})
+    return _load(Path(path), _read(Path(path)), {})
 
 
 def load_npy(path: Path | str) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _load(path: Path, content: bytes, names: Mapping[str, Callable[..., object]]
 
 
 def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
-    """Carry out a pickle's instructions; `names` are what it may name ("module name"), and what is called for it."""
+    """Carry out a pickle's instructions; `names` has what it may name and call, by "module name"."""
     stack: list[object] = []
     marks: list[int] = []  # heights of the stack
     memo: dict[object, object] = {}
@@ -101,10 +101,8 @@ def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
             stack[at:] = [tuple(stack[at:])]
         elif name == "TUPLE":
             stack.append(tuple(since_mark()))
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "EMPTY_DICT":
-            stack.append({})
+        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
+            stack.append([] if name == "EMPTY_LIST" else {})
         elif name == "MARK":
             marks.append(len(stack))
         elif name in ("APPEND", "APPENDS"):
@@ -149,11 +147,11 @@ def _of(kind: type[T], value: object) -> T:
 # --- numpy ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class _Named:
     """A name in a file; it can be called by REDUCE, and nothing else can."""
 
-    def __init__(self, stands_for: Callable[..., object]) -> None:
-        self.stands_for = stands_for
+    stands_for: Callable[..., object]
 
 
 class _Unfilled:
@@ -205,12 +203,6 @@ def _scalar(kind: object, data: object) -> object:
     return np.frombuffer(content, dtype)[0]
 
 
-_NUMPY: Mapping[str, Callable[..., object]] = {
-    "numpy ndarray": _Array,  # only ever an argument of _reconstruct
-    "numpy dtype": _Dtype,
-    # numpy 2 renamed the module
-    "numpy.core.multiarray _reconstruct": _Array,
-    "numpy._core.multiarray _reconstruct": _Array,
-    "numpy.core.multiarray scalar": _scalar,
-    "numpy._core.multiarray scalar": _scalar,
-}
+_NUMPY: dict[str, Callable[..., object]] = {"numpy dtype": _Dtype, "numpy ndarray": _Array}
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 2 renamed it
+    _NUMPY |= {f"{_module} _reconstruct": _Array, f"{_module} scalar": _scalar}

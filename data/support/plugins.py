@@ -9,7 +9,6 @@ provides the question set `my_set` (docs/extending.md). To install a package is 
 setting can name code to import, only what an installed package has declared.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -21,10 +20,8 @@ T = TypeVar("T")
 
 def providers(group: str) -> dict[str, list[EntryPoint]]:
     """The entry points of a group, by name. A sound installation has one of each name."""
-    entries: defaultdict[str, list[EntryPoint]] = defaultdict(list)
-    for entry in entry_points(group=group):
-        entries[entry.name].append(entry)
-    return dict(entries)
+    entries = entry_points(group=group)
+    return {name: list(entries.select(name=name)) for name in sorted(entries.names)}
 
 
 def find(what: str, name: str, group: str, ours: Mapping[str, T]) -> T:
@@ -59,8 +56,7 @@ def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours:
 def load(what: str, entry: EntryPoint) -> Any:
     """The object that an entry point names, or the module where it names no object in it.
 
-    Raises:
-        ImportError: It cannot be imported; names the package and the module.
+    Raises `ImportError`, with the package and the module, where it cannot be imported.
     """
     try:
         return entry.load() if entry.attr else import_module(entry.module)

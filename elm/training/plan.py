@@ -4,8 +4,6 @@ Parameters and the bytes of weights, gradients and optimizer are counted exactly
 Activations are what autograd keeps of a Llama layer with LoRA; time follows from FLOPs and an assumed utilisation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +21,12 @@ from elm.model.families import linear_layers
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import BYTES_PER_WEIGHT
 from elm.saved.arguments import ElmArguments, as_mapping, setting
-from elm.saved.questions import questions_for
+from elm.saved.card import template
+from elm.saved.run import questions_for
 from elm.training import dev, tiny_encoder, tiny_llama
 from elm.training.build import config_of, lora
-from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
+from elm.training.dev import ENCODERS, LANGUAGE_MODELS, language_config
+from elm.training.stages import characters
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig
 from encoders.registry import find_config
@@ -60,37 +60,22 @@ class PlanArguments:
 
 @dataclass(frozen=True)
 class Model:
-    """Parameters and bytes, counted on a model without storage.
-
-    Attributes:
-        config: Its configuration.
-        total: Parameters of the model as it is saved.
-        trained: Of LoRA and whatever is trained in full.
-        quantized: Weights held in 4 bits.
-        linear: Weights of the language model's linear layers.
-        lora: Of LoRA alone.
-        weight_bytes: In training, all copies.
-        adapted: Width of the input of each layer with LoRA, of one block.
-    """
+    """Parameters and bytes, counted on a model without storage."""
 
     config: ElmConfig
-    total: int
-    trained: int
-    quantized: int
-    linear: int
-    lora: int
-    weight_bytes: float
-    adapted: dict[str, int]
+    total: int  # parameters of the model as it is saved
+    trained: int  # of LoRA and whatever is trained in full
+    quantized: int  # weights held in 4 bits
+    linear: int  # weights of the language model's linear layers
+    lora: int  # of LoRA alone
+    weight_bytes: float  # in training, all copies
+    adapted: dict[str, int]  # width of the input of each layer with LoRA, of one block
 
 
 def skeleton(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet | None = None
 ) -> ElmForConditionalGeneration:
-    """The model of a run, without storage.
-
-    Raises:
-        ValueError: A tiny language model is asked for without the questions that its vocabulary is made of.
-    """
+    """The model of a run, without storage. A tiny language model without its questions raises `ValueError`."""
     name = model_args.model_name_or_path
     if name != "tiny":
         text: PreTrainedConfig = language_config(name, model_args.model_revision)
@@ -110,28 +95,21 @@ def skeleton(
 
 def _encoder_config(arguments: ElmArguments) -> EcgEncoderConfig:
     """The encoder's configuration, with those of `encoder_args` that it has."""
-    name = arguments.encoder
+    name, changes = arguments.encoder, as_mapping("encoder_args", arguments.encoder_args)
     if name == EcgByteConfig.model_type:
-        return vocabulary.planned(**as_mapping("encoder_args", arguments.encoder_args))
-    kind = ENCODERS.get(name) or find_config(name)
+        return vocabulary.planned(**changes)
     config: EcgEncoderConfig
     if name in tiny_encoder.ENCODERS:
         config = tiny_encoder.ENCODERS[name].config()
     else:
+        kind = ENCODERS.get(name) or find_config(name)
         config = kind() if kind is not None else AutoConfig.from_pretrained(name)
     settings = config.to_dict()
-    changes = {
-        key: value for key, value in as_mapping("encoder_args", arguments.encoder_args).items() if key in settings
-    }
-    return type(config)(**settings | changes)
+    return type(config)(**settings | {key: value for key, value in changes.items() if key in settings})
 
 
 def _first_block(language: PreTrainedModel) -> nn.Module:
-    """The first block of a language model.
-
-    Raises:
-        ValueError: Its blocks are none of those whose activations are known.
-    """
+    """The first block of a language model. Raises `ValueError` where the activations of such are not known."""
     for module in language.modules():
         if isinstance(module, nn.ModuleList) and any("gate_proj" in name for name in linear_layers(module[0])):
             block: nn.Module = module[0]
@@ -258,19 +236,13 @@ def measured(arguments: ElmArguments, questions: QuestionSet, tokens_per_ecg: in
 
 
 def _tokens(row: Row, tokens_per_ecg: int) -> int:
-    conversations = [row["messages"], *row.get("others", [])]
-    parts = [part["text"] for messages in conversations for message in messages for part in message["content"]]
-    turns = sum(len(messages) for messages in conversations)
-    words = sum(map(len, parts)) / CHARACTERS_PER_TOKEN
+    turns = sum(len(messages) for messages in (row["messages"], *row.get("others", [])))
+    words = characters(row) / CHARACTERS_PER_TOKEN
     return round(len(row["ecgs"]) * tokens_per_ecg + words + TOKENS_PER_TURN * turns / 2 + TOKENS_PER_ROW)
 
 
 def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
-    """An epoch of ECG-QA on PTB-XL as published, where it is not there.
-
-    Raises:
-        ValueError: It is another question set.
-    """
+    """An epoch of ECG-QA on PTB-XL as published, where it is not there; another set raises `ValueError`."""
     settings = as_mapping("dataset_args", arguments.dataset_args)
     if arguments.dataset != "ecg_qa" or settings.get("source", "ptbxl") != "ptbxl":
         raise ValueError(
@@ -306,64 +278,45 @@ def plan(
     empty = skeleton(arguments, model_args, questions)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else empty.dtype
     model = count(empty, arguments, model_args, dtype)
-    config, encoder = model.config, model.config.encoder_config
-    per_ecg = config.max_tokens_per_ecg
-    data = (
-        measured(arguments, questions, per_ecg, training_args.seed)
-        if questions is not None
-        else as_published(arguments, per_ecg)
-    )
+    encoder, per_ecg = model.config.encoder_config, model.config.max_tokens_per_ecg
+    if questions is not None:
+        data = measured(arguments, questions, per_ecg, training_args.seed)
+    else:
+        data = as_published(arguments, per_ecg)
     batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
     batch *= training_args.world_size
-    steps = training_args.max_steps if training_args.max_steps > 0 else -(-data.rows // batch)
-    steps = steps if training_args.max_steps > 0 else round(steps * training_args.num_train_epochs)
-    needs = memory(model, training_args, model_args, data.longest)
-    tokens = steps * batch * data.tokens
-    flops = tokens * flops_per_token(model, data.tokens, training_args.gradient_checkpointing)
-    aligned = arguments.align_steps * batch * (per_ecg + TOKENS_PER_ROW + 50)
-    flops += aligned * flops_per_token(model, per_ecg + TOKENS_PER_ROW + 50, training_args.gradient_checkpointing)
+    steps = training_args.max_steps
+    if steps <= 0:
+        steps = round(-(-data.rows // batch) * training_args.num_train_epochs)
+    flops = steps * batch * data.tokens * flops_per_token(model, data.tokens, training_args.gradient_checkpointing)
+    report = per_ecg + TOKENS_PER_ROW + 50
+    flops += (
+        arguments.align_steps * batch * report * flops_per_token(model, report, training_args.gradient_checkpointing)
+    )
     runs = 1 + arguments.text_only
-    hours = runs * flops / (plan_args.plan_tflops * 1e12 * plan_args.plan_utilization * training_args.world_size) / 3600
-    projector = sum(p.numel() for p in empty.model.projector.parameters()) // 2  # PEFT trains a copy
-    align = 4.0 * model.total if not arguments.quantization else 0.0
-    align = align / 4 * dtype.itemsize + 12.0 * projector
-    count_saved = training_args.save_total_limit or -(-steps // max(1, int(training_args.save_steps)))
-    checkpoints = runs * count_saved * (12.0 * model.trained + (align if arguments.align_steps else 0.0))
-    is_published = model_args.model_name_or_path in LANGUAGE_MODELS
-    cache = 4.0 * data.recordings * encoder.max_tokens * encoder.output_dim
-    return [
-        f"What {model_args.model_name_or_path} with {arguments.encoder} would need. Nothing was loaded or trained"
-        + (", shapes are those of elm/training/published.py." if is_published else "."),
-        "",
-        f"Parameters: {model.total:,} in all, {model.trained:,} trained (LoRA and projector), "
-        f"{model.quantized:,} held in 4 bits.",
-        f"Tokens per ECG: {per_ecg}, so {per_ecg} per question about one ECG and {2 * per_ecg} about two.",
-        f"Data: {data.source}.",
-        f"Epoch: {data.questions:,} questions in {data.rows:,} rows of {data.tokens:.0f} tokens on average "
-        f"(longest {data.longest:,}), {data.rows * data.tokens / 1e6:,.1f} million tokens.",
-        f"Steps: {arguments.align_steps:,} align, {steps:,} sft, of {batch} rows over {training_args.world_size} "
-        "process(es).",
-        "",
-        "Memory of each device, without sharding:",
-        f"  weights {_size(needs.weights)}: encoder, projector and LoRA float32, language model {dtype}"
-        + (f", its linear layers {8 * BYTES_PER_WEIGHT:.2f} bits a weight" if model.quantized else ""),
-        f"  gradients {_size(needs.gradients)}: float32, of what is trained",
-        f"  optimizer {_size(needs.optimizer)}: AdamW, two float32 for each weight trained",
-        f"  activations {_size(needs.activations)}: {training_args.per_device_train_batch_size} rows of "
-        f"{data.longest:,} tokens, "
-        + ("inputs of all blocks, one block whole" if training_args.gradient_checkpointing else "all blocks"),
-        f"  head {_size(needs.head)}: a tile of logits",
-        f"  in all {_size(needs.total)}: with {NOT_COUNTED:.0%} for what is not counted and {_size(CONTEXT)} of CUDA",
-        "",
-        f"FLOPs: {runs * flops:.2e}"
-        + (" (twice: text_only trains the same without ECGs, which is less)" if arguments.text_only else "")
-        + ". A frozen encoder runs once per recording and is not counted; neither is the audit.",
-        f"Time: {hours:.2g} h at {plan_args.plan_utilization:.0%} of {plan_args.plan_tflops:g} TFLOP/s on "
-        f"{training_args.world_size} device(s).",
-        f"Disk: {_size(cache)} cache ({data.recordings:,} recordings of {encoder.max_tokens} x {encoder.output_dim} "
-        f"float32), {_size(checkpoints)} checkpoints ({count_saved} kept per stage), "
-        f"{_size(runs * model.total * dtype.itemsize)} saved model.",
-    ]  # fmt: skip
+    device = plan_args.plan_tflops * 1e12 * plan_args.plan_utilization
+    per_stage = training_args.save_total_limit or -(-steps // max(1, int(training_args.save_steps)))
+    checkpoint = 12.0 * model.trained
+    if arguments.align_steps:
+        projector = sum(p.numel() for p in empty.model.projector.parameters()) // 2  # PEFT trains a copy
+        checkpoint += (0.0 if arguments.quantization else model.total * dtype.itemsize) + 12.0 * projector
+    every = {"arguments": arguments, "trainer": training_args, "language": model_args, "device": plan_args}
+    counted = {"model": model, "data": data, "dtype": dtype, "batch": batch, "steps": steps, "runs": runs}
+    assumed = {"not_counted": NOT_COUNTED, "context": CONTEXT, "bytes_per_weight": BYTES_PER_WEIGHT}
+    text = template(Path(__file__).with_name("plan.txt.jinja")).render(
+        every | counted | assumed,
+        needs=memory(model, training_args, model_args, data.longest),
+        per_ecg=per_ecg,
+        flops=flops,
+        hours=runs * flops / (device * training_args.world_size) / 3600,
+        cache=4.0 * data.recordings * encoder.max_tokens * encoder.output_dim,
+        checkpoints=runs * per_stage * checkpoint,
+        per_stage=per_stage,
+        published=LANGUAGE_MODELS,
+        size=_size,
+        n="{:,}".format,
+    )
+    return text.splitlines()
 
 
 def _size(count: float) -> str:

@@ -23,7 +23,7 @@ from data.ecg import EcgSource
 from data.experiment.recordings import evenly
 from data.support.cache import Shards
 from data.support.files import written_whole
-from data.support.pool import in_processes
+from data.support.parallel import in_processes
 from encoders.heartlang import feature_extraction
 from encoders.heartlang.feature_extraction import QrsTokenizer
 from encoders.training import report_refused

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 
 from data.ecg import EcgSource
 from data.support.cache import cache_key, computed_once
-from data.support.pool import in_processes
+from data.support.parallel import in_processes
 from encoders.melp.feature_extraction import MelpFeatureExtractor
 from encoders.melp.pretraining import mask_leads
 from encoders.melp.text import tokenize_texts

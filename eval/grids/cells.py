@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTConfig
 
 from data.support.parallel import end_with_parent
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments, as_mapping, setting
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training.run import Run
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings

@@ -26,8 +26,7 @@ from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.collator import EcgCollator
 from elm.inputs.features import FeatureStore
 from elm.training.build import lora
-from elm.training.rows import as_dataset
-from elm.training.stages import stage_args
+from elm.training.stages import as_dataset, stage_args
 from elm.training.tiny_llama import llama_config, train_tokenizer
 from elm.training.trainer import ElmTrainer
 from encoders.melp import MelpConfig, MelpFeatureExtractor

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from data.conversations.rows import dialogues
 from elm.inputs.collator import EcgCollator
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training.build import build
-from elm.training.rows import as_dataset, under_condition
+from elm.training.stages import as_dataset, under_condition
 from eval.grids import cells
 from eval.grids.numbers import INFER_CONDITIONS
 from eval.scoring.lines import read
