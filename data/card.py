@@ -3,8 +3,6 @@
 Rows only: messages, answers, identifiers. Recordings are never uploaded; whoever has them joins by record id.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections import Counter
@@ -21,41 +19,23 @@ from data.support.hub import check_repo_id, commit
 
 @dataclass(frozen=True)
 class Source:
-    """Where recordings or questions come from.
+    """Where recordings or questions come from."""
 
-    Attributes:
-        title: What a card calls it.
-        licence: Licence in words.
-        hub_licence: The same as the hub's identifier.
-        link: Where it is published.
-        words: Pattern that finds it in the name of a question set or corpus.
-    """
-
-    title: str
-    licence: str
-    hub_licence: str
-    link: str
-    words: str
+    title: str  # what a card calls it
+    licence: str  # in words
+    hub_licence: str  # the same as the hub's identifier
+    link: str  # where it is published
+    words: str  # pattern that finds it in the name of a question set or corpus
 
 
-MIMIC = Source(
-    "MIMIC-IV-ECG 1.0",
-    "ODbL 1.0 (share alike); notes and other tables of MIMIC-IV only under a data use agreement",
-    "odbl",
-    "https://physionet.org/content/mimic-iv-ecg/",
-    r"mimic",
-)
+_ODBL = "ODbL 1.0 (share alike); notes and other tables of MIMIC-IV only under a data use agreement"
+MIMIC = Source("MIMIC-IV-ECG 1.0", _ODBL, "odbl", "https://physionet.org/content/mimic-iv-ecg/", r"mimic")
+_DERIVED = "questions derived from PTB-XL's labels in ECG-QA's schema; they are NOT ECG-QA"
 SOURCES = (
     Source("simulated ECGs of this project", "MIT", "mit", "", r"simulated|synthetic"),
     Source("PTB-XL", "CC BY 4.0", "cc-by-4.0", "https://physionet.org/content/ptb-xl/", r"ptb-?xl"),
     Source("ECG-QA", "CC BY 4.0", "cc-by-4.0", "https://github.com/Jwoo5/ecg-qa", r"ecg-?qa(?!-derived)"),
-    Source(
-        "questions derived from PTB-XL's labels in ECG-QA's schema; they are NOT ECG-QA",
-        "CC BY 4.0",
-        "cc-by-4.0",
-        "",
-        r"ecg-?qa-derived",
-    ),
+    Source(_DERIVED, "CC BY 4.0", "cc-by-4.0", "", r"ecg-?qa-derived"),
     MIMIC,
 )
 
@@ -110,11 +90,8 @@ def dataset_card(
             for name, files in configs.items()
         ],
     )
-    sides = {
-        "train": [*questions.train, *questions.reports],
-        "test": [*questions.test, *questions.test_reports],
-    }
-    shared = [set.intersection(*(of(rows) for rows in sides.values())) for of in (_patients, _records)]
+    sides = [*questions.train, *questions.reports], [*questions.test, *questions.test_reports]
+    shared = [len(set.intersection(*map(ids_of, sides))) for ids_of in (_patients, _records)]
     counts = [Counter(row["question_type"] for row in rows) for rows in (questions.train, questions.test)]
     template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
@@ -126,7 +103,7 @@ def dataset_card(
         sources=source_lines(sources),
         parts={name: (len(rows), len(_patients(rows)), len(_records(rows))) for name, rows in parts.items()},
         kinds={kind: [count[kind] for count in counts] for kind in sorted(set().union(*counts))},
-        shared=[len(ids) for ids in shared],
+        shared=shared,
         leaks=leaks,
     )
 
@@ -140,18 +117,9 @@ def push_questions(
     leaks: Sequence[str] = (),
     token: str | None = None,
 ) -> str:
-    """Upload a question set's rows (Parquet) and its card as one commit of a dataset repository.
+    """Upload a question set's rows (Parquet) and its card as one commit of a dataset repository; returns its address.
 
-    Args:
-        questions: The set.
-        repo_id: OWNER/NAME.
-        private: Only the owner, or the members of an organization, may see it.
-        licence: The hub's identifier, see `dataset_card`.
-        leaks: Findings of a check of the split, in sentences.
-        token: Access token of an account that may write there; that of the account logged in by default.
-
-    Returns:
-        The address of the commit.
+    The arguments are those of `dataset_card` and of `data.support.hub.commit`.
 
     Raises:
         ValueError: No name of a repository, or rows that may not be published: about patients of MIMIC, or of a
@@ -162,12 +130,19 @@ def push_questions(
 
     check_repo_id(repo_id)
     if not private:
-        _may_be_public(questions, licence)
+        sources = _sources(questions)
+        check_terms(sources, f"the rows of {questions.name}")
+        if not sources and licence is None:
+            raise ValueError(
+                f"under which licence the rows of {questions.name} may be published is not known: state it "
+                "(--license), or push to a private repository (--private)"
+            )
     card = dataset_card(questions, repo_id, licence=licence, leaks=leaks)
     files = {"README.md": card.encode()}
     for (config, split), rows in _parts(questions).items():
         buffer = io.BytesIO()
-        Dataset.from_list([_published(row) for row in rows]).to_parquet(buffer)
+        fields = [{name: value for name, value in row.items() if name in ROW_FIELDS} for row in rows]
+        Dataset.from_list(fields).to_parquet(buffer)
         files[f"data/{config}-{split}.parquet"] = buffer.getvalue()
     message = f"Questions about ECGs: {questions.name}"
     ours = ["README.md", "data/*.parquet"]
@@ -188,16 +163,6 @@ def check_terms(sources: Sequence[Source], what: str) -> None:
         )
 
 
-def _may_be_public(questions: QuestionSet, licence: str | None) -> None:
-    sources = _sources(questions)
-    check_terms(sources, f"the rows of {questions.name}")
-    if not sources and licence is None:
-        raise ValueError(
-            f"under which licence the rows of {questions.name} may be published is not known: state it (--license), or "
-            "push to a private repository (--private)"
-        )
-
-
 def _sources(questions: QuestionSet) -> list[Source]:
     return sources_of([questions.name, questions.source_key.partition(" ")[0], *corpora_of(questions)])
 
@@ -211,11 +176,6 @@ def _parts(questions: QuestionSet) -> dict[tuple[str, str], list[Row]]:
         ("reports", "test"): questions.test_reports,
     }
     return {where: rows for where, rows in parts.items() if rows}
-
-
-def _published(row: Row) -> dict[str, object]:
-    values: dict[str, object] = {**row}
-    return {name: values[name] for name in ROW_FIELDS}
 
 
 def _patients(rows: Sequence[Row]) -> set[str]:

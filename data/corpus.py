@@ -1,7 +1,5 @@
 """`Corpus`: recordings together with what is known of them. `data.corpora` holds those of this project, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, Protocol
@@ -12,39 +10,26 @@ Traits = dict[str, str | float]  # what donors are matched on, where it is known
 
 
 class Corpus(Protocol):
-    """Recordings by id (an `EcgSource`), and whose they are; the rest may be missing, as the defaults say.
+    """Recordings by id (an `EcgSource`), and whose they are; the rest may be missing, as the defaults say."""
 
-    Attributes:
-        name: What its questions' folders and caches call it; settings write `_` for `-`.
-        title: What texts call it.
-        rates: Published sampling rates, Hz; the first is read unless another is asked for.
-        train_folds: Folds its makers recommend for training; none where no folds are published.
-        languages: Languages of its reports, `"en"` or `"de"`.
-        records: Ids of its recordings.
-        patient_of: Patient of each record.
-        fold_of: Fold of each record in the published split.
-    """
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    rates: ClassVar[tuple[int, ...]] = ()
-    train_folds: ClassVar[tuple[int, ...]] = ()
-    languages: ClassVar[tuple[str, ...]] = ()
-    records: Collection[str]
+    name: ClassVar[str]  # what its questions' folders and caches call it; settings write `_` for `-`
+    title: ClassVar[str]  # what texts call it
+    rates: ClassVar[tuple[int, ...]] = ()  # published, Hz; the first is read unless another is asked for
+    train_folds: ClassVar[tuple[int, ...]] = ()  # recommended for training; none where no folds are published
+    languages: ClassVar[tuple[str, ...]] = ()  # of its reports, `"en"` or `"de"`
+    records: Collection[str]  # ids of its recordings
     patient_of: Mapping[str, str]
-    fold_of: Mapping[str, int] = MappingProxyType({})
+    fold_of: Mapping[str, int] = MappingProxyType({})  # in the published split
 
     @property
     def key(self) -> str:
         """A name for these recordings, for caches of what is made of them."""
-        ...
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording of that id; `KeyError` when there is none."""
-        ...
 
     def traits(self, record_id: str) -> Traits:
         """What donors of a recording are matched on."""
@@ -61,10 +46,7 @@ class Corpus(Protocol):
     def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
         """Reports in one language, of those of `records` that have one.
 
-        Args:
-            records: Record ids.
-            language: Which language.
-            voltage: Whether to keep what is said of voltage, which only true millivolts can show.
+        Without `voltage` they leave out what is said of it, which only true millivolts can show.
         """
         return {}
 

@@ -1,11 +1,9 @@
 """`Ecg`: the one in-memory recording, and the names of its leads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +55,8 @@ class Ecg:
         leads = tuple(canonical_lead(name) for name in self.leads)
         signal = np.array(self.signal, dtype=np.float32)  # a copy: no caller can change a frozen recording
         if signal.ndim != 2 or signal.shape[1] == 0:
-            raise ValueError(
-                f"{who}: signal must be [leads, samples] with at least one sample, got shape {signal.shape}"
-            )
+            shape = f"[leads, samples] with at least one sample, got shape {signal.shape}"
+            raise ValueError(f"{who}: signal must be {shape}")
         if signal.shape[0] != len(leads):
             raise ValueError(f"{who}: {signal.shape[0]} rows of signal but {len(leads)} lead names {leads}")
         if len(set(leads)) != len(leads):
@@ -67,10 +64,9 @@ class Ecg:
         if not (np.isfinite(self.fs) and self.fs > 0):
             raise ValueError(f"{who}: sampling rate must be positive, got {self.fs}")
         signal.flags.writeable = False
-        object.__setattr__(self, "signal", signal)
-        object.__setattr__(self, "fs", float(self.fs))
-        object.__setattr__(self, "leads", leads)
-        object.__setattr__(self, "meta", MappingProxyType(dict(self.meta)))
+        checked = {"signal": signal, "fs": float(self.fs), "leads": leads, "meta": MappingProxyType(dict(self.meta))}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A MappingProxyType cannot be pickled; loader workers and `copy.deepcopy` need to.
@@ -85,7 +81,7 @@ class Ecg:
         """Length in seconds."""
         return float(self.signal.shape[1] / self.fs)
 
-    def select(self, leads: Iterable[str]) -> Ecg:
+    def select(self, leads: Iterable[str]) -> Self:
         """The named leads in the given order, in any spelling; `-aVR` gives aVR inverted.
 
         Raises:
@@ -105,11 +101,11 @@ class Ecg:
             raise ValueError(f"{self._who}: no lead was asked for; it has {', '.join(self.leads)}")
         return replace(self, signal=np.stack(rows), leads=names)
 
-    def resample(self, fs: float) -> Ecg:
+    def resample(self, fs: float) -> Self:
         """The recording at another sampling rate (Hz), band-limited: same duration, to one sample."""
         return self if fs == self.fs else replace(self, signal=resample(self.signal, self.fs, fs), fs=fs)
 
-    def crop(self, start: float, seconds: float) -> Ecg:
+    def crop(self, start: float, seconds: float) -> Self:
         """The `seconds` that begin at `start` (both in seconds).
 
         Raises:
@@ -120,7 +116,7 @@ class Ecg:
             raise ValueError(f"{self._who}: cannot crop {seconds} s from {start} s: it lasts {self.duration:g} s")
         return replace(self, signal=self.signal[:, first : first + count])
 
-    def pad(self, seconds: float, value: float = 0.0) -> Ecg:
+    def pad(self, seconds: float, value: float = 0.0) -> Self:
         """The recording lengthened at its end to `seconds` with a constant (mV).
 
         Raises:
@@ -137,4 +133,3 @@ class EcgSource(Protocol):
 
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording of that id; `KeyError` when there is none."""
-        ...

@@ -11,8 +11,6 @@ time. Traces may run into their neighbours' rows, as on paper, and are cut off a
 as it is: nothing is filtered or centred.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re
@@ -90,50 +88,31 @@ class Text:
 class Segment:
     """Where a lead is drawn: a time t (s) lies at `x + (t - start) * speed`, a level v (mV) at `baseline - v * gain`.
 
-    Attributes:
-        lead: Name of the lead.
-        start: Time at its left edge, in seconds from the start of the recording.
-        seconds: Length; the recording may end before.
-        x: Left edge, mm from the left of the page.
-        baseline: Level of 0 mV, mm from the top of the page.
-        top: Upper edge of its row, mm.
-        height: Height of its row, mm.
-        drawn: Whether there is a trace: the lead was recorded, and has a finite sample here.
+    All lengths are in mm, from the left and the top of the page.
     """
 
     lead: str
-    start: float
-    seconds: float
-    x: float
-    baseline: float
-    top: float
-    height: float
-    drawn: bool
+    start: float  # time at its left edge, s from the start of the recording
+    seconds: float  # length; the recording may end before
+    x: float  # left edge
+    baseline: float  # level of 0 mV
+    top: float  # upper edge of its row
+    height: float  # of its row
+    drawn: bool  # whether there is a trace: the lead was recorded, and has a finite sample here
 
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A page of paper, in mm: `strokes` first, `texts` above them.
-
-    Attributes:
-        width: Width of the page.
-        height: Height of the page.
-        speed: mm per second.
-        gain: mm per mV.
-        strokes: From the lowest to the uppermost.
-        texts: Title, names of leads, speed and gain.
-        segments: One for each lead and stretch of time on the page.
-        label: What the picture shows, for those who cannot see it.
-    """
+    """A page of paper, in mm: `strokes` first, `texts` above them."""
 
     width: int
     height: int
-    speed: int
-    gain: int
-    strokes: tuple[Stroke, ...]
-    texts: tuple[Text, ...]
-    segments: tuple[Segment, ...]
-    label: str
+    speed: int  # mm per second
+    gain: int  # mm per mV
+    strokes: tuple[Stroke, ...]  # from the lowest to the uppermost
+    texts: tuple[Text, ...]  # title, names of leads, speed and gain
+    segments: tuple[Segment, ...]  # one for each lead and stretch of time on the page
+    label: str  # what the picture shows, for those who cannot see it
 
     def svg(self, interactive: bool = False, css_class: str = "ecg-paper") -> str:
         """The page as an SVG element of its true size, whose unit is 1 mm.
@@ -202,22 +181,14 @@ class Drawing:
         axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         for stroke in self.strokes:
             colour, width = _STYLES[stroke.style]
-            lines = LineCollection(
-                [line * _UNIT for line in stroke.lines],
-                colors=colour,
-                linewidths=width * points,
-                capstyle="round",
-                joinstyle="round",
-                antialiaseds=True,
-            )
-            lines.set_snap(False)  # to whole pixels: boxes would differ in size
+            lines = LineCollection([line * _UNIT for line in stroke.lines], colors=colour, linewidths=width * points)
+            # Snapped to whole pixels, boxes would differ in size.
+            lines.set(capstyle="round", joinstyle="round", antialiased=True, snap=False)
             axes.add_collection(lines, autolim=False)
         for text in self.texts:
             colour, height = _STYLES[text.style]
-            axes.text(
-                text.x, text.y, text.text, color=colour, fontsize=height * points, family="DejaVu Sans",
-                va="baseline", ha="left", parse_math=False,
-            )  # fmt: skip
+            words = axes.text(text.x, text.y, text.text, color=colour, fontsize=height * points, parse_math=False)
+            words.set(family="DejaVu Sans", va="baseline", ha="left")
         out = io.BytesIO()
         FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})  # type: ignore[no-untyped-call]
         return out.getvalue()
@@ -227,23 +198,17 @@ class Drawing:
 class Paper:
     """How ECGs are drawn on paper.
 
-    Attributes:
-        layout: Rows x columns: "3x4", "6x2" or "12x1".
-        speed: mm per second, 25 or 50.
-        gain: mm per mV, 5, 10 or 20.
-        rhythm: Lead drawn once more in full length at the bottom, or None. One that the layout shows in full length
-            already is not repeated.
-        cabrera: Limb leads as aVL, I, -aVR, II, aVF, III.
+    The lead `rhythm` is drawn once more in full length at the bottom, unless the layout shows it so already.
 
     Raises:
         ValueError: The layout, speed, gain or rhythm lead is none of these.
     """
 
-    layout: str = "3x4"
-    speed: int = 25
-    gain: int = 10
+    layout: str = "3x4"  # rows x columns: "3x4", "6x2" or "12x1"
+    speed: int = 25  # mm per second, 25 or 50
+    gain: int = 10  # mm per mV, 5, 10 or 20
     rhythm: str | None = "II"
-    cabrera: bool = False
+    cabrera: bool = False  # limb leads as aVL, I, -aVR, II, aVF, III
 
     def __post_init__(self) -> None:
         for name, value, allowed, unit in (
@@ -327,9 +292,8 @@ class Paper:
             )
         scale = f"{self.speed} mm/s · {self.gain} mm/mV" + (f" · from {start:.10g} s" if start else "")
         texts.append(Text("scale", left, height - 3.5, scale))
-        label = f"ECG on paper, {self.layout}, {self.speed} mm/s, {self.gain} mm/mV" + (
-            title and f": {_line_of(title)}"
-        )
+        label = f"ECG on paper, {self.layout}, {self.speed} mm/s, {self.gain} mm/mV"
+        label += title and f": {_line_of(title)}"
         return Drawing(width, height, self.speed, self.gain, (*strokes,), (*texts,), (*segments,), label)
 
     def _strips(self, layout: _Layout) -> Iterator[tuple[int, str, float, float]]:
@@ -371,15 +335,13 @@ def _path(line: Points) -> str:
 @cache  # there are only as many pages as settings, and this is a third of the work
 def grid(width: int, height: int) -> tuple[Stroke, Stroke]:
     """The lines of a paper of this size in mm, and above them the bold ones."""
-    minor: list[Points] = []
-    bold: list[Points] = []
+    lines: dict[bool, list[Points]] = {False: [], True: []}  # by whether they are bold
     for mm in range(max(width, height) + 1):
-        lines = bold if mm % _BOX == 0 else minor
         if mm <= width:
-            lines.append(_points(np.array([mm, mm]), np.array([0, height])))
+            lines[mm % _BOX == 0].append(_points(np.array([mm, mm]), np.array([0, height])))
         if mm <= height:
-            lines.append(_points(np.array([0, width]), np.array([mm, mm])))
-    return Stroke("minor", tuple(minor)), Stroke("bold", tuple(bold))
+            lines[mm % _BOX == 0].append(_points(np.array([0, width]), np.array([mm, mm])))
+    return Stroke("minor", tuple(lines[False])), Stroke("bold", tuple(lines[True]))
 
 
 def lines_through(x: NDArray[np.float64], y: NDArray[np.float64]) -> Iterator[Points]:

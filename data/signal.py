@@ -1,7 +1,5 @@
 """Signal operations on arrays `[..., samples]`: pure functions, no state."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from functools import cache
 
@@ -15,13 +13,7 @@ def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArra
     What lies below 0.8 of the lower Nyquist frequency keeps its amplitude to 0.5 %; straight lines (offset, drift) pass
     unchanged.
 
-    Args:
-        signal: `[..., samples]`.
-        fs_in: Sampling rate of `signal`, Hz.
-        fs_out: Wanted sampling rate, Hz.
-
-    Returns:
-        float32 `[..., round(samples * fs_out / fs_in)]`, its first sample at the time of the first of `signal`.
+    Rates are in Hz. Gives float32 `[..., round(samples * fs_out / fs_in)]`, the first sample at the same time.
 
     Raises:
         ValueError: A rate is not positive, or their ratio cannot be met to one part in a million.
@@ -46,15 +38,7 @@ def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArra
 def bandpass(signal: NDArray[np.floating], fs: float, low: float, high: float, order: int = 5) -> NDArray[np.float64]:
     """Butterworth band-pass along the last axis, run forwards and backwards: no delay, and the response squared.
 
-    Args:
-        signal: `[..., samples]`.
-        fs: Sampling rate, Hz.
-        low: Lower corner (-6 dB), Hz.
-        high: Upper corner, Hz.
-        order: Order of the filter.
-
-    Returns:
-        float64 `[..., samples]`.
+    `fs`, and the corners `low` and `high` (-6 dB), are in Hz.
 
     Raises:
         ValueError: The corners are not in ascending order between 0 and half the sampling rate.

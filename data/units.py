@@ -1,7 +1,5 @@
 """Units of amplitude and time, checked wherever they come in: files, uploads, requests."""
 
-from __future__ import annotations
-
 import math
 
 _MILLIVOLTS = {"v": 1e3, "mv": 1.0, "μv": 1e-3, "uv": 1e-3, "nv": 1e-6}  # `casefold` makes the micro sign a mu

@@ -8,8 +8,6 @@ recordings, and the questions and answers about each of them. Folders of this ma
 A model that was not audited is refused. docs/hub.md says more. Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

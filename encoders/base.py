@@ -4,8 +4,6 @@ An encoder is one folder: a configuration, a model, a feature extractor. The thr
 weights depend on (sampling rate, duration, lead order, scaling) lives in the extractor, never in the caller.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, get_args
 
@@ -23,43 +21,27 @@ Features = dict[str, NDArray[np.generic]]  # what becomes of one recording, by n
 
 @dataclass
 class EcgEncoderOutput(ModelOutput):
-    """Tokens of a batch of ECGs.
+    """Tokens of a batch of ECGs."""
 
-    Attributes:
-        last_hidden_state: `[B, T, D]`, what the projector reads.
-        mask: bool `[B, T]`, true where a token carries signal.
-        probe: `[B, P]`, the one vector per recording that the encoder's paper gives to a linear probe; `None` where
-            there is no such paper.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None  # `[B, T, D]`, what the projector reads
+    mask: torch.BoolTensor | None = None  # bool `[B, T]`, true where a token carries signal
+    # `[B, P]`, what the encoder's paper gives to a linear probe of a recording; `None` where there is no such paper.
     probe: torch.FloatTensor | None = None
 
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """The part of a recording that a token is about.
+    """The part of a recording that a token is about, from second `start` to `end`."""
 
-    Attributes:
-        lead: Name of the lead; `None` for all leads.
-        start: First second.
-        end: Last second.
-    """
-
-    lead: str | None
+    lead: str | None  # `None` for all leads
     start: float
     end: float
 
 
 class EcgEncoderConfig(PreTrainedConfig):
-    """Settings of an encoder.
+    """Settings of an encoder."""
 
-    Attributes:
-        pretrained_on: What the weights have seen (corpora, splits, reports or labels), in words; empty for none.
-    """
-
-    pretrained_on: str = ""
+    pretrained_on: str = ""  # what the weights have seen (corpora, splits, reports or labels), in words; empty for none
 
     @property
     def output_dim(self) -> int:
@@ -73,17 +55,11 @@ class EcgEncoderConfig(PreTrainedConfig):
 
 
 class SignalConfig(EcgEncoderConfig):
-    """Settings of an encoder of the signal itself.
+    """Settings of an encoder of the signal itself."""
 
-    Attributes:
-        sampling_rate: Hz of the input.
-        seconds: Duration of the input.
-        in_channels: Number of leads.
-    """
-
-    sampling_rate: int = 100
-    seconds: float = 10.0
-    in_channels: int = 12
+    sampling_rate: int = 100  # Hz of the input
+    seconds: float = 10.0  # duration of the input
+    in_channels: int = 12  # leads of the input
 
     @property
     def num_samples(self) -> int:
@@ -99,15 +75,11 @@ def check_choice(name: str, value: object, choices: object) -> None:
 
 
 class EcgEncoder(PreTrainedModel):
-    """Base of the encoders: `forward(**features) -> EcgEncoderOutput` for the features its extractor makes.
+    """Base of the encoders: `forward(**features) -> EcgEncoderOutput` for the features its extractor makes."""
 
-    Attributes:
-        ecg_inputs: Names of the tensors of `forward`, as its feature extractor names them, without `token_mask`.
-        zero_token: Where an ECG is tokens (ECG-Byte), the one that all become when it is set to zero.
-    """
-
+    # Names of the tensors of `forward`, as its feature extractor names them, without `token_mask`.
     ecg_inputs: ClassVar[tuple[str, ...]] = ("ecg_values",)
-    zero_token: int | None = None
+    zero_token: int | None = None  # where an ECG is tokens (ECG-Byte), the one that all become when it is set to zero
     main_input_name = "ecg_values"
     # Our encoders call torch's SDPA themselves, whatever is asked for. Without these three flags a language model
     # around an encoder could not choose its own implementation: transformers asks every sub-model for permission.
@@ -138,20 +110,16 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
     Sampling rate, duration, lead order by name, filter and normalisation belong here, so that preprocessing travels
     with the weights. A subclass says in `features` what one recording becomes; every record of a batch is treated on
     its own and has the same shapes, so its features do not depend on its neighbours.
-
-    Attributes:
-        own_settings: Names of the settings that do not follow from the encoder's configuration (`from_config`).
-        varying: Whether recordings as long as each other can take different numbers of tokens.
     """
 
+    # Names of the settings that do not follow from the encoder's configuration (`from_config`).
     own_settings: ClassVar[tuple[str, ...]] = ()
-    varying: ClassVar[bool] = False
+    varying: ClassVar[bool] = False  # whether recordings as long as each other can take different numbers of tokens
 
     def __init__(self, **kwargs: object) -> None:
         # transformers writes these two into preprocessor_config.json; any other name it would keep as an attribute that
         # nothing reads, so a misspelt setting would go unnoticed.
-        unknown = kwargs.keys() - {"feature_extractor_type", "processor_class"}
-        if unknown:
+        if unknown := kwargs.keys() - {"feature_extractor_type", "processor_class"}:
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
         super().__init__()
 

@@ -1,13 +1,12 @@
 """Checkpoints: their tensors by name, nothing that could run, and models that take exactly these."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
+from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import snapshot_download
@@ -77,7 +76,8 @@ def read_state(file: str | Path) -> Weights:
         if file.suffix == ".safetensors":
             return load_file(file)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+            # Tensors of today's format, a zip, are read when they are used.
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(f"{file} is no checkpoint that can be read: {error}") from error
     except Exception as error:
@@ -105,8 +105,8 @@ def tensor_names(file: str | Path) -> list[str]:
     return list(read_state(file))
 
 
-def load_weights(model: PreTrainedModel, weights: Weights, source: str) -> None:
-    """Give a model exactly these weights, its whole state by name; error messages call them by `source`.
+def built(model: Model, weights: Weights, source: str) -> Model:
+    """The model in eval mode with exactly these weights, its whole state by name; errors call them by `source`.
 
     Raises:
         ValueError: A tensor is missing, unexpected, misshapen or not finite.
@@ -125,11 +125,6 @@ def load_weights(model: PreTrainedModel, weights: Weights, source: str) -> None:
             f"weights of {source} do not fit {type(model).__name__}: {'; '.join(sorted(faults)[:5])}{more}"
         )
     model.load_state_dict(weights)
-
-
-def built(model: Model, weights: Weights, source: str) -> Model:
-    """The model with exactly these weights, in eval mode; arguments and errors as `load_weights`'."""
-    load_weights(model, weights, source)
     return model.eval()
 
 
@@ -158,9 +153,3 @@ def not_default(config: PreTrainedConfig | None) -> Settings:
         return {}
     plain = type(config)()
     return {name: value for name in settings_of(type(config)) if (value := vars(config)[name]) != vars(plain)[name]}
-
-
-def _is_zip(file: Path) -> bool:
-    """Whether it is of today's format, whose tensors are then read when they are used."""
-    with open(file, "rb") as opened:
-        return opened.read(2) == b"PK"

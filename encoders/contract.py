@@ -1,7 +1,5 @@
 """What every encoder and its feature extractor keep to, as a check that other people can run on theirs."""
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from collections.abc import Callable
@@ -59,22 +57,15 @@ def _encode(encoder: EcgEncoder, extractor: EcgFeatureExtractor, *ecgs: Ecg) -> 
 
 def _features(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
     features = extractor([simulated(), simulated(3.3)])
-    wanted = {*encoder.ecg_inputs, "token_mask"}
-    _demand(
-        set(features) == wanted,
-        f"the extractor gives {sorted(features)}; ecg_inputs and token_mask are {sorted(wanted)}",
-    )
-    _demand(
-        set(extractor.model_input_names) == wanted,
-        f"model_input_names is {sorted(extractor.model_input_names)}; ecg_inputs and token_mask are {sorted(wanted)}",
-    )
-    mask = features["token_mask"]
-    shape = (2, encoder.config.max_tokens)
+    wanted = sorted({*encoder.ecg_inputs, "token_mask"})
+    names, declared = sorted(features), sorted(set(extractor.model_input_names))
+    _demand(names == wanted, f"the extractor gives {names}; ecg_inputs and token_mask are {wanted}")
+    _demand(declared == wanted, f"model_input_names is {declared}; ecg_inputs and token_mask are {wanted}")
+    mask, shape = features["token_mask"], (2, encoder.config.max_tokens)
     _demand(mask.dtype == torch.bool, f"token_mask is {mask.dtype}, not bool")
     _demand(mask.shape == shape, f"token_mask is {tuple(mask.shape)}; two recordings and max_tokens make {shape}")
-    _demand(
-        _refuses(TypeError, lambda: type(extractor)(no_such_setting=1)), "the extractor takes settings it does not have"
-    )
+    refused = _refuses(TypeError, lambda: type(extractor)(no_such_setting=1))
+    _demand(refused, "the extractor takes settings it does not have")
 
 
 def _tokens(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
@@ -103,9 +94,8 @@ def _mask(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
         as_with = without.shape == mask.shape and (bool(without.all()) or torch.equal(without, mask))
         _demand(as_with, "without a token_mask, the mask is neither true throughout nor the same as with it")
         count = int(mask.sum())
-        _demand(
-            bool(mask[0, :count].all()), f"padding comes before signal ({seconds:g} s): a recording begins at token 0"
-        )
+        first = bool(mask[0, :count].all())
+        _demand(first, f"padding comes before signal ({seconds:g} s): a recording begins at token 0")
         _demand(count > 0, f"a recording of {seconds:g} s has no token that carries signal")
         _demand(count >= most, f"a recording of {seconds:g} s has fewer tokens that carry signal than a shorter one")
         most = count
@@ -127,16 +117,13 @@ def _names_and_time(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None
     ecg = simulated()
     features, other = extractor([ecg]), extractor([ecg.select(LEADS[::-1])])
     for name in features:
-        _demand(
-            torch.equal(features[name], other[name]), f"{name} depends on the order of the leads: take them by name"
-        )
+        same = torch.equal(features[name], other[name])
+        _demand(same, f"{name} depends on the order of the leads: take them by name")
     tokens, different = _encode(encoder, extractor, ecg, simulated(seed=1)).last_hidden_state
     for fs in (250, 1000):
         slower = _encode(encoder, extractor, simulated(fs=fs)).last_hidden_state[0]
-        _demand(
-            bool((slower - tokens).norm() < 0.5 * (different - tokens).norm()),
-            f"at {fs} Hz the recording of 500 Hz gives tokens like those of another one: resample it",
-        )
+        near = bool((slower - tokens).norm() < 0.5 * (different - tokens).norm())
+        _demand(near, f"at {fs} Hz the recording of 500 Hz gives tokens like those of another one: resample it")
 
 
 def _refusals(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:

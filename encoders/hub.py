@@ -5,8 +5,6 @@ Loading is strict: a tensor that is missing, unexpected, misshapen or not finite
 `from_pretrained` only warns and leaves such a weight random.)
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -123,16 +121,13 @@ def _split(overrides: Settings, kind: type[EcgEncoderConfig]) -> tuple[Settings,
     """Overrides for the configuration, and those for the extractor alone."""
     of_config = settings_of(kind)
     of_extractor = set(FEATURE_EXTRACTOR_MAPPING[kind].own_settings)
-    unknown = overrides.keys() - of_config - of_extractor
-    if unknown:
-        raise ValueError(
-            f"unknown setting {', '.join(sorted(unknown))}: {kind.model_type} has "
-            f"{', '.join(sorted(of_config | of_extractor))}"
-        )
-    return (
-        {name: value for name, value in overrides.items() if name in of_config},
-        {name: value for name, value in overrides.items() if name in of_extractor},
+    if unknown := overrides.keys() - of_config - of_extractor:
+        names = ", ".join(sorted(of_config | of_extractor))
+        raise ValueError(f"unknown setting {', '.join(sorted(unknown))}: {kind.model_type} has {names}")
+    for_config, own = (
+        {name: overrides[name] for name in overrides if name in names} for names in (of_config, of_extractor)
     )
+    return for_config, own
 
 
 def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> Settings:

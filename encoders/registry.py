@@ -10,8 +10,6 @@ The module calls `register` itself, rather than name its classes here: then the 
 module that subclasses `EcgEncoder` imports this package in its first lines, before any class of its own exists.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Collection, Sequence

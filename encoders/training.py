@@ -4,8 +4,6 @@ What follows from chance follows from seed, epoch and recording: neither the num
 interruption changes the order of recordings, or what is drawn for one of them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +23,11 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ratios:
-    """Measured quantities, each a sum over recordings divided by another.
+    """Measured quantities, each a sum over recordings divided by another."""
 
-    Attributes:
-        above: By name, what each recording adds above the line `[records]`.
-        below: The same below it.
-        numbers: What is no such ratio.
-    """
-
-    above: dict[str, Column]
-    below: dict[str, Column]
-    numbers: dict[str, float]
+    above: dict[str, Column]  # by name, what each recording adds above the line `[records]`
+    below: dict[str, Column]  # the same below it
+    numbers: dict[str, float]  # what is no such ratio
 
     @classmethod
     def of(cls, pairs: Mapping[str, tuple[Column, Column]], **numbers: float) -> Self:
@@ -87,11 +79,8 @@ class Shuffled(Sampler[int]):
 class PretrainingTrainer(Trainer):
     """A Trainer that measures held-out recordings its own way, and decays neither biases nor norms.
 
-    Args:
-        measure: Gives numbers about the model, by name. They are logged when the Trainer evaluates, by the first
-            process.
-        anew: Whether items of the training set differ from epoch to epoch (`Shuffled`).
-        **kwargs: Arguments of `Trainer`.
+    What `measure` says of the model, by name, is logged when the Trainer evaluates, by the first process; `anew` says
+    whether items of the training set differ from epoch to epoch (`Shuffled`).
     """
 
     def __init__(self, measure: Callable[[nn.Module], dict[str, float]], anew: bool, **kwargs: Any) -> None:

@@ -15,8 +15,6 @@ question and condition) into `MODEL/ablation`, and the verdict into the model's 
 stopped when started again. Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@ are unbalanced: of some, 90 % have one answer, so that a guesser is right as oft
 Prints the share of audits that end in each verdict. docs/audit.md shows the table and states the rule.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from data.support.commands import parse

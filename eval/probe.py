@@ -18,8 +18,6 @@ the whole encoder is trained instead, and so is the one with random weights. doc
 Writes probe.json and probe.md. Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

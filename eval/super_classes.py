@@ -12,8 +12,6 @@ The audit of a model trained on PTB-XL's folds does this by itself; the command 
 be, and writes `super-classes.json` into `MODEL/ablation`. Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

@@ -18,8 +18,6 @@ Without --model it is a small Llama with random weights, without --tokenizer tok
 that are exchanged. A model's own tokenizer, where it was trained here, need not be named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from data.support.commands import parse
@@ -27,11 +25,7 @@ from eval.probing.settings import VocabularySettings
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables.
-
-    Raises:
-        ValueError: A tokenizer is named for a model that has its own, or there is none in the file.
-    """
+    """Print the tables."""
     settings = parse(VocabularySettings, "eval.vocabulary", __doc__, argv)
 
     from eval.probing.vocabulary import run

@@ -18,8 +18,6 @@ What is published of MELP, fuyingw/MELP_Encoder, is the ECG tower alone and cann
 Writes zero_shot.json and zero_shot.md. Research use only; not a medical device.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

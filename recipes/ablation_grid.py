@@ -26,7 +26,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.support.parallel import beside
 from elm.saved.arguments import ElmArguments, as_mapping
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training import dev
 from elm.training.resume import claim_folder
 from elm.training.run import share

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from elm.training.heartlang import HeartLangArguments, for_dev, pretrained_on, sentences
-from elm.training.pretraining import claim, parse_stages, recordings_of, refuse_sharding, save_run, trainer_args
+from elm.training.heartlang import HeartLangArguments, for_dev, pretrained_on
+from elm.training.pretraining import begin, parse_stages, recordings_of, save_run, trainer_args
 from elm.training.resume import train_to_end
-from elm.training.settings import check_launch
 from encoders import load_encoder, new_encoder
 from encoders.heartlang import pretraining
 from encoders.heartlang.pretraining import HeartLangTrainer, MaskedSentences
-from eval.probing.held_out import Measure, as_lines
+from encoders.heartlang.sentences import sentences_of
+from eval.probing.numbers import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "heartlang_ptbxl_cpu.yaml"
 STAGES = ("vqhbr", "sentence")
@@ -33,11 +33,7 @@ STAGES = ("vqhbr", "sentence")
 
 def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> None:
     """Trains one stage, measures it on held-out patients and saves it."""
-    check_launch()
-    refuse_sharding()
-    if arguments.dev:
-        arguments, training_args = for_dev(arguments, training_args)
-    claim(arguments, training_args)
+    arguments, training_args = begin(arguments, training_args, for_dev)
     folder, vqhbr = Path(training_args.output_dir), None
 
     # Model
@@ -54,7 +50,8 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
     # Data: the first process cuts the recordings, the others read what it cut.
     with training_args.main_process_first(desc="sentences"):
         recordings = recordings_of(arguments)
-        train, held_out = (sentences(arguments, recordings, records, tokenizer) for records in recordings.sides)
+        cut = (recordings.source, recordings.key, tokenizer, arguments.cache_dir, arguments.jobs)
+        train, held_out = (sentences_of(records, *cut) for records in recordings.sides)
     some, batch_size = train.spread(arguments.baseline_records), training_args.per_device_eval_batch_size
     refused = train.refused | held_out.refused
     if vqhbr is None:

@@ -20,27 +20,22 @@ import torch
 from transformers import TrainingArguments
 
 from elm.training.melp import MelpArguments, check, for_dev, new_model, pretrained_on, reports, usable
-from elm.training.pretraining import claim, parse_stages, recordings_of, refuse_sharding, save_run, trainer_args
+from elm.training.pretraining import begin, parse_stages, recordings_of, save_run, trainer_args
 from elm.training.resume import train_to_end
-from elm.training.settings import check_launch
 from encoders import load_encoder, new_encoder
 from encoders.melp import MelpModel
 from encoders.melp.alignment import Alignment
 from encoders.melp.files import save_pretraining
 from encoders.melp.training import MelpTrainer, PairCollator, Pairs
-from eval.probing.held_out import Measure, as_lines
+from eval.probing.numbers import Measure, as_lines
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "melp_tiny_cpu.yaml"
 
 
 def main(arguments: MelpArguments, training_args: TrainingArguments) -> None:
     """Trains the model, measures it on held-out patients and saves it."""
-    check_launch()
-    refuse_sharding()
     check(arguments, training_args)
-    if arguments.dev:
-        arguments, training_args = for_dev(arguments, training_args)
-    claim(arguments, training_args)
+    arguments, training_args = begin(arguments, training_args, for_dev)
     folder = Path(training_args.output_dir)
 
     torch.manual_seed(training_args.seed)  # new weights

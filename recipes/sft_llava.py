@@ -25,7 +25,7 @@ from data.conversations.rows import QuestionSet
 from data.support.parallel import beside
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training import dev
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan

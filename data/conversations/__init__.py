@@ -1,7 +1,5 @@
 """Question and instruction sets, each as a `QuestionSet`; `load_questions(name, **settings)` finds one by name."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -20,38 +18,21 @@ __all__ = ["check_questions", "load_questions"]
 def load_questions(name: str, **settings: Any) -> QuestionSet:
     """The named question set, checked (`check_questions`).
 
-    Args:
-        name: `"synthetic"`, `"ecg_qa"`, or one that an installed package provides (docs/extending.md).
-        **settings: The arguments of its `load` function.
+    It is `"synthetic"`, `"ecg_qa"`, or one that an installed package provides (docs/extending.md); settings are the
+    arguments of its `load` function.
 
     Raises:
         ImportError: An installed package provides it, but cannot be imported.
         ValueError: An unknown name or setting, a name that two packages provide, or questions that would be trained or
             counted wrongly.
     """
-    load = _load_function(name)
+    load = plugins.find("dataset", name, GROUP, _SETS)
     names = inspect.signature(load).parameters
     if unknown := settings.keys() - names.keys():
         raise ValueError(f"dataset {name!r} has no setting {', '.join(sorted(unknown))}: it has {', '.join(names)}")
     questions = load(**settings)
     if not isinstance(questions, QuestionSet):
-        raise ValueError(
-            f"dataset {name!r} gives a {type(questions).__name__}, not a data.conversations.rows.QuestionSet"
-        )
+        kind = type(questions).__name__
+        raise ValueError(f"dataset {name!r} gives a {kind}, not a data.conversations.rows.QuestionSet")
     check_questions(questions)
     return questions
-
-
-def _load_function(name: str) -> Callable[..., QuestionSet]:
-    installed = plugins.providers(GROUP)
-    entries = installed.get(name, [])
-    plugins.refuse_several("dataset", name, entries, ours=name in _SETS)
-    if name in _SETS:
-        return _SETS[name]
-    if not entries:
-        raise ValueError(
-            f"unknown dataset {name!r}: one of {', '.join([*_SETS, *sorted(installed)])}; "
-            "is the package that provides it installed?"
-        )
-    load: Callable[..., QuestionSet] = plugins.load("dataset", entries[0])
-    return load

@@ -1,8 +1,6 @@
 """What every question set keeps to, as checks: `load_questions` runs them, and so can whoever makes a set."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from data.conversations.rows import QuestionSet, Row, answer_text, question_row
 
@@ -15,9 +13,6 @@ def check_questions(questions: QuestionSet) -> None:
 
     Whether patients are on both sides of the split is looked at before a training (`data.experiment.leaks`).
 
-    Args:
-        questions: The question set.
-
     Raises:
         ValueError: A row breaks the schema, an id is used twice, or a record's patient is not known or another one
             than its row says; names the row.
@@ -25,18 +20,20 @@ def check_questions(questions: QuestionSet) -> None:
     name = questions.name
     for rows in (questions.train, questions.reports, questions.test, questions.test_reports):
         check_rows(name, rows)
-        _check_patients(name, rows, questions.patient_of)
+        for row in rows:
+            for record, patient in zip(row["ecgs"], row["patient_ids"]):
+                if questions.patient_of.get(record) != patient:
+                    raise ValueError(
+                        f"{name}: question {row['id']!r} says record {record!r} is of patient {patient!r}, "
+                        f"patient_of says {questions.patient_of.get(record)!r}"
+                    )
 
 
 def check_rows(name: str, rows: Sequence[Row]) -> None:
-    """Refuse rows whose id, recordings, messages or answers are not what `Row` says.
-
-    Args:
-        name: Name of the question set, for messages.
-        rows: Single-turn rows.
+    """Refuse single-turn rows whose id, recordings, messages or answers are not what `Row` says.
 
     Raises:
-        ValueError: Names the row, and what is wrong in it.
+        ValueError: Names the set, the row, and what is wrong in it.
     """
     seen: set[str] = set()
     for place, row in enumerate(rows):
@@ -69,13 +66,3 @@ def _fault(row: Row) -> str | None:
     if last["role"] != "assistant" or text != answer_text(row["answer"]):
         return f"ends with {last['role']} {text!r}, but what is scored is {answer_text(row['answer'])!r}: {_BUILD}"
     return None
-
-
-def _check_patients(name: str, rows: Sequence[Row], patient_of: Mapping[str, str]) -> None:
-    for row in rows:
-        for record, patient in zip(row["ecgs"], row["patient_ids"]):
-            if patient_of.get(record) != patient:
-                raise ValueError(
-                    f"{name}: question {row['id']!r} says record {record!r} is of patient {patient!r}, "
-                    f"patient_of says {patient_of.get(record)!r}"
-                )

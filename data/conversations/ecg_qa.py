@@ -14,8 +14,6 @@ folds; a test row comes from `valid` or `test` and its ECGs lie in test folds. W
 in the notes.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -50,42 +48,34 @@ class EcgQa:
     """Settings of the question set: the arguments of `load`.
 
     Attributes:
-        root: Folder that holds the sets.
-        recordings: The recordings, or the folder of them; `root/ptbxl` or `root/mimic-iv-ecg` when not given.
-        source: `"ptbxl"` or `"mimic-iv-ecg"`: the ECGs that are asked about.
-        sets: Folders of `root`, in ECG-QA's layout. When not given `ecgqa` and, with PTB-XL, `ecgqa-derived`.
         version: `"template"` or `"paraphrased"`: the wording of the questions; `"both"` has each of them twice.
         split: `"folds+own"`: PTB-XL's folds and ECG-QA's own split must agree (PTB-XL's default). `"folds"`: the folds
             alone. `"own"`: ECG-QA's alone, as its makers published it (MIMIC-IV-ECG has no other).
-        train_folds: PTB-XL folds of training rows.
-        test_folds: PTB-XL folds of test rows.
-        held_out: With `split="own"`, ECG-QA's split that is asked: `"test"` or `"valid"`.
         super_classes: Whether to train on all five of `SUPER_CLASSES` about every training record of PTB-XL, too.
         voltage: Whether reports may speak of voltage: only true millivolts show it, to an encoder that keeps them.
         reports: Where a record's report comes from; the first of these that a record has is taken. `"english"`: its
             English report. `"german"`: its German report as written. `"translated"`: its German report in English, by
             `translator`. `"labels"`: sentences made from its labels, for training records only. German stands alone.
-        translator: Hub id or folder of a sequence-to-sequence model from German to English.
-        cache: Folder for translations; `root/cache` when not given.
-        rate: Sampling rate at which PTB-XL's records are read from their folder, 100 (default) or 500 Hz.
     """
 
-    root: Path | str
-    recordings: CorpusFolder | Path | str | None = None
+    root: Path | str  # folder that holds the sets
+    recordings: CorpusFolder | Path | str | None = (
+        None  # or their folder: `root/ptbxl` or `root/mimic-iv-ecg` by default
+    )
     _: KW_ONLY
-    source: str = "ptbxl"
-    sets: Sequence[str] | None = None
+    source: str = "ptbxl"  # or `"mimic-iv-ecg"`: the ECGs that are asked about
+    sets: Sequence[str] | None = None  # folders of `root`; by default `ecgqa` and, with PTB-XL, `ecgqa-derived`
     version: str = "template"
     split: str | None = None
-    train_folds: Collection[int] = TRAIN_FOLDS
-    test_folds: Collection[int] = (9,)
-    held_out: str = "test"
+    train_folds: Collection[int] = TRAIN_FOLDS  # of PTB-XL, of training rows
+    test_folds: Collection[int] = (9,)  # of PTB-XL, of test rows
+    held_out: str = "test"  # with `split="own"`, ECG-QA's split that is asked: `"test"` or `"valid"`
     super_classes: bool = False
     voltage: bool = False
     reports: Sequence[str] = ("english", "labels")
-    translator: Path | str | None = None
-    cache: Path | str | None = None
-    rate: int | None = None
+    translator: Path | str | None = None  # hub id or folder of a sequence-to-sequence model from German to English
+    cache: Path | str | None = None  # folder for translations; `root/cache` by default
+    rate: int | None = None  # Hz, at which PTB-XL's records are read from their folder: 100 (default) or 500
 
     @cached_property
     def corpus(self) -> type[CorpusFolder]:
@@ -121,15 +111,13 @@ class EcgQa:
         if not corpus.train_folds and split != "own":
             raise ValueError(f"{corpus.title} has no folds: split={split!r} is for PTB-XL, use split='own'")
         if self.super_classes and split == "own":
-            raise ValueError(
-                f"super_classes are those of PTB-XL's folds: not for source {self.source!r} split {split!r}"
-            )
+            which = f"source {self.source!r} split {split!r}"
+            raise ValueError(f"super_classes are those of PTB-XL's folds: not for {which}")
         corpus.check_rate(self.rate)
         check_kinds(self.reports, self.translator, english_only="" if "de" in corpus.languages else corpus.title)
         if both := sorted(set(self.train_folds) & set(self.test_folds)):
-            raise ValueError(
-                f"folds {both} are both in train_folds and in test_folds: a test patient must not be trained on"
-            )
+            why = "a test patient must not be trained on"
+            raise ValueError(f"folds {both} are both in train_folds and in test_folds: {why}")
 
     def open_recordings(self) -> CorpusFolder:
         """The recordings, which must be those of `source`."""
@@ -180,13 +168,12 @@ def load(*args: Any, **keywords: Any) -> QuestionSet:
         rows = super_class_rows(recordings, settings.train_folds)
         train += rows
         notes.append(f"{len(rows)} training questions about super-classes were made from PTB-XL's labels: NOT ECG-QA.")
-    _check_unique(train + test)
+    counts = Counter(row["id"] for row in (*train, *test))
+    if repeated := [id for id, count in counts.items() if count > 1]:
+        raise ValueError(f"sample_id is not unique: {len(repeated)} rows are named twice, such as {repeated[0]}")
     reports, test_reports, report_notes = _report_rows(settings, recordings, train, test)
-    patient_of = {
-        ecg: patient
-        for row in (*train, *test, *reports, *test_reports)
-        for ecg, patient in zip(row["ecgs"], row["patient_ids"])
-    }
+    rows = [*train, *test, *reports, *test_reports]
+    patient_of = {ecg: patient for row in rows for ecg, patient in zip(row["ecgs"], row["patient_ids"])}
     return QuestionSet(
         name="+".join(settings.set_names) + ("" if settings.source == "ptbxl" else f" ({settings.source})"),
         source=recordings,
@@ -266,9 +253,3 @@ def _report_rows(
     if not settings.voltage:
         notes.append("Statements about voltage were left out of the reports.")
     return reports, test_reports, notes
-
-
-def _check_unique(rows: list[Row]) -> None:
-    repeated = [id for id, count in Counter(row["id"] for row in rows).items() if count > 1]
-    if repeated:
-        raise ValueError(f"sample_id is not unique: {len(repeated)} rows are named twice, such as {repeated[0]}")

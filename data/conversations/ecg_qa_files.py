@@ -1,7 +1,5 @@
 """ECG-QA's files of questions: read, checked against their schema, and made rows."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -49,29 +47,23 @@ def read_questions(folder: Path) -> Iterator[tuple[str, Fields]]:
             if not isinstance(questions, list):
                 raise ValueError(f"{file}: expected a list of questions, got {type(questions).__name__}")
             for index, question in enumerate(questions):
-                where = f"{file}: question {index}"
-                _check(question, where)
+                _check(question, f"{file}: question {index}")
                 yield split, question
 
 
 def _check(question: object, where: str) -> None:
     if not isinstance(question, dict):
         raise ValueError(f"{where}: expected an object, got {type(question).__name__}")
-    for field, kind in _FIELDS.items():
+    for field, wanted in _FIELDS.items():
         if field not in question:
             raise ValueError(f"{where}: no field {field!r}: download the file again")
-        if not isinstance(question[field], kind):
-            raise ValueError(f"{where}: {field}: expected {kind.__name__}, got {question[field]!r}")
-    kind_of_question = question["question_type"]
-    if kind_of_question not in QUESTION_TYPES:
-        raise ValueError(
-            f"{where}: question_type {kind_of_question!r} is unknown: expected one of {', '.join(QUESTION_TYPES)}"
-        )
-    if len(question["ecg_id"]) != QUESTION_TYPES[kind_of_question]:
-        raise ValueError(
-            f"{where}: ecg_id: {kind_of_question} is about {QUESTION_TYPES[kind_of_question]} ECGs, "
-            f"got {question['ecg_id']}"
-        )
+        if not isinstance(question[field], wanted):
+            raise ValueError(f"{where}: {field}: expected {wanted.__name__}, got {question[field]!r}")
+    kind, ecgs = question["question_type"], question["ecg_id"]
+    if kind not in QUESTION_TYPES:
+        raise ValueError(f"{where}: question_type {kind!r} is unknown: expected one of {', '.join(QUESTION_TYPES)}")
+    if len(ecgs) != (count := QUESTION_TYPES[kind]):
+        raise ValueError(f"{where}: ecg_id: {kind} is about {count} ECGs, got {ecgs}")
     if not question["answer"] or not all(isinstance(answer, str) for answer in question["answer"]):
         raise ValueError(f"{where}: answer: expected texts (['none'] for no finding), got {question['answer']}")
 
@@ -79,7 +71,7 @@ def _check(question: object, where: str) -> None:
 def row_of(prefix: str, question: Fields, patient_of: Mapping[str, str]) -> Row:
     """A question as a row; the patient of a recording that is not on disk is empty."""
     ecgs = [str(ecg) for ecg in question["ecg_id"]]
-    attributes = tuple(str(attribute) for attribute in question.get("attribute") or ())
+    attributes = tuple(map(str, question.get("attribute") or ()))
     shared = _shared_row(
         question["question_type"],
         question["template_id"],
@@ -88,14 +80,8 @@ def row_of(prefix: str, question: Fields, patient_of: Mapping[str, str]) -> Row:
         question["question"],
         tuple(question["answer"]),
     )
-    return Row(
-        **{
-            **shared,
-            "id": f"{prefix}/{question['sample_id']}",
-            "ecgs": ecgs,
-            "patient_ids": [patient_of.get(ecg, "") for ecg in ecgs],
-        }
-    )
+    patients = [patient_of.get(ecg, "") for ecg in ecgs]
+    return {**shared, "id": f"{prefix}/{question['sample_id']}", "ecgs": ecgs, "patient_ids": patients}
 
 
 @lru_cache(maxsize=1 << 16)

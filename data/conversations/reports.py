@@ -1,7 +1,5 @@
 """Reports of recordings of any corpus: where they may come from, and which of them a record has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,10 +16,7 @@ KINDS = {
 def check_kinds(kinds: Sequence[str], translator: Path | str | None, english_only: str = "") -> None:
     """Refuse kinds of reports that are unknown or do not go together, before anything is read.
 
-    Args:
-        kinds: Names in `KINDS`.
-        translator: Hub id or folder of a translator, where there is one.
-        english_only: What to call the corpus, where it has English reports alone.
+    `english_only` is what to call the corpus, where it has English reports alone.
 
     Raises:
         ValueError: No kind, an unknown one, one that the corpus cannot have, two languages, or a translator that is
@@ -57,13 +52,8 @@ def find_reports(
 ) -> tuple[dict[str, str], list[str]]:
     """The report of each record that has one, and notes on where they came from.
 
-    Args:
-        source: The corpus.
-        records: Record ids.
-        kinds: Names in `KINDS`, checked by `check_kinds`: the first of these that a record has is taken.
-        translated: English by German text, for `"translated"`.
-        voltage: Whether to keep what is said of voltage, which only true millivolts show, and only to an encoder that
-            keeps them.
+    The first of the kinds that a record has is taken. `translated` gives English by German text. Without `voltage` they
+    leave out what is said of it, which only true millivolts show, and only to an encoder that keeps them.
     """
     texts: dict[str, str] = {}
     used: list[str] = []

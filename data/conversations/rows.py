@@ -3,8 +3,6 @@
 A row names its recordings, it does not hold them: arrays stay in an `EcgSource` (`source[record_id] -> Ecg`).
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -49,33 +47,19 @@ class Row(TypedDict):
 
 @dataclass
 class QuestionSet:
-    """Questions of one corpus, split by patient, with the recordings they are about.
+    """Questions of one corpus, split by patient, with the recordings they are about."""
 
-    Attributes:
-        name: What the report and the model card call it.
-        source: Gives the recording of every id in the rows.
-        source_key: A name for those recordings, for caches of what is made of them.
-        train: Single-turn rows whose recordings belong to training patients.
-        test: Single-turn rows of held-out patients.
-        reports: Rows that ask for the report of one training recording: the align stage.
-        test_reports: Rows that ask for the report of one held-out recording.
-        patient_of: Patient of every record id, of both splits.
-        notes: What was dropped and why, in sentences for the model card.
-        traits: What donors are matched on, of each record id: `"corpus"`, `"sex"` and `"age"`, where they are known.
-        fold_of: Fold of each record id in its corpus' published split, where there is one.
-    """
-
-    name: str
-    source: EcgSource
-    source_key: str
-    train: list[Row]
-    test: list[Row]
-    reports: list[Row]
-    patient_of: dict[str, str]
-    notes: list[str] = field(default_factory=list)
-    traits: dict[str, Traits] = field(default_factory=dict)
-    test_reports: list[Row] = field(default_factory=list)
-    fold_of: dict[str, str] = field(default_factory=dict)
+    name: str  # what the report and the model card call it
+    source: EcgSource  # gives the recording of every id in the rows
+    source_key: str  # a name for those recordings, for caches of what is made of them
+    train: list[Row]  # single-turn rows whose recordings belong to training patients
+    test: list[Row]  # single-turn rows of held-out patients
+    reports: list[Row]  # rows that ask for the report of one training recording: the align stage
+    patient_of: dict[str, str]  # patient of every record id, of both splits
+    notes: list[str] = field(default_factory=list)  # what was dropped and why, in sentences for the model card
+    traits: dict[str, Traits] = field(default_factory=dict)  # what donors are matched on, of each record id
+    test_reports: list[Row] = field(default_factory=list)  # rows that ask for the report of one held-out recording
+    fold_of: dict[str, str] = field(default_factory=dict)  # of each record id in its corpus' published split, if any
 
 
 def user(n_ecgs: int, text: str) -> Message:
@@ -177,14 +161,14 @@ def dialogues(rows: Sequence[Row], turns: int, seed: int = 0) -> list[Row]:
     by_ecgs: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for i in rng.permutation(len(rows)):
         by_ecgs[tuple(rows[i]["ecgs"])].append(rows[i])
-    joined = []
+    joined: list[Row] = []
     for same in by_ecgs.values():
         for start in range(0, len(same), turns):
             group = same[start : start + turns]
             messages = list(group[0]["messages"])
             for row in group[1:]:
                 messages += [user(0, row["question"]), assistant(answer_text(row["answer"]))]
-            joined.append(Row(**{**group[0], "id": "+".join(row["id"] for row in group), "messages": messages}))
+            joined.append({**group[0], "id": "+".join(row["id"] for row in group), "messages": messages})
     return [joined[i] for i in rng.permutation(len(joined))]
 
 
@@ -234,6 +218,6 @@ def packed(rows: Sequence[Row], questions_per_row: int) -> list[Row]:
             packs.append(pack)
         pack.append(row)
     return [
-        Row(**{**pack[0], "id": "+".join(row["id"] for row in pack), "others": [row["messages"] for row in pack[1:]]})
+        {**pack[0], "id": "+".join(row["id"] for row in pack), "others": [row["messages"] for row in pack[1:]]}
         for pack in packs
     ]

@@ -4,8 +4,6 @@ The words are ECG-QA's (templates 1 and 2); the answers are PTB-XL's labels, so 
 asked of every record, which makes the answers a classifier's: they are scored beside a classifier on the same items.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from data.conversations.rows import Row, question_row

@@ -3,8 +3,6 @@
 An installed package provides a corpus by an entry point of the group `ecg_elm.corpora` that names such a class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
@@ -43,15 +41,7 @@ def corpus_named(name: str) -> type[Corpus]:
         ImportError: An installed package provides it, but cannot be imported.
         ValueError: There is no corpus of that name, or several packages provide it.
     """
-    ours, installed = registered(), plugins.providers(GROUP)
-    entries = installed.get(name, [])
-    plugins.refuse_several("corpus", name, entries, ours=name in ours)
-    if entries:
-        corpus: type[Corpus] = plugins.load("corpus", entries[0])
-        return corpus
-    if name not in ours:
-        raise ValueError(f"unknown corpus {name!r}: one of {', '.join([*ours, *sorted(installed)])}")
-    return ours[name]
+    return plugins.find("corpus", name, GROUP, registered())
 
 
 def load_corpus(name: str, **settings: object) -> Corpus:

@@ -10,8 +10,6 @@ The makers keep their test recordings. Benchmarks split the public ones by the t
 number of the recording, since patients are not published. A recording may have several of the nine labels.
 """
 
-from __future__ import annotations
-
 from data.corpora import register
 from data.corpora.labelled_wfdb import LabelledWfdb
 

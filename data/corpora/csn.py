@@ -14,8 +14,6 @@ as `SA` (sinus arrhythmia) and `CCR` as `CR`: 3,817 of the 23,026 recordings hav
 `split_labels` gives the columns, which published numbers are about, `stated` what the diagnoses say.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from data.corpora import register

@@ -1,7 +1,5 @@
 """What corpora that lie in a folder have in common: how they are named, read, and their tables opened."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 from collections.abc import Iterator
@@ -15,12 +13,7 @@ from data.readers.common import Nan
 
 
 class CorpusFolder(Corpus):
-    """A corpus whose recordings are files below one folder.
-
-    Attributes:
-        root: The folder.
-        rate: Which of the published sampling rates is read, Hz.
-    """
+    """A corpus whose recordings are files below one folder, of the published sampling rate `rate` (Hz)."""
 
     def __init__(self, root: Path | str, rate: int | None = None) -> None:
         self.check_rate(rate)
@@ -49,13 +42,8 @@ class CorpusFolder(Corpus):
 def table_rows(table: Path, required: tuple[str, ...], what: str) -> Iterator[dict[str, str]]:
     """Rows of a table, `.csv` or `.csv.gz`.
 
-    Args:
-        table: The file.
-        required: Columns it must have.
-        what: What table it must be, for the message.
-
     Raises:
-        ValueError: A column is missing; names the file.
+        ValueError: A required column is missing; names the file, and `what` table it must be.
     """
     opened = gzip.open if table.suffix == ".gz" else open
     with opened(table, "rt", newline="", encoding="utf-8") as file:

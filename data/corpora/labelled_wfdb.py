@@ -4,8 +4,6 @@ A table has one row per recording and one column of 0 and 1 per class. Classes a
 benchmarks order the same columns differently in their train and test files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -19,25 +17,17 @@ SPLITS = ("train", "valid", "test")
 class LabelledWfdb(CorpusFolder):
     """Recordings of 500 Hz: `source["A0001"]` is that of `A0001.hea`, wherever below `root`.
 
-    Attributes:
-        pattern: Pattern of the names of its headers.
-        where: What to do when there is none.
-        classes: Names of its label columns.
-        tables: File of the labels of each split, without `.csv`.
-        column: Column of those tables that names the recording.
-        records: Ids of the recordings there, sorted.
-        patient_of: Patient of each record. The tables do not say who that is, so every record stands for a patient
-            of its own.
+    The tables do not say who the patients are, so every record stands for a patient of its own.
 
     Raises:
         ValueError: No record is below the folder, or one is there twice.
     """
 
-    pattern: ClassVar[str]
-    where: ClassVar[str]
-    classes: ClassVar[tuple[str, ...]]
-    tables: ClassVar[Mapping[str, str]]
-    column: ClassVar[str]
+    pattern: ClassVar[str]  # of the names of its headers
+    where: ClassVar[str]  # what to do when there is none
+    classes: ClassVar[tuple[str, ...]]  # names of its label columns
+    tables: ClassVar[Mapping[str, str]]  # file of the labels of each split, without `.csv`
+    column: ClassVar[str]  # of those tables that names the recording
     rates = (500,)
 
     def __init__(self, root: Path | str, rate: int = 500) -> None:
@@ -53,12 +43,7 @@ class LabelledWfdb(CorpusFolder):
         self.patient_of = {record: record for record in self.records}
 
     def __getitem__(self, record_id: str) -> Ecg:
-        """The recording, missing samples interpolated.
-
-        Raises:
-            KeyError: There is none of that name.
-            ValueError: The record cannot be read; names the record and the file.
-        """
+        """The recording, missing samples interpolated; `KeyError` when there is none, `ValueError` when damaged."""
         if record_id not in self._files:
             raise KeyError(f"no record {record_id!r} below {self.root}")
         return self._read(record_id, self._files[record_id], "interpolate")
@@ -67,8 +52,7 @@ class LabelledWfdb(CorpusFolder):
     def split_labels(cls, folder: Path | str) -> dict[str, dict[str, frozenset[str]]]:
         """Labels by split and record, as the columns of the tables have them, of recordings on disk or not.
 
-        Args:
-            folder: Holds the three tables, `.csv` or `.csv.gz`, in it or in folders below.
+        The folder holds the three tables, `.csv` or `.csv.gz`, in it or in folders below.
 
         Raises:
             ValueError: A table is missing or there twice, lacks a column, names a recording twice or for two splits, or

@@ -14,8 +14,6 @@ when asked for.
 Age and sex are in the clinical database alone (MIMIC-IV, credentialed access). The corpus has no published split.
 """
 
-from __future__ import annotations
-
 import csv
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,12 +74,7 @@ class MimicIvEcg(CorpusFolder):
         self.records = self.patient_of = patients
 
     def __getitem__(self, record_id: str) -> Ecg:
-        """The recording, with its `patient_id`.
-
-        Raises:
-            KeyError: record_list.csv does not list it.
-            ValueError: The record cannot be read; names the record and the file.
-        """
+        """The recording; `KeyError` when record_list.csv does not list it, `ValueError` when it cannot be read."""
         if record_id not in self.patient_of:
             raise KeyError(f"no record {record_id!r} in {self.root / 'record_list.csv'}")
         path = self._paths.get(int(record_id)) or _path(int(self.patient_of[record_id]), int(record_id))
@@ -142,9 +135,8 @@ def _rows(table: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, int, lis
         reader = csv.reader(file)
         header = next(reader, [])
         if lacking := [column for column in chain(_IDS, columns) if column not in header]:
-            raise ValueError(
-                f"{table}: no column {', '.join(map(repr, lacking))}: not the table of MIMIC-IV-ECG; {_WHERE}"
-            )
+            names = ", ".join(map(repr, lacking))
+            raise ValueError(f"{table}: no column {names}: not the table of MIMIC-IV-ECG; {_WHERE}")
         subject, study = (header.index(column) for column in _IDS)
         places = [header.index(column) for column in columns]
         for row in reader:

@@ -12,8 +12,6 @@ share patients; the makers recommend 1-8 for training, 9 for validation and 10 f
 38 recordings twice, under two ids each: `data.experiment.leaks` finds them where they lie on both sides of a split.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import re
@@ -50,12 +48,8 @@ _SUB_CLASSES = {
 class PtbXl(CorpusFolder):
     """PTB-XL: `source["1"]` is the recording of `ecg_id` 1.
 
-    Attributes:
-        records: Ids whose files are there, in ascending order.
-        listed: How many records the table lists, there or not.
-        fold_of: `strat_fold` (1-10) of each record.
-        age: Age in years of each record's patient; 90 for "over 89", which the table codes as 300; None when unknown.
-        sex: `"female"` or `"male"` of each record's patient; empty when unknown.
+    Records are those whose files are there, in ascending order; `listed` counts all that the table lists. `age` is in
+    years (90 for "over 89", which the table codes as 300), None when unknown; `sex` is then empty.
 
     Raises:
         ValueError: The rate is not published, a table is missing or lacks a column, or no record is there.
@@ -70,7 +64,7 @@ class PtbXl(CorpusFolder):
     def __init__(self, root: Path | str, rate: int = 100) -> None:
         super().__init__(root, rate)
         filename = "filename_lr" if rate == 100 else "filename_hr"
-        table = self.root / "ptbxl_database.csv"
+        self._database = self.root / "ptbxl_database.csv"
         listed = self._table("ptbxl_database.csv", _REQUIRED)
         self.listed = len(listed)
         rows = [row for row in listed if (self.root / f"{row[filename]}.hea").is_file()]
@@ -79,7 +73,7 @@ class PtbXl(CorpusFolder):
         self._statements = {row[""]: row for row in self._table("scp_statements.csv", ("", "description"))}
         self._rows = {str(int(self._number(row, "ecg_id"))): row for row in rows}
         if len(self._rows) < len(rows):
-            raise ValueError(f"{table}: an ecg_id is there twice: download the table again")
+            raise ValueError(f"{self._database}: an ecg_id is there twice: download the table again")
         self._rows = dict(sorted(self._rows.items(), key=lambda item: int(item[0])))
         self._files = {record: self.root / f"{row[filename]}.hea" for record, row in self._rows.items()}
         self.records = tuple(self._rows)
@@ -106,15 +100,11 @@ class PtbXl(CorpusFolder):
         return traits
 
     def labels(self, kind: str) -> dict[str, tuple[str, ...] | None]:
-        """Labels of every record, by name.
+        """Labels of every record: `super_class` (5 classes), `sub_class` (23), `form` (19) or `rhythm` (12).
 
-        Args:
-            kind: `super_class` (5 classes), `sub_class` (23), `form` (19) or `rhythm` (12).
-
-        Returns:
-            Sorted labels of each record: `()` when it is known to have none of this kind, None when nothing is known.
-            Labels come from the table's column of that name, as benchmarks ship it, else from `scp_codes`; statements
-            of every likelihood count, as in the makers' own benchmark, and names lose their outer underscores.
+        Sorted; `()` when a record is known to have none of this kind, None when nothing is known. They come from the
+        table's column of that name, as benchmarks ship it, else from `scp_codes`; statements of every likelihood
+        count, as in the makers' own benchmark, and names lose their outer underscores.
 
         Raises:
             ValueError: There is no such kind of label.
@@ -185,10 +175,8 @@ class PtbXl(CorpusFolder):
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(
-                f"{self.root / 'ptbxl_database.csv'}: ecg_id {row['ecg_id']}, {column}: {row[column]!r} is not a "
-                "number: download the table again"
-            )
+            where = f"{self._database}: ecg_id {row['ecg_id']}, {column}"
+            raise ValueError(f"{where}: {row[column]!r} is not a number: download the table again")
         return number
 
     def _checked(self, record_id: str) -> str:
@@ -216,10 +204,8 @@ class PtbXl(CorpusFolder):
         """Code to likelihood (percent); empty when unknown: every ECG of the corpus has a statement."""
         codes = {code: float(likelihood) for code, likelihood in dict(self._parsed(record, "scp_codes")).items()}
         if unknown := sorted(set(codes) - set(self._statements)):
-            raise ValueError(
-                f"{self.root / 'ptbxl_database.csv'}: ecg_id {record}, scp_codes: {', '.join(unknown)} not in "
-                "scp_statements.csv: take both tables from the same release"
-            )
+            where = f"{self._database}: ecg_id {record}, scp_codes: {', '.join(unknown)}"
+            raise ValueError(f"{where} not in scp_statements.csv: take both tables from the same release")
         return codes
 
     def _parsed(self, record: str, column: str) -> Any:
@@ -227,12 +213,12 @@ class PtbXl(CorpusFolder):
         try:
             return ast.literal_eval(text) if text else ()
         except (ValueError, SyntaxError) as error:
-            table = self.root / "ptbxl_database.csv"
-            raise ValueError(f"{table}: ecg_id {record}, {column}: {text[:80]!r} is not a Python literal") from error
+            where = f"{self._database}: ecg_id {record}, {column}"
+            raise ValueError(f"{where}: {text[:80]!r} is not a Python literal") from error
 
-    def _rank(self, code: str) -> int:
+    def _rank(self, code: str) -> tuple[bool, bool]:
         statement = self._statements[code]
-        return 0 if statement["rhythm"] else 1 if statement["diagnostic"] else 2
+        return not statement["rhythm"], not statement["diagnostic"]
 
     def _describe(self, code: str) -> str:
         """A code or a label in words."""

@@ -1,7 +1,5 @@
 """The words of PTB-XL's and MIMIC-IV-ECG's reports: their language, and what they say of voltage."""
 
-from __future__ import annotations
-
 import re
 
 # Words that reports in one language have and those in the others do not. PTB-XL's are lower-case machine text in

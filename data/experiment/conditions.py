@@ -1,41 +1,22 @@
 """What can be done to the ECG of a question in an experiment, or to the question itself.
 
-| condition       | the model is given                           | level     | what it tells                        |
-|-----------------|----------------------------------------------|-----------|--------------------------------------|
-| `real`          | the ECG the question is about                | row       | accuracy, to be compared             |
-| `swap`          | another patient's ECG, whatever its answer   | row       | what is right without the right ECG  |
-| `swap-flip`     | another patient's ECG with another answer    | row       | whether the answer follows the ECG   |
-| `swap-same`     | another patient's ECG with the same answer   | row       | whether it follows the finding alone |
-| `zero`          | zeros where the normalised signal was        | input     | whether zeros upset it, not more     |
-| `flat`          | 0 mV in all leads, before any normaliser     | recording | what it says where nothing is there  |
-| `none`          | the words alone, the ECG's place taken out   | row       | the question's prior, other format   |
-| `mean`          | its training mean at each ECG token          | embedding | the question's prior, same format    |
-| `noise`         | white noise of each lead's mean and variance | recording | whether it needs an ECG              |
-| `phase`         | each lead's spectrum, but no waves           | recording | whether it needs waves               |
-| `lead-drop`     | 0 mV in the leads in question, or in half    | recording | whether it looks where it should     |
-| `reverse`       | the recording backwards                      | recording | whether it needs the waves' order    |
-| `question-swap` | another question of the same type            | row       | what the ECG alone is worth          |
-| `both-swap`     | another question, another patient's ECG      | row       | what neither is worth                |
-| `planted`       | simulated ECGs, one quantity moved           | recording | whether the answer follows the dose  |
+docs/audit.md has the table of conditions: what the model is given under each and what it tells, what alterations become
+in each family of inputs, and what stays readable under them.
 
-The level says who does it. *row*: `apply` changes the row. *recording*: `apply` names derived recordings, such as
-`"s02000-1~noise"`, which `Altered(source)` makes in mV before any feature extractor: the same for every family of
-encoders, and a server can be asked. *input*: whoever asks the model zeroes its inputs (`zero_features`). *embedding*:
-whoever asks the model replaces the projected tokens. Donors and other questions are chosen in
-`data/experiment/donors.py`.
+The level of a condition says who does it. *row*: `apply` changes the row. *recording*: `apply` names derived
+recordings, such as `"s02000-1~noise"`, which `Altered(source)` makes in mV before any feature extractor: the same for
+every family of encoders, and a server can be asked. *input*: whoever asks the model zeroes its inputs
+(`zero_features`). *embedding*: whoever asks the model replaces the projected tokens. Donors and other questions are
+chosen in `data/experiment/donors.py`.
 
 `swap-flip` beside `real` is what tells a reader of ECGs from a guesser. Zeros, flat lines, noise and absent ECGs are
 inputs a model may never have seen: a blind model can break on them and then looks as if it had read the ECG.
 `question-swap`, `both-swap`, `swap` and `real` are the four coalitions of two players, question and ECG, of which the
 Shapley values are made; answers are held against the row's own in all four.
-
-docs/audit.md says what the alterations become in each family of inputs, and what stays readable under them.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -55,45 +36,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the table above.
+    """What is done, and by whom."""
 
-    Attributes:
-        name: What commands and files call it.
-        label: What tables and pictures call it.
-        level: Who does it, see the module.
-        donors: The rule by which the donors are to be chosen that `apply` must be given; empty where it needs none.
-        questions: Whether `apply` must be given other questions.
-    """
-
-    name: str
-    label: str
-    level: Literal["row", "recording", "input", "embedding"]
-    donors: Literal["", "any", "flip", "same"] = ""
-    questions: bool = False
+    name: str  # what commands and files call it
+    label: str  # what tables and pictures call it
+    level: Literal["row", "recording", "input", "embedding"]  # who does it, see the module
+    donors: Literal["", "any", "flip", "same"] = ""  # rule by which donors for `apply` are chosen; empty without any
+    questions: bool = False  # whether `apply` must be given other questions
 
 
-CONDITIONS: Mapping[str, Condition] = MappingProxyType(
-    {
-        condition.name: condition
-        for condition in (
-            Condition("real", "the real ECG", "row"),
-            Condition("swap", "another patient's ECG", "row", donors="any"),
-            Condition("swap-flip", "another patient's ECG, other answer", "row", donors="flip"),
-            Condition("swap-same", "another patient's ECG, same answer", "row", donors="same"),
-            Condition("zero", "zeros for the ECG", "input"),
-            Condition("flat", "a flat line", "recording"),
-            Condition("none", "no ECG", "row"),
-            Condition("mean", "the mean ECG token", "embedding"),
-            Condition("noise", "noise of the same variance", "recording"),
-            Condition("phase", "the same spectrum without waves", "recording"),
-            Condition("lead-drop", "the leads in question at 0 mV", "recording"),
-            Condition("reverse", "the ECG backwards", "recording"),
-            Condition("question-swap", "another question", "row", questions=True),
-            Condition("both-swap", "another question, another patient's ECG", "row", donors="any", questions=True),
-            Condition("planted", "simulated ECGs, one quantity moved", "recording"),
-        )
-    }
+_CONDITIONS = (
+    Condition("real", "the real ECG", "row"),
+    Condition("swap", "another patient's ECG", "row", donors="any"),
+    Condition("swap-flip", "another patient's ECG, other answer", "row", donors="flip"),
+    Condition("swap-same", "another patient's ECG, same answer", "row", donors="same"),
+    Condition("zero", "zeros for the ECG", "input"),
+    Condition("flat", "a flat line", "recording"),
+    Condition("none", "no ECG", "row"),
+    Condition("mean", "the mean ECG token", "embedding"),
+    Condition("noise", "noise of the same variance", "recording"),
+    Condition("phase", "the same spectrum without waves", "recording"),
+    Condition("lead-drop", "the leads in question at 0 mV", "recording"),
+    Condition("reverse", "the ECG backwards", "recording"),
+    Condition("question-swap", "another question", "row", questions=True),
+    Condition("both-swap", "another question, another patient's ECG", "row", donors="any", questions=True),
+    Condition("planted", "simulated ECGs, one quantity moved", "recording"),
 )
+CONDITIONS: Mapping[str, Condition] = MappingProxyType({condition.name: condition for condition in _CONDITIONS})
 FAST = ("real", "swap", "swap-flip", "zero", "none")
 
 
@@ -120,10 +89,10 @@ def apply(
     """The rows as they are asked under a condition. Nothing is changed in place.
 
     `patient_ids` stay those of the question, also under `swap`: they are the unit of statistics. `answer` stays, too:
-    what is right about a donor's ECGs is `Donor.answer`.
+    what is right about a donor's ECGs is `Donor.answer`. What is done to inputs or embeddings leaves rows as they are.
 
     Args:
-        condition: A name of `CONDITIONS`. What is done to inputs or embeddings leaves rows as they are.
+        condition: A name of `CONDITIONS`.
         rows: Questions; for `planted`, those of `data.experiment.planted.planted_rows`.
         donors: One per row, where the condition names a rule: `data.experiment.donors.choose_donors`.
         questions: One per row, where the condition asks others: `data.experiment.donors.choose_questions`.
@@ -143,16 +112,14 @@ def apply(
         if ordinary := [row for row in changed if row["control"] != "planted"]:
             raise ValueError(f"row {ordinary[0]['id']!r} is not planted: see data.experiment.planted.planted_rows")
         return changed
-    if rule.level == "recording":
-        return [
-            {**row, "ecgs": [altered_id(ecg, _change(condition, row, ecg)) for ecg in row["ecgs"]]} for row in changed
-        ]
-    return changed
+    if rule.level != "recording":
+        return changed
+    return [{**row, "ecgs": [altered_id(ecg, _change(condition, row, ecg)) for ecg in row["ecgs"]]} for row in changed]
 
 
 def _each(
     condition: Condition, rows: Sequence[Row], values: Sequence[T | None] | None, what: str
-) -> list[tuple[Row, T]]:
+) -> Iterator[tuple[Row, T]]:
     """Rows, each with its value; refuses where there is none for a row."""
     if values is None or len(values) != len(rows):
         count = "no" if values is None else str(len(values))
@@ -160,14 +127,11 @@ def _each(
             f"condition {condition.name!r} of {len(rows)} rows was given {count} {what}: "
             f"see data.experiment.donors.choose_{what}"
         )
-    pairs = []
     for row, value in zip(rows, values):
         if value is None:
-            raise ValueError(
-                f"row {row['id']!r} has none of the {what} that condition {condition.name!r} needs: leave it out"
-            )
-        pairs.append((row, value))
-    return pairs
+            needs = f"none of the {what} that condition {condition.name!r} needs"
+            raise ValueError(f"row {row['id']!r} has {needs}: leave it out")
+        yield row, value
 
 
 def _with_ecgs(row: Row, donor: Donor) -> Row:
@@ -177,11 +141,11 @@ def _with_ecgs(row: Row, donor: Donor) -> Row:
 
 
 def _with_question(row: Row, other: Question) -> Row:
-    turns = [i for i, message in enumerate(row["messages"]) if message["role"] == "user"]
-    if len(turns) != 1:
-        raise ValueError(f"row {row['id']!r} has {len(turns)} turns: only a single question can be exchanged")
-    messages = list(row["messages"])
-    messages[turns[0]] = user(len(row["ecgs"]), other.text)
+    turns = sum(message["role"] == "user" for message in row["messages"])
+    if turns != 1:
+        raise ValueError(f"row {row['id']!r} has {turns} turns: only a single question can be exchanged")
+    turn = user(len(row["ecgs"]), other.text)
+    messages = [turn if message["role"] == "user" else message for message in row["messages"]]
     return {**row, "messages": messages, "question": other.text}
 
 
@@ -247,7 +211,7 @@ def split_id(record_id: str) -> tuple[str, str | None]:
 
 def is_altered(record_id: str) -> bool:
     """Whether an id names a change."""
-    return split_id(record_id)[1] is not None
+    return "~" in record_id
 
 
 _ALTERATIONS: Mapping[str, Callable[[Ecg], Ecg]] = {"flat": flat, "noise": noise, "phase": phase, "reverse": reverse}
@@ -330,17 +294,13 @@ def zero_features(features: Mapping[str, Any], names: Iterable[str], zero_token:
     (ECG-Byte) that of a sample at 0. Other integers and booleans are positions and masks, which say
     where the signal is and not what it looks like. Features called masks are left alone whatever their type.
 
-    Args:
-        features: What a feature extractor or processor returned.
-        names: The inputs of the encoder (`model.ecg_inputs`).
-        zero_token: The token of a sample at 0 (`encoder.zero_token`).
+    `names` are the inputs of the encoder (`model.ecg_inputs`), `zero_token` is the token of a sample at 0.
 
     Raises:
         ValueError: A name is missing, there are tokens but no `zero_token`, or nothing was left to zero: the answers
             would be those of `real`.
     """
-    zeroed = dict(features)
-    names = list(names)
+    zeroed, names = dict(features), list(names)
     if missing := [name for name in names if name not in zeroed]:
         raise ValueError(f"cannot zero {missing}: the features are {sorted(zeroed)}")
     signals = {name: 0 for name in names if "mask" not in name and _is_floating(zeroed[name])}

@@ -16,8 +16,6 @@ often than chance has it, because a row is not its own donor: in a question of n
 Everything depends on the seed and on the rows, not on their order; and a question's donors on no other question.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
@@ -39,29 +37,18 @@ _OTHER_CORPUS, _OTHER_SEX = 100.0, 11.0
 
 
 class Donor(NamedTuple):
-    """Stands in for the ECGs of a row.
+    """Stands in for the ECGs of a row."""
 
-    Attributes:
-        row: Index of the row whose ECGs are given.
-        ecgs: These ECGs.
-        answer: The right answer to the question about them, as in `Row["answer"]`; empty where it is unknown.
-    """
-
-    row: int
-    ecgs: list[str]
-    answer: list[str]
+    row: int  # index of the row whose ECGs are given
+    ecgs: list[str]  # these ECGs
+    answer: list[str]  # the right answer to the question about them, as in `Row["answer"]`; empty where it is unknown
 
 
 class Question(NamedTuple):
-    """Stands in for the question of a row.
+    """Stands in for the question of a row."""
 
-    Attributes:
-        row: Index of the row whose question is asked.
-        text: Words of that question.
-    """
-
-    row: int
-    text: str
+    row: int  # index of the row whose question is asked
+    text: str  # words of that question
 
 
 def choose_donors(
@@ -138,12 +125,7 @@ def derangement(patient_of: Mapping[str, str], seed: int) -> dict[str, str]:
     """A fixed map from every recording to one of another patient, each used once: ECGs that say nothing about answers.
 
     For training on them. Recordings of a patient go to neighbouring ones, so that two of one patient often become
-    two of one other.
-
-    Args:
-        patient_of: Patient of every recording to be mapped. Pass the recordings of one split only: a recording of
-            another split would leak into this one.
-        seed: Which map.
+    two of one other. `patient_of` must hold the recordings of one split only: others would leak into it.
 
     Raises:
         ValueError: One patient has more than half of the recordings, so there is no such map.

@@ -15,8 +15,6 @@ Beats are not those of `data.measure`: what counts is that two copies give the s
 in a millisecond and without NeuroKit2, which is optional and takes far longer.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,17 +45,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Duplicate:
-    """One recording under two names.
+    """One recording under two names."""
 
-    Attributes:
-        train: Id among the training records.
-        test: Id among the test records.
-        correlation: Median over the leads, at the best lag.
-    """
-
-    train: str
-    test: str
-    correlation: float
+    train: str  # id among the training records
+    test: str  # id among the test records
+    correlation: float  # median over the leads, at the best lag
 
 
 def find_duplicates(source: EcgSource, train: Sequence[str], test: Sequence[str]) -> tuple[Duplicate, ...]:
@@ -75,32 +67,23 @@ def find_duplicates(source: EcgSource, train: Sequence[str], test: Sequence[str]
     train_beats, test_beats = beats.of(0, len(train)), beats.of(len(train), len(train) + len(test))
     duplicates = []
     for one, other in sorted(_candidates(beats, train_beats, test_beats)):
-        lags = _lags(beats, one, other)
-        if not lags:
-            continue
-        names = train[one], test[other - len(train)]
-        first, second = (_prepared(source[name]) for name in names)
-        correlation = max(_correlation(first, second, lag) for lag in lags)
-        if correlation >= _SAME:
-            duplicates.append(Duplicate(*names, round(correlation, 4)))
+        if lags := _lags(beats, one, other):
+            names = train[one], test[other - len(train)]
+            first, second = (_prepared(source[name]) for name in names)
+            correlation = max(_correlation(first, second, lag) for lag in lags)
+            if correlation >= _SAME:
+                duplicates.append(Duplicate(*names, round(correlation, 4)))
     return tuple(sorted(duplicates, key=lambda pair: (pair.test, pair.train)))
 
 
 @dataclass(frozen=True)
 class _Beats:
-    """All beats of all recordings, those of a recording together.
+    """All beats of all recordings, those of a recording together."""
 
-    Attributes:
-        signs: uint32 `[beats, tables]`.
-        record: int32 `[beats]`: number of the recording.
-        place: int32 `[beats]`: where in it the beat is, samples.
-        first: int64 `[records + 1]`: number of a recording's first beat.
-    """
-
-    signs: NDArray[np.uint32]
-    record: NDArray[np.int32]
-    place: NDArray[np.int32]
-    first: NDArray[np.int64]
+    signs: NDArray[np.uint32]  # `[beats, tables]`
+    record: NDArray[np.int32]  # `[beats]`: number of the recording
+    place: NDArray[np.int32]  # `[beats]`: where in it the beat is, samples
+    first: NDArray[np.int64]  # `[records + 1]`: number of a recording's first beat
 
     def of(self, start: int, stop: int) -> slice:
         """The beats of recordings `start` to `stop`."""
@@ -116,10 +99,10 @@ def _read(records: Sequence[str], source: EcgSource) -> _Beats:
         beats = _beats(signal)
         if not len(beats):
             blank.append(record)
-        windows = np.stack([signal[:, b - _BEFORE : b - _BEFORE + _WINDOW : 4] for b in beats]) if len(beats) else None
-        positive = np.zeros((0, projections.shape[1]), bool)
-        if windows is not None:
-            positive = _standard(windows).reshape(len(beats), -1) @ projections > 0
+        windows = np.zeros((len(beats), len(LEADS), _WINDOW // 4), np.float32)
+        for window, beat in zip(windows, beats):
+            window[:] = signal[:, beat - _BEFORE : beat - _BEFORE + _WINDOW : 4]
+        positive = _standard(windows).reshape(len(beats), len(projections)) @ projections > 0
         signs.append(np.packbits(positive, axis=1).view("<u4"))
         places.append(beats)
     if blank:

@@ -8,8 +8,6 @@ Simulated recordings are drawn one by one from few parameters and not compared: 
 alike as copies.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 from data.conversations.rows import QuestionSet
 from data.corpora import registered
 from data.experiment.duplicates import VERSION, Duplicate, find_duplicates
-from data.experiment.folds import fold_order, folds_in_words
+from data.experiment.recordings import fold_order, folds_in_words
 from data.support.cache import cache_key, computed_once
 from data.synthetic import SyntheticCohort
 
@@ -27,37 +25,32 @@ _NAMED = 5  # in a refusal
 
 @dataclass(frozen=True)
 class Leaks:
-    """Findings of the leak check.
+    """Findings of the leak check."""
 
-    Attributes:
-        train: Records and patients of training.
-        test: Records and patients of the test.
-        patients: Patients in both, sorted.
-        duplicates: Recordings in both under two names; None when they were not compared, being simulated.
-        folds: Test records in each fold of their corpus' published split.
-        pretraining_folds: Those of these folds that encoders are commonly pretrained on.
-        corpora: Corpora of the test records.
-        pretrained_on: What the encoder says it was pretrained on.
-    """
+    train: tuple[int, int]  # records and patients of training
+    test: tuple[int, int]  # records and patients of the test
+    patients: tuple[str, ...]  # in both, sorted
+    duplicates: tuple[Duplicate, ...] | None  # in both under two names; None when not compared, being simulated
+    folds: Mapping[str, int]  # test records in each fold of their corpus' published split
+    pretraining_folds: tuple[str, ...]  # those of these folds that encoders are commonly pretrained on
+    corpora: tuple[str, ...]  # of the test records
+    pretrained_on: str  # what the encoder says it was pretrained on
 
-    train: tuple[int, int]
-    test: tuple[int, int]
-    patients: tuple[str, ...]
-    duplicates: tuple[Duplicate, ...] | None
-    folds: Mapping[str, int]
-    pretraining_folds: tuple[str, ...]
-    corpora: tuple[str, ...]
-    pretrained_on: str
+    def _faults(self) -> tuple[str, str]:
+        """What speaks against the split, of patients and of recordings; empty where nothing does."""
+        pairs = [f"{pair.train} and {pair.test}" for pair in self.duplicates or ()]
+        return _in_both("patient", self.patients), _in_both("recording", pairs, " under two names")
 
     def sentences(self) -> list[str]:
         """The findings, for the model card."""
+        patients, recordings = self._faults()
         sentences = [
             f"Training: {self.train[0]:,} ECGs of {self.train[1]:,} patients. Test: {self.test[0]:,} ECGs of "
             f"{self.test[1]:,} patients.",
-            _patients(self.patients) or "No patient is in both.",
+            patients or "No patient is in both.",
             "The recordings are simulated one by one: none is a copy of another."
             if self.duplicates is None
-            else _duplicates(self.duplicates) or "No recording is in both under two names (compared by content).",
+            else recordings or "No recording is in both under two names (compared by content).",
         ]
         if self.folds:
             seen = sum(count for fold, count in self.folds.items() if fold in self.pretraining_folds)
@@ -80,24 +73,19 @@ class Leaks:
 
     def refusal(self) -> str:
         """Why this split must not be trained on; empty when nothing speaks against it."""
-        faults = [text for text in (_patients(self.patients), _duplicates(self.duplicates or ())) if text]
-        if not faults:
+        if not any(faults := self._faults()):
             return ""
-        return " ".join(faults) + (
-            " Scores on this test would not be those of new patients. Leave these out of one side, or pass "
-            "allow_leaks: true to train all the same; the model card then says so."
+        return (
+            f"{' '.join(filter(None, faults))} Scores on this test would not be those of new patients. Leave these out "
+            "of one side, or pass allow_leaks: true to train all the same; the model card then says so."
         )
 
 
 def check_leaks(questions: QuestionSet, pretrained_on: str = "", cache: Path | str | None = None) -> Leaks:
     """Look for patients and recordings that are in training and in the test, and cross the split with published folds.
 
-    Reads every recording of the question set once.
-
-    Args:
-        questions: The question set. Its reports count with the split they are of.
-        pretrained_on: What the encoder says it was pretrained on.
-        cache: Folder in which the duplicates are kept, by the recordings that were compared.
+    Reads every recording of the question set once; reports count with the split they are of. In the folder `cache` the
+    duplicates are kept, by the recordings that were compared.
 
     Raises:
         ValueError: A recording cannot be read, or holds samples that are not finite.
@@ -124,23 +112,11 @@ def check_leaks(questions: QuestionSet, pretrained_on: str = "", cache: Path | s
     )
 
 
-def _patients(shared: Sequence[str]) -> str:
-    many = _count(shared, "patient is", "patients are")
-    return f"{many} in training and in the test: {_some(shared)}." * bool(shared)
-
-
-def _duplicates(shared: Sequence[Duplicate]) -> str:
-    pairs = [f"{pair.train} and {pair.test}" for pair in shared]
-    many = _count(shared, "recording is", "recordings are")
-    return f"{many} in training and in the test under two names: {_some(pairs)}." * bool(shared)
-
-
-def _count(what: Sequence[object], one: str, many: str) -> str:
-    return f"{len(what):,} {one if len(what) == 1 else many}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _in_both(noun: str, names: Sequence[str], how: str = "") -> str:
+    """How many are in both, and the first of them; empty where there is none."""
+    many = f"{len(names):,} {noun} is" if len(names) == 1 else f"{len(names):,} {noun}s are"
+    some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return f"{many} in training and in the test{how}: {some}." if names else ""
 
 
 def _letters(text: str) -> str:

@@ -19,10 +19,9 @@ What moves with a dose although only its parameter is set:
 The thresholds of rate, PR interval, axis and gain are those by which the cohort names its findings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from types import MappingProxyType
 from typing import Literal
 
@@ -35,15 +34,11 @@ from data.synthetic import SyntheticCohort
 
 
 class PlantedRow(Row):
-    """A question about a recording with one parameter moved.
+    """A question about a recording with one parameter moved."""
 
-    `parameter` is a field of `data.synthetic.Parameters`, `dose` its value, and `sign` 1 where yes becomes likelier as
-    it rises, -1 where it does as it falls.
-    """
-
-    parameter: str
-    dose: float
-    sign: int
+    parameter: str  # a field of `data.synthetic.Parameters`
+    dose: float  # its value
+    sign: int  # 1 where yes becomes likelier as it rises, -1 where it does as it falls
 
 
 NORMAL: Mapping[str, float] = MappingProxyType(
@@ -56,25 +51,15 @@ NORMAL: Mapping[str, float] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Doses:
-    """One quantity and the question it decides.
+    """One quantity and the question it decides."""
 
-    Attributes:
-        parameter: What is moved: a field of `data.synthetic.Parameters`.
-        values: Over which values, in ascending order.
-        finding: What is asked about.
-        group: The family of the finding, as in `Row["group"]`.
-        threshold: Beyond which value the finding is there.
-        sign: 1 where it is there above the threshold, -1 where below.
-        fixed: Other parameters that differ from `NORMAL`.
-    """
-
-    parameter: str
-    values: tuple[float, ...]
-    finding: str
-    group: str
-    threshold: float
-    sign: Literal[1, -1] = 1
-    fixed: Mapping[str, float] = field(default_factory=dict)
+    parameter: str  # what is moved: a field of `data.synthetic.Parameters`
+    values: tuple[float, ...]  # over which it is moved, in ascending order
+    finding: str  # what is asked about
+    group: str  # family of the finding, as in `Row["group"]`
+    threshold: float  # beyond which value the finding is there
+    sign: Literal[1, -1] = 1  # 1 where it is there above the threshold, -1 where below
+    fixed: Mapping[str, float] = field(default_factory=dict)  # other parameters that differ from `NORMAL`
 
     def present(self, dose: float) -> bool:
         """Whether the finding is there at that dose."""
@@ -101,16 +86,13 @@ DOSES = (
 class Beside:
     """A corpus with simulated patients beside it, so that its models can be asked about doses; an `EcgSource`.
 
-    Args:
-        corpus: Recordings; one whose id a simulated one has, too, is not found any more.
-        cohort: Simulated patients.
+    A recording of the corpus whose id a simulated one has, too, is not found any more.
     """
 
     def __init__(self, corpus: EcgSource, cohort: SyntheticCohort) -> None:
         self.corpus, self.cohort = corpus, cohort
 
     def __getitem__(self, record_id: str) -> Ecg:
-        """The recording of that id; `KeyError` when there is none."""
         return (self.cohort if record_id in self.cohort.patient_of else self.corpus)[record_id]
 
     def render(self, record_id: str, **moved: float) -> Ecg:
@@ -161,21 +143,20 @@ def planted_rows(
     chosen = [sorted(records_of)[i] for i in rng.permutation(len(records_of))[:patients]]
     visits = [(patient, records_of[patient][rng.integers(len(records_of[patient]))]) for patient in sorted(chosen)]
     rows: list[PlantedRow] = []
-    for each in doses:
-        for patient, record in visits:
-            for dose in each.values:
-                moved = {**NORMAL, **each.fixed, each.parameter: dose}
-                settings = ",".join(f"{name}={value:g}" for name, value in moved.items())
-                row = question_row(
-                    id=f"planted/{each.finding}/{record}/{each.parameter}={dose:g}",
-                    ecgs=[altered_id(record, f"set:{settings}")],
-                    patient_ids=[patient],
-                    question_type="single-verify",
-                    question=question.format(finding=each.finding),
-                    answer=["yes" if each.present(dose) else "no"],
-                    attribute=each.finding,
-                    group=each.group,
-                    control="planted",
-                )
-                rows.append({**row, "parameter": each.parameter, "dose": float(dose), "sign": each.sign})
+    for each, (patient, record) in product(doses, visits):
+        for dose in each.values:
+            moved = {**NORMAL, **each.fixed, each.parameter: dose}
+            settings = ",".join(f"{name}={value:g}" for name, value in moved.items())
+            row = question_row(
+                id=f"planted/{each.finding}/{record}/{each.parameter}={dose:g}",
+                ecgs=[altered_id(record, f"set:{settings}")],
+                patient_ids=[patient],
+                question_type="single-verify",
+                question=question.format(finding=each.finding),
+                answer=["yes" if each.present(dose) else "no"],
+                attribute=each.finding,
+                group=each.group,
+                control="planted",
+            )
+            rows.append({**row, "parameter": each.parameter, "dose": float(dose), "sign": each.sign})
     return rows

@@ -1,15 +1,12 @@
-"""Recordings to pretrain an encoder on, and the held-out patients' to measure it on."""
+"""Recordings to pretrain an encoder on, and the held-out patients' to measure it on; folds of a split, in words."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from zlib import crc32
 
 from data.corpora import load_corpus
 from data.corpus import Corpus
-from data.experiment.folds import fold_ranges
 
 FOLDS = 10
 
@@ -18,22 +15,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Recordings:
-    """Recordings of a corpus, split so that no patient is on both sides.
+    """Recordings of a corpus, split so that no patient is on both sides."""
 
-    Attributes:
-        name: Names the corpus and the folds trained on, for `pretrained_on`.
-        source: The corpus.
-        key: Tells sources apart that use the same record ids.
-        train: Record ids to train on.
-        held_out: Record ids to measure on.
-        patient_of: Patient of each record.
-    """
-
-    name: str
+    name: str  # names the corpus and the folds trained on, for `pretrained_on`
     source: Corpus
-    key: str
-    train: list[str]
-    held_out: list[str]
+    key: str  # tells sources apart that use the same record ids
+    train: list[str]  # record ids to train on
+    held_out: list[str]  # record ids to measure on
     patient_of: Mapping[str, str]
 
     @property
@@ -47,18 +35,36 @@ def fold_by_patient(patient: str) -> int:
     return crc32(patient.encode()) % FOLDS + 1
 
 
+def fold_order(fold: int | str) -> tuple[int, str]:
+    """A key to sort folds by: numbers first, in their order."""
+    name = str(fold)
+    return (int(name), "") if name.isdecimal() else (1 << 30, name)
+
+
+def fold_ranges(folds: Iterable[int | str]) -> str:
+    """`1-8, 10` for the folds 1, 2, ..., 8 and 10."""
+    runs: list[list[str]] = []
+    for fold in map(str, sorted(folds, key=fold_order)):
+        if runs and fold.isdecimal() and runs[-1][-1].isdecimal() and int(fold) == int(runs[-1][-1]) + 1:
+            runs[-1].append(fold)
+        else:
+            runs.append([fold])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def folds_in_words(folds: Iterable[int | str]) -> str:
+    """`folds 1-8, 10`, or `fold 9`."""
+    folds = list(folds)
+    return f"{'fold' if len(folds) == 1 else 'folds'} {fold_ranges(folds)}"
+
+
 def load_recordings(
     corpus: str, train_folds: Collection[int], held_out_folds: Collection[int], **settings: object
 ) -> Recordings:
     """The recordings of a corpus in the folds to train on and in those held out.
 
-    Corpora without published folds get ten by `fold_by_patient`.
-
-    Args:
-        corpus: Name of the corpus, such as `"ptbxl"`, `"mimic_iv_ecg"` or `"synthetic"` (`data.corpora`).
-        train_folds: From 1 to 10.
-        held_out_folds: From 1 to 10.
-        **settings: Settings of the corpus: `root` and `rate`; for simulated recordings those of `SyntheticCohort`.
+    Folds are numbered from 1 to 10; corpora without published folds get ten by `fold_by_patient`. Name and settings of
+    the corpus are those of `load_corpus`.
 
     Raises:
         ValueError: The corpus is unknown or not there, a fold is not from 1 to 10 or on both sides, a side has no
@@ -77,14 +83,12 @@ def load_recordings(
             sides["train"].append(record)
         elif fold in held_out_folds:
             sides["held out"].append(record)
-    patients = {side: {source.patient_of[record] for record in records} for side, records in sides.items()}
-    for side, folds in (("train", train_folds), ("held out", held_out_folds)):
-        if not sides[side]:
-            raise ValueError(
-                f"{source.key}: none of its {len(source.records):,} recordings is in folds "
-                f"{fold_ranges(folds)} ({side})"
-            )
-    if shared := sorted(patients["train"] & patients["held out"]):
+    for (side, records), folds in zip(sides.items(), (train_folds, held_out_folds)):
+        if not records:
+            count, ranges = len(source.records), fold_ranges(folds)
+            raise ValueError(f"{source.key}: none of its {count:,} recordings is in folds {ranges} ({side})")
+    patients = [{source.patient_of[record] for record in records} for records in sides.values()]
+    if shared := sorted(set.intersection(*patients)):
         raise ValueError(f"{source.key}: patient {shared[0]} is in a fold to train on and in one held out")
     return Recordings(
         name=f"{source.title}{'' if source.fold_of else ' by patient'}, folds {fold_ranges(train_folds)}",

@@ -1,7 +1,5 @@
 """What can be put in the place of a recording's signal, in mV: functions from `Ecg` to `Ecg`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from zlib import crc32

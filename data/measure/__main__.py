@@ -5,8 +5,6 @@
 prints what is measured beside the labels of each record (WFDB, with SNOMED codes in `#Dx` comments or none).
 """
 
-from __future__ import annotations
-
 import csv
 import sys
 from collections.abc import Sequence

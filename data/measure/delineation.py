@@ -8,8 +8,6 @@ begins with the first lead and ends with the last. NeuroKit2's own delineation i
 its median error in lead II is 10 ms of PR and 60 of QRS ("prominence"), or 41 and 29 ("dwt"); here 6 and 6.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

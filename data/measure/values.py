@@ -1,7 +1,5 @@
 """What is measured in a recording, and its words for a prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,30 +14,17 @@ NOT_MEASURABLE = "Measured: not measurable."
 
 @dataclass(frozen=True)
 class Measurements:
-    """What is measured in a recording; None where it cannot be determined.
+    """What is measured in a recording; None where it cannot be determined."""
 
-    Attributes:
-        quality: `"failed"` where nothing is measured, `"poor"` where it should be taken with care.
-        reason: Why it is not `"good"`; empty where it is.
-        rate: Mean ventricular rate, 1/min.
-        pr: Onset of P to onset of QRS, ms; None without P waves before the beats.
-        qrs: Duration of the QRS complex, ms.
-        qt: Onset of QRS to end of T, ms.
-        qtc: QT for a rate of 60/min after Bazett, QT / sqrt(RR / 1 s), ms.
-        axis: Direction of the net area of the QRS complex in the frontal plane, degrees in (-180, 180]: 0 towards lead
-            I, 90 towards aVF.
-        r: Highest point of the QRS complex over its onset, mV (0 or more), of each lead that was recorded.
-        s: The same for the lowest point (0 or less).
-    """
-
-    quality: Quality
-    reason: str = ""
-    rate: float | None = None
-    pr: float | None = None
-    qrs: float | None = None
-    qt: float | None = None
-    qtc: float | None = None
-    axis: float | None = None
+    quality: Quality  # `"failed"` where nothing is measured, `"poor"` where it should be taken with care
+    reason: str = ""  # why it is not `"good"`; empty where it is
+    rate: float | None = None  # mean ventricular rate, 1/min
+    pr: float | None = None  # onset of P to onset of QRS, ms; None without P waves before the beats
+    qrs: float | None = None  # duration of the QRS complex, ms
+    qt: float | None = None  # onset of QRS to end of T, ms
+    qtc: float | None = None  # QT for a rate of 60/min after Bazett, QT / sqrt(RR / 1 s), ms
+    axis: float | None = None  # direction of the net QRS area, degrees in (-180, 180]: 0 towards lead I, 90 towards aVF
+    # Of each lead that was recorded, mV: highest (0 or more) and lowest point (0 or less) of QRS over its onset.
     r: Mapping[str, float] = field(default_factory=dict)
     s: Mapping[str, float] = field(default_factory=dict)
 
@@ -54,13 +39,10 @@ def as_text(measured: Measurements, amplitudes: str = "leads") -> str:
     """
     if measured.quality == "failed":
         return NOT_MEASURABLE
-
-    def number(value: float | None, unit: str) -> str:
-        return "unknown" if value is None else f"{value:.0f}{unit}"
-
-    line = f"Measured: rate {number(measured.rate, '/min')}, PR {number(measured.pr, ' ms')}, "
-    line += f"QRS {number(measured.qrs, ' ms')}, QTc {number(measured.qtc, ' ms')}, "
-    line += f"axis {number(measured.axis, ' degrees')}"
+    features = {"rate": (measured.rate, "/min"), "PR": (measured.pr, " ms"), "QRS": (measured.qrs, " ms")}
+    features |= {"QTc": (measured.qtc, " ms"), "axis": (measured.axis, " degrees")}
+    numbers = {name: "unknown" if value is None else f"{value:.0f}{unit}" for name, (value, unit) in features.items()}
+    line = f"Measured: {', '.join(f'{name} {number}' for name, number in numbers.items())}"
     sizes = {lead: measured.r[lead] - measured.s[lead] for lead in LEADS if lead in measured.r}
     if amplitudes == "none" or not sizes:
         return f"{line}."

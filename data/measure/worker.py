@@ -1,7 +1,5 @@
 """Measures recordings in processes of their own, which are ended where one takes too long."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -116,11 +114,7 @@ def serve() -> None:
 
 
 def require_neurokit() -> None:
-    """Refuse to go on without NeuroKit2.
-
-    Raises:
-        ModuleNotFoundError: NeuroKit2 is not installed; says how to.
-    """
+    """Refuse to go on without NeuroKit2: a `ModuleNotFoundError` says how to install it."""
     if find_spec("neurokit2") is None:
         raise ModuleNotFoundError('measuring ECGs needs NeuroKit2: pip install "ecg-elm[measure]"')
 
@@ -137,8 +131,7 @@ def measure(ecg: Ecg, timeout: float = 5.0) -> Measurements:
         ModuleNotFoundError: NeuroKit2 is not installed.
     """
     require_neurokit()
-    worker = _WORKERS.setdefault(os.getpid(), Worker())
-    return worker.measure(ecg, timeout)
+    return _WORKERS.setdefault(os.getpid(), Worker()).measure(ecg, timeout)
 
 
 def measure_many(
@@ -154,8 +147,8 @@ def measure_many(
     jobs = jobs if jobs is not None else os.cpu_count() or 1
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    idle: SimpleQueue[Worker] = SimpleQueue()
     workers = [Worker() for _ in range(jobs)]
+    idle: SimpleQueue[Worker] = SimpleQueue()
     for worker in workers:
         idle.put(worker)
 

@@ -4,8 +4,6 @@ To add a format, write its reader (`accepts`, `read`) and add an entry to `READE
 the contract that every reader must pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +18,11 @@ __all__ = ["READERS", "Reader", "WfdbFolder", "read_ecg", "write_wfdb"]
 
 @dataclass(frozen=True)
 class Reader:
-    """A format.
+    """A format."""
 
-    Attributes:
-        name: What the user calls it.
-        accepts: From the path and the first bytes of the file (none when there is no such file), whether it is ours.
-        read: Reads a file, as the caller of `read_ecg` states what it is.
-    """
-
-    name: str
-    accepts: Callable[[Path, bytes], bool]
-    read: Callable[[Path, Stated], Ecg]
+    name: str  # what the user calls it
+    accepts: Callable[[Path, bytes], bool]  # by its path and first bytes, of which there are none without a file
+    read: Callable[[Path, Stated], Ecg]  # reads a file, as the caller of `read_ecg` states what it is
 
 
 # In order of how surely the content tells: magic bytes, then a grammar, then a mere comma.

@@ -4,8 +4,6 @@ Neither says what its numbers mean, so the caller must: sampling rate, units and
 names of the leads may stand in the file, as the header row of a table.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 
@@ -59,15 +57,14 @@ def read_csv(path: Path, stated: Stated) -> Ecg:
     rows = table[1:] if names else table
     if not rows:
         raise ValueError(f"{path}: the table has no samples")
-    values = np.empty((len(rows), len(table[0])))
     for number, row in enumerate(rows, start=2 if names else 1):
         if len(row) != len(table[0]):
             raise ValueError(f"{path}: row {number} has {len(row)} cells, the first row has {len(table[0])}")
         for column, cell in enumerate(row):
             if not _is_number(cell):
                 raise ValueError(f"{path}: row {number}, column {column + 1}: {cell!r} is not a number")
-        values[number - (2 if names else 1)] = [float(cell) if cell.strip() else np.nan for cell in row]
-    return _ecg(path, values, names, stated)
+    values = [[float(cell.strip() or "nan") for cell in row] for row in rows]
+    return _ecg(path, np.array(values), names, stated)
 
 
 def _is_number(cell: str) -> bool:
@@ -91,9 +88,8 @@ def _ecg(path: Path, array: NDArray[np.float64], header: tuple[str, ...] | None,
     if array.ndim != 2 or len(names) not in array.shape:
         raise ValueError(f"{path}: shape {array.shape} does not fit {len(names)} leads {names}")
     if array.shape[0] == array.shape[1] and header is None and len(names) > 1:
-        raise ValueError(
-            f"{path}: shape {array.shape}: samples and leads cannot be told apart: give a longer recording"
-        )
+        shape = array.shape
+        raise ValueError(f"{path}: shape {shape}: samples and leads cannot be told apart: give a longer recording")
     # Below a header row the columns are the leads, whatever the number of rows.
     by_lead = array.T if header is not None or array.shape[0] != len(names) else array
     signal = by_lead[leads.rows] * millivolts(units, f"{path}: units=")

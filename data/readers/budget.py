@@ -1,7 +1,5 @@
 """What an upload may be: limits, and the refusal that may be shown to its sender."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,38 +14,24 @@ Words = dict[str, float | str | list[str] | None]  # keywords of `read_ecg`
 
 @dataclass(frozen=True)
 class Budget:
-    """What an upload may be, and what reading it may take.
-
-    Attributes:
-        files: Most files.
-        file_bytes: Most bytes of all files together.
-        header_bytes: Most bytes of a WFDB header.
-        header_lines: Most lines of a WFDB header that are no comments.
-        signals: Most signals of a WFDB record.
-        fs: Lowest and highest sampling rate, Hz.
-        seconds: Shortest and longest recording, s.
-        gain: Lowest and highest gain, stored units per mV.
-        peak: Highest absolute value of a sample, mV. Microvolts that a file calls millivolts exceed it wherever the
-            ECG exceeds 0.02 mV; values that are too *small* cannot be told from an ECG of low voltage.
-        memory: Bytes the child may claim beyond what the interpreter and the packages hold when it begins to read
-            (RLIMIT_AS counts addresses, not pages: about 250 MB of them, and 580 MB with the `wfdb` package, are
-            claimed before).
-        cpu_seconds: Processor time the child may take to read, s, apart from its start.
-        wall_seconds: Time the child may take in all, s.
-    """
+    """What an upload may be, and what reading it may take: the most there may be, or the least and the most."""
 
     files: int = 2
-    file_bytes: int = 5_000_000
-    header_bytes: int = 1 << 16
-    header_lines: int = 32
-    signals: int = 16
-    fs: tuple[float, float] = (50.0, 2000.0)
-    seconds: tuple[float, float] = (1.0, 600.0)
-    gain: tuple[float, float] = (1.0, 1e6)
+    file_bytes: int = 5_000_000  # of all files together
+    header_bytes: int = 1 << 16  # of a WFDB header
+    header_lines: int = 32  # of a WFDB header, without comments
+    signals: int = 16  # of a WFDB record
+    fs: tuple[float, float] = (50.0, 2000.0)  # Hz
+    seconds: tuple[float, float] = (1.0, 600.0)  # of a recording
+    gain: tuple[float, float] = (1.0, 1e6)  # stored units per mV
+    # Absolute value of a sample, mV: microvolts that a file calls millivolts exceed it where the ECG exceeds 0.02 mV.
+    # Values that are too *small* cannot be told from an ECG of low voltage.
     peak: float = 20.0
+    # Bytes the child may claim beyond what the interpreter and the packages hold when it begins to read (RLIMIT_AS
+    # counts addresses, not pages: about 250 MB of them, and 580 MB with the `wfdb` package, are claimed before).
     memory: int = 1 << 30
-    cpu_seconds: int = 5
-    wall_seconds: float = 30.0
+    cpu_seconds: int = 5  # of the processor, that the child may take to read, apart from its start
+    wall_seconds: float = 30.0  # that the child may take in all
 
 
 class UploadError(ValueError):
@@ -63,7 +47,7 @@ class UploadError(ValueError):
         super().__init__(plain if len(plain) <= 300 else f"{plain[:297]}...")
 
 
-def require_number_of_files(count: int, budget: Budget) -> None:
+def require_count(count: int, budget: Budget) -> None:
     """Refuse no files, and more than the budget allows."""
     if not 1 <= count <= budget.files:
         raise UploadError(
@@ -101,9 +85,8 @@ def expected_rate(budget: Budget) -> str:
 def require_duration(seconds: float, budget: Budget) -> None:
     """Refuse a recording that is too short or too long."""
     if not budget.seconds[0] <= seconds <= budget.seconds[1]:
-        raise UploadError(
-            f"duration: {seconds:g} s, {budget.seconds[0]:g} to {budget.seconds[1]:g} s are read: cut the recording"
-        )
+        limits = f"{budget.seconds[0]:g} to {budget.seconds[1]:g} s"
+        raise UploadError(f"duration: {seconds:g} s, {limits} are read: cut the recording")
 
 
 def require_plausible(ecg: Ecg, budget: Budget) -> None:

@@ -1,7 +1,5 @@
 """Reads a staged upload in a child process with limits on memory, time and written bytes."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """What all readers share: lead names and missing samples mean the same in every format."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,8 +48,7 @@ def known_leads(names: Sequence[str], where: str, stated: Sequence[str] | None =
     Raises:
         ValueError: None is a lead, a lead is named twice, or the caller states others. Begins with `where`.
     """
-    rows: list[int] = []
-    leads: list[str] = []
+    leads: dict[str, int] = {}  # and the row of each
     others: list[str] = []
     for row, name in enumerate(names):
         try:
@@ -61,15 +58,14 @@ def known_leads(names: Sequence[str], where: str, stated: Sequence[str] | None =
             continue
         if lead in leads:
             raise ValueError(f"{where}: leads: {lead} is named twice: rename or remove one of them")
-        rows.append(row)
-        leads.append(lead)
+        leads[lead] = row
     if not leads:
         raise ValueError(f"{where}: leads: none of {list(names)} is an ECG lead: name them I, II, ..., V6 (any case)")
     if others:
         _log.warning("%s: signals that are not ECG leads are left out: %s", where, ", ".join(others))
     if stated is not None:
         agree("leads", known_leads(stated, where).names, tuple(leads), where)
-    return Leads(rows, tuple(leads), tuple(others))
+    return Leads([*leads.values()], tuple(leads), tuple(others))
 
 
 def agree(field: str, wanted: object, stated: object, where: str) -> None:
@@ -87,14 +83,10 @@ def to_ecg(
 ) -> Ecg:
     """The recording, with its missing samples refused or repaired.
 
-    Args:
-        signal: `[leads, samples]` in mV; NaN where a sample is missing.
-        fs: Sampling rate, Hz.
-        leads: Names of the rows; those of other signals go to `meta["other_signals"]`.
-        path: The file, for messages, `meta["file"]` and the name of the record.
-        nan: `"raise"`, or `"interpolate"`: a line between the neighbours in the same lead, constant at the ends;
-            `meta["repaired_samples"]` then counts them by lead.
-        meta: What else is known.
+    Repaired ones lie on a line between the neighbours in the same lead, constant at the ends; counts by lead are in
+    `meta["repaired_samples"]`. The file is in `meta["file"]`, the names of other signals in `meta["other_signals"]`.
+
+    The signal is `[leads, samples]` in mV, NaN where a sample is missing. The file names the record.
 
     Raises:
         ValueError: Samples are infinite, or missing and not to be repaired, or all of a lead is missing.
@@ -115,9 +107,8 @@ def to_ecg(
     for lead in counts:
         row, absent = signal[names.index(lead)], missing[names.index(lead)]
         if absent.all():
-            raise ValueError(
-                f"{path}: lead {lead}: all {absent.size} samples are missing (NaN): there is nothing to repair"
-            )
+            count = absent.size
+            raise ValueError(f"{path}: lead {lead}: all {count} samples are missing (NaN): there is nothing to repair")
         row[absent] = np.interp(np.flatnonzero(absent), np.flatnonzero(~absent), row[~absent])
     notes: dict[str, object] = {"file": str(path), **meta}
     if counts:

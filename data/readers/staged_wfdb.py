@@ -1,7 +1,5 @@
 """Stages an uploaded WFDB record: checks its header, and writes one of ours with nothing but its numbers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -56,7 +54,10 @@ def _require_bounded(header: Header, budget: Budget) -> None:
             raise UploadError(f"header: signal {number}: format {line.code}: save the record in format 16")
         if abs(line.baseline) > 1 << 31:
             raise UploadError(f"header: signal {number}: baseline: beyond what a sample can store: correct it")
-        if _lead(line) is not None and not budget.gain[0] <= _per_millivolt(line, number) <= budget.gain[1]:
+        if _lead(line) is None:
+            continue
+        scale = line.gain / millivolts(line.units, f"header: signal {number}")
+        if not budget.gain[0] <= scale <= budget.gain[1]:
             raise UploadError(
                 f"header: signal {number}: gain: expected {budget.gain[0]:g} to {budget.gain[1]:.0f} stored units per "
                 "mV: correct the header"
@@ -86,20 +87,14 @@ def _lead(line: Signal) -> str | None:
         return None
 
 
-def _per_millivolt(line: Signal, number: int) -> float:
-    return line.gain / millivolts(line.units, f"header: signal {number}")
-
-
 def _rewritten(header: Header) -> str:
     """The header, made anew of its numbers: no comment and no word of the sender is read after this."""
     rewritten = [f"header {len(header.signals)} {header.fs!r} {header.length}"]
     for number, line in enumerate(header.signals, start=1):
         lead = _lead(line)
-        name, gain = (f"signal{number}", "1.0(0)/mV") if lead is None else (lead, _gain(line))
+        # Units of a lead are some that `millivolts` knew.
+        gain = "1.0(0)/mV" if lead is None else f"{line.gain!r}({line.baseline})/{line.units}"
+        name = f"signal{number}" if lead is None else lead
         checksum = line.checksum or 0  # 0: not known
         rewritten.append(f"samples.dat {line.code}+{line.offset} {gain} 0 0 0 {checksum} 0 {name}")
     return "\n".join(rewritten) + "\n"
-
-
-def _gain(line: Signal) -> str:
-    return f"{line.gain!r}({line.baseline})/{line.units}"  # units that `millivolts` knew

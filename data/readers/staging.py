@@ -13,8 +13,6 @@ one second and 100 MB, nearly all of it to start the child, so servers bound how
 limits are Linux's.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -27,14 +25,7 @@ from tempfile import TemporaryDirectory
 
 from data.ecg import Ecg
 from data.readers.arrays import is_csv, is_npy
-from data.readers.budget import (
-    Budget,
-    UploadError,
-    Words,
-    checked_words,
-    require_number_of_files,
-    require_plausible,
-)
+from data.readers.budget import Budget, UploadError, Words, checked_words, require_count, require_plausible
 from data.readers.child import read_in_child
 from data.readers.staged_wfdb import stage_wfdb
 
@@ -63,9 +54,9 @@ def read_upload(
     Args:
         paths: A `.npy`, a `.csv`, or a WFDB header and its one sample file in any order. The folders they lie in are
             the server's: only the last component of a path may not be a link.
-        fs: Sampling rate, Hz. `.npy` and `.csv` need it; a WFDB header must agree with it. So are the next two.
-        units: Units of the samples: V, mV, uV or nV, in any case.
-        leads: Names of the leads, in order; a `.csv` may name them in its first row instead.
+        fs: As for `read_ecg`: `.npy` and `.csv` need it, a WFDB header must agree with it. So are the next two.
+        units: V, mV, uV or nV, in any case.
+        leads: Names in order; a `.csv` may name them in its first row instead.
         names: What the sender called the files, where the server saved them under other names. A WFDB header refers to
             its sample file by this name; nothing is opened by it.
         budget: Limits other than the usual ones.
@@ -82,10 +73,9 @@ def read_upload(
     if len(names) != len(paths):
         raise UploadError(f"names: {len(names)} names were given for {len(paths)} files: give one each")
     budget = budget or Budget()
-    require_number_of_files(len(paths), budget)
-    files: list[tuple[str, bytes]] = []
-    for number, (path, name) in enumerate(zip(paths, names), start=1):
-        files.append((name, _contents(path, f"file {number}", budget)))
+    require_count(len(paths), budget)
+    contents = [_contents(path, f"file {number}", budget) for number, path in enumerate(paths, start=1)]
+    files = list(zip(names, contents))
     return read_uploaded(files, fs=fs, units=units, leads=leads, budget=budget)
 
 
@@ -105,10 +95,10 @@ def read_uploaded(
         UploadError: The files are not a recording that can be read, or too much of one.
     """
     budget = budget or Budget()
-    require_number_of_files(len(files), budget)
+    require_count(len(files), budget)
     size = sum(len(content) for _, content in files)
     if size > budget.file_bytes:
-        raise UploadError(_too_long(budget))
+        raise UploadError(f"files: more than {budget.file_bytes} bytes: upload a shorter recording")
     if empty := [str(number) for number, (_, content) in enumerate(files, start=1) if not content]:
         raise UploadError(f"file {' and '.join(empty)}: empty: upload it again")
     words = checked_words(fs, units, leads, budget)
@@ -123,10 +113,6 @@ def read_uploaded(
             raise UploadError(_to_sender(str(error), folder)) from None
     require_plausible(ecg, budget)
     return replace(ecg, record_id="upload")
-
-
-def _too_long(budget: Budget) -> str:
-    return f"files: more than {budget.file_bytes} bytes: upload a shorter recording"
 
 
 def _contents(path: Path | str, which: str, budget: Budget) -> bytes:
@@ -178,10 +164,9 @@ def _stage(files: Sequence[tuple[str, bytes]], words: Words, folder: Path, budge
             "file 1: not a known format: upload a NumPy array (.npy), a table (.csv) with commas, or a WFDB header "
             "(.hea) and its sample file"
         )
-    # A table may name its leads itself, which the child will see.
-    needed = {"fs": "sampling rate (fs)", "units": "units", "leads": "names of the leads (leads)"}
-    if kind == "csv":
-        del needed["leads"]
+    needed = {"fs": "sampling rate (fs)", "units": "units"}
+    if kind == "npy":  # a table may name its leads itself, which the child will see
+        needed["leads"] = "names of the leads (leads)"
     if unsaid := [what for word, what in needed.items() if words[word] is None]:
         raise UploadError(f"{', '.join(unsaid)}: not in a .{kind} file, which holds bare numbers: give them with it")
     file = "array.npy" if kind == "npy" else "table.csv"
@@ -217,9 +202,8 @@ def _require_npy(content: bytes) -> None:
     shape = [int(size) for size in header["shape"].split(",")]
     need = start + math.prod(shape) * int(header["type"][-1])
     if need != len(content):
-        raise UploadError(
-            f"array.npy: {len(content)} bytes, its header promises {need}: the file is cut off or more than an array"
-        )
+        sizes = f"{len(content)} bytes, its header promises {need}"
+        raise UploadError(f"array.npy: {sizes}: the file is cut off or more than an array")
 
 
 def _require_text(content: bytes) -> None:

@@ -5,8 +5,6 @@ sampling rate of -500 and a length of 9e12 in silence. Samples of format 16, whi
 this module; the `wfdb` package reads the other formats.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,11 +63,9 @@ def read_wfdb(path: Path, stated: Stated) -> Ecg:
     scales = np.array([_scale(line, name, stated.units, where) for line, name in zip(lines, leads.names)])
 
     stored = _samples(header)[leads.rows]
-    baseline = np.array([[signal.baseline] for signal in lines])
-    signal_mv = (stored - baseline) / scales[:, None]
+    signal_mv = (stored - np.array([[line.baseline] for line in lines])) / scales[:, None]
     for row, line in enumerate(lines):
-        missing = FORMATS[line.code][1]
-        if missing is not None:
+        if (missing := FORMATS[line.code][1]) is not None:
             signal_mv[row, stored[row] == missing] = np.nan
     rate = sampling_rate(header.fs or stated.fs or 0.0, where)
     return to_ecg(signal_mv, rate, leads, header.path, stated.nan, _meta(header.comments))
@@ -106,12 +102,8 @@ def _samples(header: Header) -> NDArray[np.int64]:
                 f"of {len(lines)} signals): the file is cut off or the header belongs to another one"
             )
     if all(line.code == "16" for line in header.signals):
-        shape = {name: (header.length, len(lines)) for name, lines in groups}
-        parts = [
-            np.fromfile(header.path.parent / name, "<i2", offset=lines[0].offset).reshape(shape[name]).T
-            for name, lines in groups
-        ]
-        stored = np.concatenate(parts).astype(np.int64)
+        flat = [np.fromfile(header.path.parent / name, "<i2", offset=lines[0].offset) for name, lines in groups]
+        stored = np.concatenate([samples.reshape(header.length, -1).T for samples in flat]).astype(np.int64)
     else:
         import wfdb  # the package; slow to import and seldom needed
 
@@ -150,15 +142,10 @@ def _meta(comments: tuple[str, ...]) -> dict[str, object]:
 
 
 def write_wfdb(ecg: Ecg, folder: Path | str, comments: Sequence[str] = ()) -> Path:
-    """Write a recording as a WFDB record: format 16, mV, exact to 1 µV or better.
+    """Write a recording as a WFDB record: format 16, mV, exact to 1 µV or better; files are named by `record_id`.
 
-    Nothing about the patient is written but the record's name, the waveform and its diagnosis codes (`meta["dx"]`):
-    no patient id, age, sex or free comment.
-
-    Args:
-        ecg: The recording. `record_id` names the files.
-        folder: Where to write; made when absent.
-        comments: Further lines for the header.
+    Nothing about the patient is written but the record's name, the waveform, its diagnosis codes (`meta["dx"]`) and the
+    `comments` for the header: no patient id, age, sex or free comment. A missing folder is made.
 
     Returns:
         The header's path; `read_ecg` takes it. A header never stands there without its samples.

@@ -3,8 +3,6 @@
 Format: https://physionet.org/physiotools/wag/header-5.htm
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -41,46 +39,27 @@ _FILE = re.compile(r"\w[\w-]*(\.\w+)?")  # a plain name in the header's own fold
 
 @dataclass(frozen=True)
 class Signal:
-    """One signal line of a header.
+    """One signal line of a header."""
 
-    Attributes:
-        file: Name of the sample file, in the header's folder.
-        code: WFDB's number of the sample format.
-        offset: Bytes before the first sample.
-        gain: Stored units per physical unit; 0 when the header does not say.
-        baseline: Stored value of 0 physical units.
-        units: Physical unit.
-        checksum: Sum of the stored samples modulo 65536; None when the header does not say.
-        name: What the header calls the signal.
-    """
-
-    file: str
-    code: str
-    offset: int
-    gain: float
-    baseline: int
-    units: str
-    checksum: int | None
-    name: str
+    file: str  # name of the sample file, in the header's folder
+    code: str  # WFDB's number of the sample format
+    offset: int  # bytes before the first sample
+    gain: float  # stored units per physical unit; 0 when the header does not say
+    baseline: int  # stored value of 0 physical units
+    units: str  # physical unit
+    checksum: int | None  # sum of the stored samples modulo 65536; None when the header does not say
+    name: str  # what the header calls the signal
 
 
 @dataclass(frozen=True)
 class Header:
-    """A header that keeps to the grammar.
+    """A header that keeps to the grammar."""
 
-    Attributes:
-        path: Where it was read.
-        fs: Sampling rate, Hz; None when it does not say.
-        length: Samples of each signal.
-        signals: One per signal line, in order.
-        comments: Lines after `#`, without it.
-    """
-
-    path: Path
-    fs: float | None
-    length: int
-    signals: tuple[Signal, ...]
-    comments: tuple[str, ...]
+    path: Path  # where it was read
+    fs: float | None  # sampling rate, Hz; None when it does not say
+    length: int  # samples of each signal
+    signals: tuple[Signal, ...]  # one per signal line, in order
+    comments: tuple[str, ...]  # lines after `#`, without it
 
 
 def read_header(path: Path) -> Header:
@@ -106,9 +85,8 @@ def read_header(path: Path) -> Header:
             lines.append((number, line.strip()))
     record = RECORD_LINE.fullmatch(lines[0][1]) if lines else None
     if record is None:
-        raise ValueError(
-            f"{path}: record line: expected 'name signals rate samples', got {lines[0][1][:80] if lines else ''!r}"
-        )
+        first = lines[0][1][:80] if lines else ""
+        raise ValueError(f"{path}: record line: expected 'name signals rate samples', got {first!r}")
     if record["segments"]:
         raise ValueError(f"{path}: record line: records of several segments are not read: join them first")
     n_signals = _integer(record["n"], f"{path}: number of signals")
@@ -139,9 +117,8 @@ def _signal(line: str, where: str) -> Signal:
     if form is None or form["code"] not in FORMATS:
         raise ValueError(f"{where}: format {fields[1][:80]!r}: expected one of {', '.join(FORMATS)}")
     if int(form["per_frame"] or 1) != 1 or int(form["skew"] or 0) != 0:
-        raise ValueError(
-            f"{where}: format {fields[1]!r}: several samples per frame and skew are not read: resample first"
-        )
+        problem = "several samples per frame and skew are not read: resample first"
+        raise ValueError(f"{where}: format {fields[1]!r}: {problem}")
     field = _GAIN_FIELD.fullmatch(fields[2]) if len(fields) > 2 else None
     if len(fields) > 2 and field is None:
         raise ValueError(f"{where}: gain {fields[2][:80]!r}: expected a number, (baseline) and /units")

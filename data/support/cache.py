@@ -4,8 +4,6 @@ A file or folder appears whole under its name or not at all, so a process killed
 was computing. Locks are the system's: they end with the process that holds them.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib
@@ -33,8 +31,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def cache_key(*parts: object) -> str:
     """16 hex digits for what a result follows from: settings, names, and the `VERSION` of the code that computes it.
 
-    Raises:
-        TypeError: A part cannot be written as JSON.
+    Raises `TypeError` for a part that cannot be written as JSON.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -108,12 +105,8 @@ class Shards:
     Readers lock nothing. Who computes what is settled by `claimed`; without it, processes that compute the same write
     the same.
 
-    Args:
-        root: Folder of all caches; this one takes a folder of its own in it.
-        kind: What is kept: the beginning of that folder's name, and of all that share `limit_gb`.
-        key: What it follows from (`cache_key`).
-        suffix: How the files' names end.
-        limit_gb: The most that all folders of this kind may take, in 10^9 bytes.
+    It is a folder of `root`, named by what is kept (`kind`) and what that follows from (`key`, see `cache_key`). All
+    folders of a kind share `limit_gb`, the most that they may take, in 10^9 bytes. File names end in `suffix`.
     """
 
     def __init__(
@@ -129,11 +122,7 @@ class Shards:
 
         A shard for which `read` raises `ValueError` is damaged: it is deleted, with a warning.
         """
-        try:
-            files = (entry.name for entry in os.scandir(self.folder))
-            names = {name for name in files if name.endswith(self.suffix) and not name.startswith(".")}
-        except FileNotFoundError:
-            names = set()
+        names = {path.name for path in self.folder.glob(f"*{self.suffix}") if not path.name.startswith(".")}
         gone = self._names - names
         for name in sorted(names - self._names):
             path = self.folder / name
@@ -178,7 +167,7 @@ class Shards:
         self._names.discard(path.name)
 
     def room(self, *, evict: bool = False) -> float:
-        """Bytes left of `limit_gb`; with `evict`, those counted that other folders of this kind take."""
+        """Bytes left of `limit_gb`; with `evict`, and those that other folders of this kind take."""
         others, left = self._usage()
         return left + sum(size for _, size, _ in others) * evict
 
@@ -202,9 +191,9 @@ class Shards:
             with suppress(FileNotFoundError, PermissionError):
                 if path.name != ".claims":
                     path.unlink()
-        others, left = self._usage()
-        if left + sum(size for _, size, _ in others) * evict < needed:
+        if self.room(evict=evict) < needed:
             raise NoRoom(f"cache_gb is {self.limit_gb:g}")
+        others, left = self._usage()
         for _, size, path in sorted(others):
             if left >= needed:
                 break

@@ -15,16 +15,25 @@ A command states each flag once, as a field of a frozen dataclass:
 `X | None` is a flag that may be left out. Fields made without `option` are settings of the call alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import shlex
 import sys
-import types
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import MISSING, Field, dataclass
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import MISSING, Field
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Never,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 
 class Settings(Protocol):
@@ -36,90 +45,68 @@ class Settings(Protocol):
 S = TypeVar("S", bound=Settings)
 
 
-@dataclass(frozen=True)
-class _Option:
-    help: str
-    metavar: str | None
-    choices: Collection[object] | None
-    parse: Callable[[str], object] | None
+class About(TypedDict, total=False):
+    """What an option may say beside its help."""
+
+    metavar: str | None  # what `--help` calls the value
+    choices: Collection[object] | None  # allowed values
+    parse: Callable[[str], object] | None  # makes the value of a word; the field's type if not given
+    # Whether `command_of` writes it: where it differs from its default, if not given.
     repeated: Literal["always", "changed", "never"]
-    positional: bool
-    append: bool
+    positional: bool  # an argument without a flag
+    append: bool  # the flag takes one value and may be given several times
 
 
-def option(
-    help: str,
-    *,
-    default: Any = MISSING,
-    metavar: str | None = None,
-    choices: Collection[object] | None = None,
-    parse: Callable[[str], object] | None = None,
-    repeated: Literal["always", "changed", "never"] = "changed",
-    positional: bool = False,
-    append: bool = False,
-) -> Any:
-    """Field of a settings dataclass that is a flag of the command line.
+def option(help: str, *, default: Any = MISSING, **about: Unpack[About]) -> Any:
+    """Field of a settings dataclass that is a flag of the command line, required if it has no default.
 
-    Args:
-        help: What `--help` says; `(default: ...)` is added where the default is a number or text.
-        default: Its value where it is not given; without one the flag is required.
-        metavar: What `--help` calls the value.
-        choices: Allowed values.
-        parse: Makes the value of a word; the field's type if not given.
-        repeated: Whether `command_of` writes it: always, where it differs from its default, or never.
-        positional: An argument without a flag.
-        append: The flag takes one value and may be given several times.
+    `help` is what `--help` says; `(default: ...)` is added where the default is a number or text.
     """
-    return dataclasses.field(
-        default=default, metadata={"option": _Option(help, metavar, choices, parse, repeated, positional, append)}
-    )
+    return dataclasses.field(default=default, metadata={"option": about, "help": help})
+
+
+def _options(settings: Settings | type[Settings]) -> Iterator[tuple[Field[Any], About]]:
+    """The fields made by `option`, and what they say."""
+    return ((field, field.metadata["option"]) for field in dataclasses.fields(settings) if "option" in field.metadata)
 
 
 def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m name` whose help is its module's docstring: the first paragraph above, the rest below."""
     summary, _, rest = (doc or "").partition("\n\n")
-    return argparse.ArgumentParser(
-        prog=f"python -m {name}",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=rest, formatter_class=layout)
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
     """Give a parser the flags of a settings dataclass."""
     hints = get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        if (about := field.metadata.get("option")) is None:
-            continue
+    for field, about in _options(settings):
         kind, several = _value_type(hints[field.name])
-        shown = about.help
-        if isinstance(field.default, int | float | str) and field.default != "" and kind is not bool:
-            shown += "" if "(default:" in shown else f" (default: {field.default})"
+        positional, append, default = about.get("positional"), about.get("append"), field.default
+        shown = field.metadata["help"]
+        if isinstance(default, int | float | str) and default != "" and kind is not bool and "(default:" not in shown:
+            shown += f" (default: {default})"
         words: dict[str, Any] = {"help": shown.replace("%", "%%")}
-        if field.default is not MISSING:
-            words["default"] = field.default
-        elif not about.positional:
+        if default is not MISSING:
+            words["default"] = list(default) if append else default
+        elif not positional:
             words["required"] = True
         if kind is bool:
             words["action"] = "store_true"
         else:
             literals = get_args(kind) if get_origin(kind) is Literal else None
-            words |= {"type": about.parse or (str if literals else kind), "metavar": about.metavar}
-            words["choices"] = about.choices or literals
-            if about.append:
+            words |= {"type": about.get("parse") or (str if literals else kind), "metavar": about.get("metavar")}
+            words["choices"] = about.get("choices") or literals
+            if append:
                 words["action"] = "append"
-                words |= {"default": list(field.default)} if field.default is not MISSING else {}
-            elif several or (about.positional and "default" in words):
-                words["nargs"] = "+" if not about.positional else "*" if several else "?"
-        parser.add_argument(field.name if about.positional else f"--{field.name}", **words)
+            elif several or (positional and "default" in words):
+                words["nargs"] = "+" if not positional else "*" if several else "?"
+        parser.add_argument(field.name if positional else f"--{field.name}", **words)
 
 
 def settings_from(settings: type[S], args: argparse.Namespace) -> S:
     """The settings in parsed arguments; lists become tuples."""
-    values = {
-        field.name: getattr(args, field.name) for field in dataclasses.fields(settings) if "option" in field.metadata
-    }
+    values = {field.name: getattr(args, field.name) for field, _ in _options(settings)}
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
@@ -137,20 +124,20 @@ def parse(settings: type[S], name: str, doc: str | None, argv: Sequence[str] | N
 def command_of(name: str, settings: Settings) -> str:
     """The command that runs with these settings."""
     words = ["python", "-m", name]
-    for field in dataclasses.fields(settings):
-        about, value = field.metadata.get("option"), getattr(settings, field.name)
-        if about is None or about.repeated == "never" or (about.repeated == "changed" and value == field.default):
+    for field, about in _options(settings):
+        value, repeated = getattr(settings, field.name), about.get("repeated", "changed")
+        if repeated == "never" or (repeated == "changed" and value == field.default):
             continue
         values = [str(v) for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else [str(value)]
-        if about.append:
-            words += [word for v in values for word in (f"--{field.name}", v)]
-            continue
-        words += [] if about.positional else [f"--{field.name}"]
-        words += [] if isinstance(value, bool) else values
+        flag = [] if about.get("positional") else [f"--{field.name}"]
+        if about.get("append"):
+            words += [word for v in values for word in (*flag, v)]
+        else:
+            words += flag if isinstance(value, bool) else flag + values
     return shlex.join(words)
 
 
-def refuse(reason: BaseException | str, status: int = 2) -> NoReturn:
+def refuse(reason: BaseException | str, status: int = 2) -> Never:
     """End the program with a message; exit status 2 is that of a wrong flag."""
     sys.stderr.write(f"error: {reason}\n" if status == 2 else f"{reason}\n")
     raise SystemExit(status)
@@ -158,7 +145,7 @@ def refuse(reason: BaseException | str, status: int = 2) -> NoReturn:
 
 def _value_type(hint: Any) -> tuple[Any, bool]:
     """Type of one value of a field, and whether it takes several."""
-    if get_origin(hint) in (Union, types.UnionType):
+    if type(None) in get_args(hint):  # X | None
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) in (list, tuple, Sequence):
         return next(part for part in get_args(hint) if part is not Ellipsis), True

@@ -1,7 +1,5 @@
 """Writing files so that nothing is ever half-written."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,14 +13,8 @@ def written_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file for writing that appears at `path` only when it is complete.
 
     It is written beside its destination under a temporary name, flushed to disk and renamed; on an error it is removed
-    and what stood at `path` before stays. Who may read it follows from the process's umask, as for any new file.
-
-    Args:
-        path: Where; missing folders are made.
-        mode: `"wb"`, or `"w"` for UTF-8 text.
-
-    Raises:
-        ValueError: Another mode: what stands at `path` is neither read nor appended to.
+    and what stood at `path` before stays. Missing folders are made. Who may read it follows from the process's umask,
+    as for any new file. The mode is `"wb"`, or `"w"` for UTF-8 text; for any other, `ValueError` is raised.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', got {mode!r}")

@@ -1,17 +1,10 @@
 """Uploading to the Hugging Face hub: one commit, which holds all files or does not happen."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from huggingface_hub.errors import HfHubHTTPError
-
-Kind = Literal["model", "dataset"]
+from typing import Literal
 
 
 def check_repo_id(name: str | None) -> str:
@@ -26,29 +19,21 @@ def commit(
     name: str,
     files: Mapping[str, Path | bytes],
     *,
-    kind: Kind,
+    kind: Literal["model", "dataset"],
     message: str,
     ours: Collection[str],
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """Upload files to a repository, made if it is not there.
+    """Upload files to a repository, made if it is not there, and return the address of the commit.
 
     Contents go up first, then one commit names them all: whoever downloads meanwhile, or after a failure, finds the
     repository as it was before. It fails, too, where somebody else has committed in between.
 
-    Args:
-        name: OWNER/NAME.
-        files: Path in the repository to a file or its content.
-        kind: What the repository holds.
-        message: What the commit says.
-        ours: Patterns of the paths that such a repository's earlier uploads may have made. Those that are not among
-            `files` are deleted by the same commit; what somebody added by other names stays.
-        private: Only the owner, or the members of an organization, may see it.
-        token: Of an account that may write there; the one that is logged in if not given.
-
-    Returns:
-        The address of the commit.
+    `files` maps a path in the repository to a file or its content. `ours` are patterns of the paths that such a
+    repository's earlier uploads may have made: those not among `files` are deleted by the same commit; what somebody
+    added by other names stays. A `private` repository is seen by its owner, or the members of an organization, alone.
+    Without a `token` the account that is logged in writes.
 
     Raises:
         ValueError: No name of a repository, or the repository is public although `private` is asked for.
@@ -70,26 +55,18 @@ def commit(
             raise ValueError(f"{name} is there already and is public: make it private on the hub, or take another name")
         before = set(api.list_repo_files(name, repo_type=kind, revision=repository.sha))
         gone = {path for path in before - files.keys() if any(fnmatch(path, pattern) for pattern in ours)}
-        uploaded = api.create_commit(
-            name,
-            [
-                *(CommitOperationAdd(path, content) for path, content in files.items()),
-                *(CommitOperationDelete(path) for path in sorted(gone)),
-            ],
-            commit_message=message,
-            repo_type=kind,
-            parent_commit=repository.sha,
-        )
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationAdd(path, content) for path, content in files.items()),
+            *(CommitOperationDelete(path) for path in sorted(gone)),
+        ]
+        head = repository.sha
+        uploaded = api.create_commit(name, changes, commit_message=message, repo_type=kind, parent_commit=head)
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
-            raise PermissionError(_refused(name, error)) from error
+            raise PermissionError(
+                f"the hub does not let you write to {name}: log in with `hf auth login`, or set HF_TOKEN, as an "
+                f"account that may write below {name.split('/')[0]}/ "
+                f"({error.server_message or error.response.status_code})"
+            ) from error
         raise
     return str(uploaded.commit_url)
-
-
-def _refused(name: str, error: HfHubHTTPError) -> str:
-    owner = name.partition("/")[0]
-    return (
-        f"the hub does not let you write to {name}: log in with `hf auth login`, or set HF_TOKEN, as an account that "
-        f"may write below {owner}/ ({error.server_message or error.response.status_code})"
-    )

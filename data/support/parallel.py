@@ -1,7 +1,5 @@
 """Other processes beside this one, which end when it does, however that is."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import threading

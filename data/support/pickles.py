@@ -7,15 +7,14 @@ is refused, and the names under which numpy writes arrays lead to functions of t
 library, which only disassembles, refuses values that claim to be longer than the file.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickletools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
@@ -36,8 +35,7 @@ def load_builtins(path: Path | str) -> Any:
     Raises:
         ValueError: It holds anything else, is no pickle or a damaged one, or has more than 256 MB; the file is named.
     """
-    path = Path(path)
-    return _load(path, _read(path), {})
+    return _load(Path(path), _read(Path(path)), {})
 
 
 def load_npy(path: Path | str) -> dict[str, Any]:
@@ -66,8 +64,7 @@ def load_npy(path: Path | str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > _LIMIT:
+    if (size := path.stat().st_size) > _LIMIT:
         raise ValueError(f"{path}: has {size:,} bytes; a table or a recording has no more than {_LIMIT:,}")
     return path.read_bytes()
 
@@ -81,12 +78,7 @@ def _load(path: Path, content: bytes, names: Mapping[str, Callable[..., object]]
 
 
 def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
-    """Carry out a pickle's instructions.
-
-    Args:
-        content: The pickle.
-        names: By "module name", what it may name; called with the arguments that it gives.
-    """
+    """Carry out a pickle's instructions; `names` has what it may name and call, by "module name"."""
     stack: list[object] = []
     marks: list[int] = []  # heights of the stack
     memo: dict[object, object] = {}
@@ -104,14 +96,13 @@ def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name in _TUPLES:
-            at = _height(stack, _TUPLES[name])
+            if (at := len(stack) - _TUPLES[name]) < 0:
+                raise IndexError("a tuple of more than there is")
             stack[at:] = [tuple(stack[at:])]
         elif name == "TUPLE":
             stack.append(tuple(since_mark()))
-        elif name == "EMPTY_LIST":
-            stack.append([])
-        elif name == "EMPTY_DICT":
-            stack.append({})
+        elif name in ("EMPTY_LIST", "EMPTY_DICT"):
+            stack.append([] if name == "EMPTY_LIST" else {})
         elif name == "MARK":
             marks.append(len(stack))
         elif name in ("APPEND", "APPENDS"):
@@ -147,12 +138,6 @@ def _run(content: bytes, names: Mapping[str, Callable[..., object]]) -> object:
     raise ValueError("it does not end")
 
 
-def _height(stack: list[object], below: int) -> int:
-    if below > len(stack):
-        raise IndexError("a tuple of more than there is")
-    return len(stack) - below
-
-
 def _of(kind: type[T], value: object) -> T:
     if not isinstance(value, kind):
         raise ValueError(f"an instruction for another type than {type(value).__name__}")
@@ -162,11 +147,11 @@ def _of(kind: type[T], value: object) -> T:
 # --- numpy ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class _Named:
     """A name in a file; it can be called by REDUCE, and nothing else can."""
 
-    def __init__(self, stands_for: Callable[..., object]) -> None:
-        self.stands_for = stands_for
+    stands_for: Callable[..., object]
 
 
 class _Unfilled:
@@ -184,7 +169,7 @@ class _Dtype(_Unfilled):
             raise ValueError(f"an array of {code!r}")
         self.dtype = np.dtype(code)
 
-    def filled(self, state: object) -> _Dtype:
+    def filled(self, state: object) -> Self:
         _, order, *_ = _of(tuple, state)
         self.dtype = self.dtype.newbyteorder(order)
         return self
@@ -215,16 +200,9 @@ def _scalar(kind: object, data: object) -> object:
     content = _of(bytes, data)
     if dtype.hasobject or len(content) != dtype.itemsize:
         raise ValueError(f"a number of the type {dtype} in {len(content)} bytes")
-    number: object = np.frombuffer(content, dtype)[0]
-    return number
+    return np.frombuffer(content, dtype)[0]
 
 
-_NUMPY: Mapping[str, Callable[..., object]] = {
-    "numpy ndarray": _Array,  # only ever an argument of _reconstruct
-    "numpy dtype": _Dtype,
-    # numpy 2 renamed the module
-    "numpy.core.multiarray _reconstruct": _Array,
-    "numpy._core.multiarray _reconstruct": _Array,
-    "numpy.core.multiarray scalar": _scalar,
-    "numpy._core.multiarray scalar": _scalar,
-}
+_NUMPY: dict[str, Callable[..., object]] = {"numpy dtype": _Dtype, "numpy ndarray": _Array}
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 2 renamed it
+    _NUMPY |= {f"{_module} _reconstruct": _Array, f"{_module} scalar": _scalar}

@@ -9,34 +9,42 @@ provides the question set `my_set` (docs/extending.md). To install a package is 
 setting can name code to import, only what an installed package has declared.
 """
 
-from __future__ import annotations
-
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 OURS = "ecg-elm"
+T = TypeVar("T")
 
 
 def providers(group: str) -> dict[str, list[EntryPoint]]:
     """The entry points of a group, by name. A sound installation has one of each name."""
-    entries: defaultdict[str, list[EntryPoint]] = defaultdict(list)
-    for entry in entry_points(group=group):
-        entries[entry.name].append(entry)
-    return dict(entries)
+    entries = entry_points(group=group)
+    return {name: list(entries.select(name=name)) for name in sorted(entries.names)}
+
+
+def find(what: str, name: str, group: str, ours: Mapping[str, T]) -> T:
+    """What is provided by that name, by us or by an installed package; messages call it a `what`.
+
+    Raises:
+        ImportError: An installed package provides it, but cannot be imported.
+        ValueError: Nobody provides it, or several packages do.
+    """
+    installed = providers(group)
+    entries = installed.get(name, [])
+    refuse_several(what, name, entries, ours=name in ours)
+    if name in ours:
+        return ours[name]
+    if not entries:
+        names = ", ".join([*ours, *sorted(installed)])
+        raise ValueError(f"unknown {what} {name!r}: one of {names}; is the package that provides it installed?")
+    thing: T = load(what, entries[0])
+    return thing
 
 
 def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours: bool) -> None:
-    """Raises `ValueError`, with all their names, where several packages provide something of the same name.
-
-    Args:
-        what: Kind of thing, as error messages call it.
-        name: The name.
-        entries: The entry points of that name.
-        ours: Whether this package, too, has something of that name.
-    """
+    """Raises `ValueError`, with all their names, where several packages, or `ours` and another, provide one name."""
     packages = [OURS] * ours + [_provider(entry) for entry in entries]
     if len(packages) > 1:
         raise ValueError(
@@ -48,8 +56,7 @@ def refuse_several(what: str, name: str, entries: Sequence[EntryPoint], *, ours:
 def load(what: str, entry: EntryPoint) -> Any:
     """The object that an entry point names, or the module where it names no object in it.
 
-    Raises:
-        ImportError: It cannot be imported; names the package and the module.
+    Raises `ImportError`, with the package and the module, where it cannot be imported.
     """
     try:
         return entry.load() if entry.attr else import_module(entry.module)

@@ -23,19 +23,13 @@ _SAVE_EVERY = 30.0  # seconds
 
 
 def translate(texts: Iterable[str], model: Path | str, cache: Path | str, *, batch_size: int = 32) -> dict[str, str]:
-    """Translate texts, or look up what was translated before.
+    """The translation of each text that has one, made now or before.
 
     A translation that is empty, repeats its text, or comes to no end within twice the text's length is none. A run that
     was interrupted goes on where it was at most half a minute before; a second process waits for the first.
 
-    Args:
-        texts: What to translate.
-        model: Hub id or folder of the model and its tokenizer.
-        cache: Folder for translations: one JSON file per model, by the hash of the text.
-        batch_size: Texts translated at once, those of like length together.
-
-    Returns:
-        The translation of each text that has one.
+    `model` is a hub id, or the folder of a model and its tokenizer; `cache` gets one JSON file of translations per
+    model, by the hash of the text. Texts of like length are translated together, `batch_size` at once.
 
     Raises:
         ValueError: The model's files cannot be found or used, or the file of translations is damaged.
@@ -49,9 +43,7 @@ def translate(texts: Iterable[str], model: Path | str, cache: Path | str, *, bat
     file = Path(cache) / f"translations-{key}.json"
     with locked(file):
         translations = _read(file)
-        new = sorted(
-            (text for text in texts if cache_key(text) not in translations), key=lambda text: (len(text), text)
-        )
+        new = sorted((t for t in texts if cache_key(t) not in translations), key=lambda text: (len(text), text))
         if new:
             tokenizer, translator = _load(model, revision)
             saved = time.monotonic()
@@ -98,9 +90,8 @@ def _load(model: Path | str, revision: str | None) -> tuple[PreTrainedTokenizerB
         tokenizer = AutoTokenizer.from_pretrained(str(model), revision=revision or "main")
         translator = AutoModelForSeq2SeqLM.from_pretrained(str(model), revision=revision or "main", dtype=torch.float32)
     except ImportError as error:
-        raise ValueError(
-            f"translator {model}: its tokenizer needs another package: pip install 'ecg-elm[translate]' ({error})"
-        ) from error
+        package = "its tokenizer needs another package: pip install 'ecg-elm[translate]'"
+        raise ValueError(f"translator {model}: {package} ({error})") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"translator {model}: not a sequence-to-sequence model with a tokenizer: {error}") from error
     translator.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -121,15 +112,10 @@ def _batch(texts: list[str], tokenizer: PreTrainedTokenizerBase, translator: Pre
     limits = [min(2 * length + 16, most - 1) for length in lengths]
     with torch.inference_mode():
         # One more than any limit: some models are made to end at the last token, which is no end of their own.
-        out = translator.generate(
-            input_ids=tokens["input_ids"],
-            attention_mask=tokens["attention_mask"],
-            num_beams=1,
-            do_sample=False,
-            max_new_tokens=max(limits) + 1,
-        )
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        out = translator.generate(**inputs, num_beams=1, do_sample=False, max_new_tokens=max(limits) + 1)
     ends = translator.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
+    ends = ends if isinstance(ends, list) else [ends]
     translations = []
     for row, limit in zip(out[:, 1:].tolist(), limits):  # without the token that starts the decoder
         end = next((place for place, token in enumerate(row) if token in ends), len(row))

@@ -7,7 +7,6 @@ from data.synthetic.parameters import (
     NOISES,
     RATES,
     ST_SITES,
-    VALUES,
     VOLTAGES,
     Array,
     Parameters,
@@ -16,5 +15,5 @@ from data.synthetic.parameters import (
 )
 from data.synthetic.waves import ELECTRODES, LEAD_FIELD, ST_LEAD
 
-__all__ = ["AXES", "CONDUCTIONS", "ELECTRODES", "LEAD_FIELD", "NOISES", "RATES", "ST_LEAD", "ST_SITES", "VALUES"]
+__all__ = ["AXES", "CONDUCTIONS", "ELECTRODES", "LEAD_FIELD", "NOISES", "RATES", "ST_LEAD", "ST_SITES"]
 __all__ += ["VERSION", "VOLTAGES", "Array", "Parameters", "SyntheticCohort", "categories", "findings"]

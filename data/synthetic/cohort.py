@@ -5,8 +5,6 @@ and ST level can be measured back from the waveform. What is planted, and which 
 `data.synthetic.parameters`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,22 +25,10 @@ class SyntheticCohort(Corpus):
     """Simulated patients with `records_per_patient` recordings each.
 
     A patient keeps anatomy (lead positions, shape and size of the waves) over all recordings; findings are drawn for
-    each recording. Everything follows from `seed`.
+    each recording. Everything follows from `seed`. The rate `fs` (Hz) is that of `cohort[record_id]`.
 
-    Args:
-        patients: Number of patients.
-        records_per_patient: Recordings of each.
-        seed: Seed of all draws.
-        fs: Sampling rate of `cohort[record_id]`, Hz.
-        seconds: Length of a recording.
-        cache: Folder in which all recordings are kept as one memory-mapped array, written at first use. Without it
-            each recording is rendered when asked for.
-
-    Attributes:
-        records: Ids, `s<patient>-<visit>`.
-        patient_of: Patient id of each record id.
-        parameters: What is planted.
-        categories: Each attribute of each recording as an index into its tuple of values.
+    In the folder `cache` all recordings are kept as one memory-mapped array, written at first use. Without it each
+    recording is rendered when asked for.
     """
 
     name = "synthetic"
@@ -60,27 +46,27 @@ class SyntheticCohort(Corpus):
         cache: Path | str | None = None,
     ) -> None:
         self.seed, self.fs, self.seconds = seed, float(fs), float(seconds)
-        self.records_per_patient = records_per_patient
-        n = patients * records_per_patient
-        self.records = tuple(f"s{i // records_per_patient:05d}-{i % records_per_patient + 1}" for i in range(n))
+        self.records_per_patient = visits = records_per_patient
+        # Ids are `s<patient>-<visit>`.
+        self.records = tuple(f"s{i // visits:05d}-{i % visits + 1}" for i in range(patients * visits))
         self.patient_of = {record: record.partition("-")[0] for record in self.records}
         self._index = {record: i for i, record in enumerate(self.records)}
         # One stream per patient: a cohort of fewer patients is a part of the larger one.
-        shape = (parameters.NUMBERS, records_per_patient)
+        shape = (parameters.NUMBERS, visits)
         self.parameters = parameters.draw_parameters(
             np.concatenate([np.random.default_rng([seed, 0, i]).random(shape) for i in range(patients)], axis=1)
         )
-        self.categories = parameters.categories(self.parameters)
+        self.categories = parameters.categories(self.parameters)  # of each attribute, index into its tuple of values
         self._present = parameters.findings(self.parameters)
         self._signals: Array | None = None
         self._cache = Path(cache) if cache is not None else None
 
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording at the cohort's sampling rate; `KeyError` when there is none of that id."""
+        if self._cache is None:
+            return self.render(record_id)
         i = self.index(record_id)
-        if self._cache is not None:
-            return self._ecg(i, self.signals()[i], self.fs)
-        return self.render(record_id)
+        return self._ecg(i, self.signals()[i], self.fs)
 
     def index(self, record_id: str) -> int:
         """Position of a record in `parameters`; `KeyError` when there is none of that id."""
@@ -114,13 +100,9 @@ class SyntheticCohort(Corpus):
     def render(self, record_id: str, fs: float | None = None, **moved: float) -> Ecg:
         """The recording, at another sampling rate or with parameters moved; all else stays as it is.
 
-        Noise is drawn anew for each sampling rate, of the same power density.
-
-        Args:
-            record_id: Which recording.
-            fs: Sampling rate in Hz; the cohort's when not given.
-            **moved: New values of fields of `Parameters`, for example `heart_rate=120` or `st_mv=0.3` (anterior unless
-                `st_site` says otherwise). A new `gain` scales the whole recording, so it scales `st_mv` too.
+        Noise is drawn anew for each sampling rate `fs` (Hz, by default the cohort's), of equal power density. `moved`
+        are new values of fields of `Parameters`, for example `heart_rate=120` or `st_mv=0.3` (anterior unless `st_site`
+        says otherwise). A new `gain` scales the whole recording, so it scales `st_mv` too.
 
         Raises:
             KeyError: There is no such record.
@@ -128,9 +110,9 @@ class SyntheticCohort(Corpus):
         """
         i = self.index(record_id)
         p = self.parameters.take([i])
-        unknown = moved.keys() - {f.name for f in fields(Parameters)}
-        if unknown:
-            raise ValueError(f"unknown parameter {sorted(unknown)}: one of {[f.name for f in fields(Parameters)]}")
+        names = [f.name for f in fields(Parameters)]
+        if unknown := moved.keys() - set(names):
+            raise ValueError(f"unknown parameter {sorted(unknown)}: one of {names}")
         if "gain" in moved and "st_mv" not in moved:
             moved["st_mv"] = float(p.st_mv[0] * moved["gain"] / p.gain[0])
         if moved.get("st_mv") and "st_site" not in moved and p.st_site[0] == 0:
@@ -142,18 +124,16 @@ class SyntheticCohort(Corpus):
     @property
     def key(self) -> str:
         """A name for these recordings, for caches of what is made of them; another one for another `VERSION`."""
-        name = f"cohort-{len(self)}x{self.records_per_patient}-seed{self.seed}-{self.fs:g}Hz-{self.seconds:g}s"
-        return f"{name}-v{VERSION}"
+        size = f"{len(self)}x{self.records_per_patient}"
+        return f"cohort-{size}-seed{self.seed}-{self.fs:g}Hz-{self.seconds:g}s-v{VERSION}"
 
     def signals(self) -> Array:
         """All recordings, float32 `[records, 12, samples]` in mV at the cohort's rate."""
-        if self._signals is None:
-            if self._cache is None:
-                self._signals = self._simulate_all()
-            else:
-                path = self._cache / f"{self.key}.npy"
-                written_once(path, lambda file: np.save(file, self._simulate_all()))
-                self._signals = np.load(path, mmap_mode="r")
+        if self._signals is None and self._cache is not None:
+            path = written_once(self._cache / f"{self.key}.npy", lambda file: np.save(file, self._simulate_all()))
+            self._signals = np.load(path, mmap_mode="r")
+        elif self._signals is None:
+            self._signals = self._simulate_all()
         return self._signals
 
     def _simulate_all(self) -> Array:
@@ -176,9 +156,8 @@ class SyntheticCohort(Corpus):
         t = np.arange(round(fs * self.seconds)) / fs
         beats = waves.draw_beats(p, draws)
         if (beats.onset[:, -1] <= t[-1]).any():
-            raise ValueError(
-                f"{self.seconds:g} s at {p.heart_rate.max():g} beats per minute exceed {waves.MAX_BEATS} beats"
-            )
+            rate = p.heart_rate.max()
+            raise ValueError(f"{self.seconds:g} s at {rate:g} beats per minute exceed {waves.MAX_BEATS} beats")
         courses, dipoles = waves.draw_waves(p, anatomy, t, beats, draws)
         to_leads = (dipoles @ waves.LEAD_FIELD.T) * anatomy["lead_gain"][:, None]  # [n, waves, 12]
         leads = np.matmul(to_leads.transpose(0, 2, 1).astype(np.float32), courses)

@@ -11,11 +11,9 @@ Voltage is a gain on the **whole** recording, noise and ST shift included: a wav
 would betray the voltage in proportions, and then an encoder blind to gain could seem to read millivolts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,19 +56,16 @@ class Parameters:
     gain: Array  # of the whole recording: the voltage
     noise: Array  # index into NOISES
 
-    def take(self, index: Array | slice | list[int]) -> Parameters:
+    def take(self, index: Array | slice | list[int]) -> Self:
         """The parameters of some recordings."""
-        return Parameters(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 def draw_parameters(numbers: Array) -> Parameters:
     """Findings, independent but for the exclusions of the module's docstring.
 
     Categories are separated by margins (bradycardia < 54, normal 62-92, tachycardia > 108 per minute, ...), so that
-    every answer has one right value.
-
-    Args:
-        numbers: Random numbers between 0 and 1, `[NUMBERS, records]`.
+    every answer has one right value. `numbers` are random, between 0 and 1, `[NUMBERS, records]`.
     """
     left = iter(numbers)
 
@@ -139,13 +134,7 @@ def findings(p: Parameters) -> dict[str, tuple[Array, Array]]:
 
 
 def report_sentences(values: Mapping[str, int], present: Callable[[str], bool], rng: np.random.Generator) -> list[str]:
-    """All that is planted in a recording, each in one of several phrasings.
-
-    Args:
-        values: Each attribute as an index into its tuple of values.
-        present: Whether a finding is planted.
-        rng: Draws the phrasings.
-    """
+    """All that is planted in a recording, each in one of several phrasings; `values` are indices as of `categories`."""
 
     def say(*phrasings: str) -> str:
         return phrasings[rng.integers(len(phrasings))]

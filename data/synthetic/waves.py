@@ -6,8 +6,6 @@ I + III = II and the electrical axis hold exactly, and Dower's rows for V1-V6 (D
 1980).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,15 +45,10 @@ MAX_BEATS = 96  # drawn per recording whatever its rate, so that moving the rate
 
 @dataclass(frozen=True)
 class Beats:
-    """The beats of some recordings.
+    """The beats of some recordings."""
 
-    Attributes:
-        onset: QRS onsets in s `[n, beats]`, starting before 0.
-        is_pvc: Which beats are ectopic, bool `[n, beats]`.
-    """
-
-    onset: Array
-    is_pvc: Array
+    onset: Array  # of QRS, in s `[n, beats]`, starting before 0
+    is_pvc: Array  # which beats are ectopic, bool `[n, beats]`
 
     def around(self, t: Array) -> tuple[list[Array], list[Array]]:
         """Seconds since the last beat begun at each time, the one before, the one after; whether each is ectopic."""

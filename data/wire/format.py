@@ -6,10 +6,7 @@
 recording it is stays with the sender. In an HTTP request it is a `data:` URL of the type `application/x-ecg+json`.
 """
 
-from __future__ import annotations
-
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -62,13 +59,11 @@ def from_wire(data: bytes) -> Ecg:
     scale = millivolts(units, f"{MEDIA_TYPE}: units")
     try:
         samples = base64.b64decode(signal, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{MEDIA_TYPE}: signal is not base64: {error}") from error
     if not samples or len(samples) % (len(leads) * _SAMPLE.itemsize):
-        raise ValueError(
-            f"{MEDIA_TYPE}: signal has {len(samples)} bytes, which are not as many float32 samples in each of "
-            f"{len(leads)} leads"
-        )
+        problem = f"which are not as many float32 samples in each of {len(leads)} leads"
+        raise ValueError(f"{MEDIA_TYPE}: signal has {len(samples)} bytes, {problem}")
     with np.errstate(over="ignore"):
         values = np.frombuffer(samples, _SAMPLE).reshape(len(leads), -1) * np.float32(scale)
     _require_finite(values, leads, MEDIA_TYPE)
@@ -101,13 +96,11 @@ def chat_messages(messages: Sequence[Mapping[str, Any]], ecgs: Iterable[Ecg]) ->
             raise ValueError("the messages have more ECG parts than ECGs are given")
         return {"type": "audio_url", "audio_url": {"url": data_url(ecg)}}
 
-    def content(content: str | list[dict[str, str]]) -> str | list[Message]:
-        return content if isinstance(content, str) else [sent(part) for part in content]
-
-    return [{**message, "content": content(message["content"])} for message in messages]
+    contents = (message["content"] for message in messages)
+    changed = (content if isinstance(content, str) else [sent(part) for part in content] for content in contents)
+    return [{**message, "content": content} for message, content in zip(messages, changed)]
 
 
 def _require_finite(signal: NDArray[np.floating], leads: Sequence[str], where: str) -> None:
-    bad = [lead for lead, row in zip(leads, signal) if not np.isfinite(row).all()]
-    if bad:
+    if bad := [lead for lead, row in zip(leads, signal) if not np.isfinite(row).all()]:
         raise ValueError(f"{where}: samples that are not finite (NaN or infinite) in {', '.join(bad)}")

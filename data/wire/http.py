@@ -1,7 +1,5 @@
 """Requests to a chat server: no redirections, as recordings and keys go to nobody else, and errors in its own words."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time
@@ -9,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -19,33 +17,23 @@ WAIT = (0.5, 30.0)  # s before the first repetition, doubled for each further on
 
 
 class ServerError(RuntimeError):
-    """A request failed for good; names it, the status and the server's message.
-
-    Attributes:
-        status: Status of the reply; None where there was none.
-    """
+    """A request failed for good; names it, the status and the server's message."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status = status  # of the reply; None where there was none
 
 
 @dataclass(frozen=True)
 class Reply:
-    """JSON from a server.
+    """JSON from a server."""
 
-    Attributes:
-        url: The address that was asked.
-        value: The parsed JSON.
-        headers: Headers of the reply.
-    """
-
-    url: str
-    value: Any
+    url: str  # the address that was asked
+    value: Any  # the parsed JSON
     headers: Mapping[str, str]
 
     @classmethod
-    def parse(cls, url: str, data: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+    def parse(cls, url: str, data: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> Self:
         """The reply in these bytes.
 
         Raises:

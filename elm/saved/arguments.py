@@ -1,11 +1,10 @@
 """Arguments that all recipes share, and what training.json records of a run."""
 
-from __future__ import annotations
-
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from elm.inputs.features import CACHE_GB
 
@@ -16,6 +15,8 @@ T = TypeVar("T")
 
 def setting(default: T, help: str) -> T:
     """A field of a dataclass of settings, with what `--help` says of it."""
+    if isinstance(default, list):
+        return field(default_factory=cast(Callable[[], T], default.copy), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -35,12 +36,8 @@ class ElmArguments:
         "first, or a type of encoder for a new one: 'ecg_patch' for patches of the signal itself, 'ecg_byte' for "
         "ECG-Byte's tokens (projector_type vocabulary).",
     )
-    encoder_args: Settings | str | None = setting(
-        None, 'Settings of the encoder to change, as JSON, e.g. {"output": "features"}.'
-    )
-    quantization: str | None = setting(
-        None, "nf4 holds the language model's linear layers in 4 bits while LoRA is trained (QLoRA)."
-    )
+    encoder_args: Settings | str | None = setting(None, 'Its settings to change, as JSON, e.g. {"output": "features"}.')
+    quantization: str | None = setting(None, "nf4 trains LoRA on linear layers of 4 bits (QLoRA).")
     train_encoder: bool = setting(False, "Train the encoder in full, too.")
     # Seed of what is "tiny", if not that of the run: a grid sets it, so that all its seeds share their parts.
     tiny_seed: int | None = setting(None, argparse.SUPPRESS)
@@ -56,55 +53,37 @@ class ElmArguments:
     reports_in_sft: bool = setting(False, "Keep the reports among the rows of the sft stage.")
     turns: int = setting(1, "Questions about the same ECGs joined into one dialogue.")
     balance: int = setting(
-        1,
-        "Repeat training rows with the rarer answers to a yes/no question until all answers to it are as frequent, "
-        "each row at most so often.",
+        1, "Repeat rows with rarer answers to a yes/no question, each at most so often, until all are as frequent."
     )
-    measured: bool = setting(
-        False, "Put a line of measured features (rate, intervals, axis, amplitudes) behind each ECG."
-    )
-    measured_amplitudes: str = setting(
-        "leads", "QRS amplitudes in it: leads, mean, or none, where millivolts are not true ones."
-    )
-    questions_per_row: int = setting(
-        1, "Questions (or dialogues) about the same ECGs that share their tokens in a training row."
-    )
+    measured: bool = setting(False, "Put measured features (rate, intervals, axis, amplitudes) behind each ECG.")
+    measured_amplitudes: str = setting("leads", "QRS amplitudes in them: leads, mean, or none (mV are not true ones).")
+    questions_per_row: int = setting(1, "Questions (or dialogues) about the same ECGs that share a training row.")
 
     # --- run: where and how
     cache_dir: str = setting("out/cache", "Folder for what is computed once.")
     cache_gb: float = setting(
         CACHE_GB,
-        "What encoder outputs may take in it, in GB. Those of other encoders and data that were not used for longest "
-        "make room; what does not fit even so is computed each time. 0 keeps nothing.",
+        "GB that encoder outputs may take in it. Those of other encoders and data that were not used for longest make "
+        "room; what does not fit even so is computed each time. 0 keeps nothing.",
     )
-    allow_leaks: bool = setting(
-        False, "Train although patients or recordings are in training and in the test; the card says so."
-    )
+    allow_leaks: bool = setting(False, "Train although patients or recordings are in the test, too; the card says so.")
     threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")
     processes: int = setting(
         1,
         "On CPUs: with 2, a second one makes the tiny language model and trains the model without ECGs meanwhile. A "
         "run that was launched in several does one after the other.",
     )
-    deterministic: bool = setting(
-        False, "Two runs on like devices give the same bytes: deterministic algorithms alone, which are slower."
-    )
-    dev: bool = setting(
-        False, "Does it run? Small parts with random weights, few questions and steps, a temporary folder."
-    )
+    deterministic: bool = setting(False, "Two runs on like devices give the same bytes: slower algorithms alone.")
+    dev: bool = setting(False, "Does it run? Small random parts, few questions and steps, a temporary folder.")
     resume: bool = setting(True, "Go on from the newest whole checkpoint of the same run.")
-    text_only: bool = setting(
-        False, "Train the same without ECGs, too, into text-only/: a row of reference in the audit."
-    )
+    text_only: bool = setting(False, "Train the same without ECGs, too, into text-only/, for reference in the audit.")
     ablation: bool = setting(True, "Ask the held-out questions at the end, with and without ECG.")
 
     def __post_init__(self) -> None:
         self.dataset_args = as_mapping("dataset_args", self.dataset_args)
         self.encoder_args = as_mapping("encoder_args", self.encoder_args)
-        if self.train_condition not in TRAIN_CONDITIONS:
-            raise ValueError(
-                f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {self.train_condition!r}"
-            )
+        if (condition := self.train_condition) not in TRAIN_CONDITIONS:
+            raise ValueError(f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {condition!r}")
         if self.quantization not in (None, "nf4"):
             raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
 

@@ -1,7 +1,5 @@
 """The summary of an audit in a saved model's folder: `eval.ablation` writes it, the card and the chat page show it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -45,11 +43,7 @@ class AuditSummary:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """The summary in the object of summary.json, or the verdict alone in a report.json by an earlier version.
-
-        Raises:
-            ValueError: It is neither.
-        """
+        """The summary in summary.json, or the verdict alone in an earlier version's report.json; else `ValueError`."""
         if not isinstance(data, dict):
             raise ValueError("not a summary of an audit: no JSON object")
         try:
@@ -70,11 +64,7 @@ class AuditSummary:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self | None:
-        """The summary in a model's folder; None where it was not audited.
-
-        Raises:
-            ValueError: The file is damaged; names it.
-        """
+        """The summary in a model's folder, None where it was not audited; a damaged file raises `ValueError`."""
         for path in (folder / SUMMARY, folder / REPORT):
             if path.is_file():
                 try:

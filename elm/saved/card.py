@@ -1,13 +1,11 @@
 """The model card (README.md) of a saved model, written from what its folder records."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from data.card import source_lines, sources_of
 from data.support.files import written_whole
@@ -16,11 +14,12 @@ from elm.saved.arguments import TrainingRecord
 from elm.saved.audit import AuditSummary
 
 DISCLAIMER = "**Research use only. Not a medical device. Not for diagnosis or treatment.**"
-NOT_AUDITED = (
-    "**Not audited.** Whether this model reads the ECG or guesses from the question is not known; a fluent answer is "
-    "no evidence. `python -m eval.ablation` finds out."
-)
 REPORTS = ("report.html", "report.md")  # of an audit, for people; the first that is there is named
+
+
+def template(file: Path) -> Template:
+    """A text to be filled in; names that it does not get are errors."""
+    return Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(file.read_text("utf-8"))
 
 
 def write_card(folder: Path | str) -> None:
@@ -49,33 +48,24 @@ def model_card(
 ) -> str:
     """The card, with the hub's metadata. It leaves out what is not recorded.
 
-    Args:
-        config: The model's.
-        training: What training.json holds.
-        audit: Summary of the audit, if there was one.
-        name: What the model is called.
-        repo_id: OWNER/NAME it has on the hub.
-        licence: The hub's identifier of the licence its owner gives it; `"other"` if not given.
-        report_file: The report in `ablation/` that the card points to.
+    `licence` is the hub's identifier, `"other"` if not given; `report_file` the report in `ablation/` to point to.
     """
     encoder = config.encoder_config
     sources = sources_of([training["dataset_name"], *training.get("corpora", ())])
     seen = [source for source in sources_of([encoder.pretrained_on]) if source not in sources]
-    template = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True).from_string(
-        Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return template(Path(__file__).with_name("card.md.jinja")).render(
         config=config,
         encoder=encoder,
         text=config.text_config,
         tokens=f"at most {config.max_tokens_per_ecg} language-model tokens per ECG.",
-        training={"leaks": [], "versions": {}, **training},
+        training=dict.fromkeys(("leaks", "versions", "lora", "quantization", "trainer", "losses")) | training,
+        settings=training.get("arguments", {}),
         metadata=_metadata(training, audit, name, licence),
         disclaimer=DISCLAIMER,
-        audit=_audit(audit, report_file),
+        audit=audit,
+        report_file=report_file,
         licences=source_lines(sources),
         encoder_licences=source_lines(seen),
-        sentences=_how(training),
         repo_id=repo_id,
     )
 
@@ -113,40 +103,6 @@ def _results(audit: AuditSummary) -> list[EvalResult]:
         )
         for result in audit.results
     ]
-
-
-def _audit(audit: AuditSummary | None, report_file: str | None) -> str:
-    """The audit's section, with the place of its report."""
-    if audit is None:
-        return NOT_AUDITED
-    return audit.card + (f" Everything else, and how to read it: `ablation/{report_file}`." if report_file else "")
-
-
-def _how(training: TrainingRecord) -> list[str]:
-    """Sentences about how it was trained."""
-    settings, trainer = training.get("arguments", {}), training.get("trainer", {})
-    sentences = [f"ECGs given in training: {training['train_condition']}."]
-    if settings.get("align_steps"):
-        sentences.append(f"Align stage: {settings['align_steps']:,} steps of the projector on reports.")
-    if lora := training.get("lora"):
-        sentences.append(
-            f"Then LoRA on the language model (r {lora['r']}, alpha {lora['alpha']}) and the projector on questions"
-            f"{', the encoder in full' if settings.get('train_encoder') else ''}; LoRA is merged into the weights."
-        )
-    if quantization := training.get("quantization"):
-        sentences.append(quantization)
-    if trainer:
-        rows = trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"] * training["processes"]
-        length = (
-            f"{trainer['max_steps']:,} steps" if trainer["max_steps"] > 0 else f"{trainer['num_train_epochs']:g} epochs"
-        )
-        sentences.append(
-            f"{length} of {rows} rows, learning rate {trainer['learning_rate']:g} ({trainer['lr_scheduler_type']}), "
-            f"{'bfloat16' if trainer['bf16'] else 'float16' if trainer['fp16'] else 'float32'}, seed {trainer['seed']}."
-        )
-    if losses := training.get("losses"):
-        sentences.append(f"Last training loss: {losses[-1]:.3f}. All settings: `training.json`.")
-    return sentences
 
 
 def _is_hub_id(name: str) -> bool:

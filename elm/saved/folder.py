@@ -5,8 +5,6 @@ the encoder's feature extractor, training.json (what it was trained on and how) 
 them: `adapter/` (the LoRA weights and the trained projector), `checkpoints/`, `examples/`, `ablation/`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -30,34 +28,17 @@ from encoders.checkpoints import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
 FILES = (  # what a model is loaded from, and training.json: patterns of names
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "chat_template.jinja",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "training.json",
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"),
+    *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "training.json"),
 )
 
 
 def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
     """The folder of a saved model: itself, or that in the cache to which a hub id's files are downloaded once.
 
-    Args:
-        name_or_path: A folder, or a hub id (`owner/name`).
-        revision: Branch, tag or commit of a hub id.
-
-    Raises:
-        FileNotFoundError: There is no such folder, and no hub id of that name that can be reached.
+    Raises `FileNotFoundError` where there is neither a folder nor a hub id of that name that can be reached.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -75,13 +56,10 @@ def load(
     adapter: Path | str | None = None,
     dtype: torch.dtype | str = "auto",
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
-    """A saved model and its processor, ready to answer.
+    """A saved model (its folder or hub id) and its processor, ready to answer.
 
-    Args:
-        folder: A folder written by `save`, or a hub id of one.
-        revision: Branch, tag or commit of a hub id.
-        adapter: LoRA weights to put on it, from an `adapter/` folder; they must have been trained on this model.
-        dtype: Of the weights; `"auto"` keeps the saved one.
+    `adapter` is an `adapter/` folder of LoRA weights to put on it, trained on this very model. `dtype` is that of the
+    weights; `"auto"` keeps the saved one.
 
     Raises:
         FileNotFoundError: The folder is no saved model, and no hub id of one that can be reached.
@@ -129,12 +107,8 @@ def save(
 ) -> Path:
     """Write a model so that every file of the folder is whole: all are written beside it first, then moved in.
 
-    Args:
-        model: Without adapters, or merged.
-        processor: Its processor.
-        folder: Where to; other files and folders in it stay.
-        training: What goes into training.json: the dataset and its settings, hyper-parameters, versions.
-        beside: A folder whose contents (`adapter/`, `examples/`) are moved in with the rest.
+    The model has no adapters, or they are merged; `training` goes into training.json; the contents of the folder
+    `beside` (`adapter/`, `examples/`) are moved in with the rest. Other files and folders stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,9 @@
 """Publishing a saved model: what is uploaded, with its card and its audit, and what is not."""
 
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,7 +17,6 @@ from elm.model.configuration import ElmConfig
 from elm.saved.audit import REPORT, SUMMARY, AuditSummary
 from elm.saved.card import REPORTS, model_card
 from elm.saved.folder import FILES
-from elm.saved.places import last_parts, pattern_of, places_in, without_places
 from elm.saved.run import SavedRun
 
 logger = logging.getLogger(__name__)
@@ -28,26 +26,11 @@ AUDIT = ("ablation/report.html", REPORT, "ablation/report.md", SUMMARY, "ablatio
 RECORDINGS = ("examples/*", "ablation/examples.json", "ablation/predictions.jsonl", "ablation/asked-*.jsonl")
 _DRAWN = 'class="strip"'  # of a recording in report.html
 
-_CONFIGS = (
-    "config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer_config.json",
-    "adapter/adapter_config.json",
-)
+_CONFIGS = (*(name for name in FILES if name.endswith("config.json")), ADAPTER[0])
 
 
 def check(repo_id: str | None, *, audited: bool = True) -> None:
-    """Refuse at the start of a run what `push` would refuse at its end.
-
-    Args:
-        repo_id: What `--hub_model_id` says.
-        audited: Whether the run will end with the audit.
-
-    Raises:
-        ValueError: No name of a repository, or no audit.
-    """
+    """Refuse at the start of a run what `push` would refuse at its end: no name of a repository, or no audit."""
     check_repo_id(repo_id)
     if not audited:
         raise ValueError(
@@ -58,33 +41,17 @@ def check(repo_id: str | None, *, audited: bool = True) -> None:
 
 @dataclass(frozen=True)
 class Publication:
-    """How a model is published.
+    """How a model is published."""
 
-    Attributes:
-        private: Only the owner, or the members of an organization, may see it.
-        licence: The hub's identifier of the licence of the weights, for the card.
-        unaudited: Publish a model without an audit; its card says so.
-        with_recordings: Upload what shows patients, too: `examples/`, the questions and answers about each recording,
-            and a report.html that draws some.
-    """
-
-    private: bool = False
-    licence: str | None = None
-    unaudited: bool = False
+    private: bool = False  # only the owner, or the members of an organization, may see it
+    licence: str | None = None  # the hub's identifier of the licence of the weights, for the card
+    unaudited: bool = False  # without an audit; the card says so
+    # With what shows patients: `examples/`, questions and answers about each recording, a report.html that draws some.
     with_recordings: bool = False
 
 
 def push(folder: Path | str, repo_id: str | None, how: Publication = Publication(), token: str | None = None) -> str:
-    """Upload a saved model as one commit.
-
-    Args:
-        folder: Written by a recipe.
-        repo_id: OWNER/NAME; made if it is not there.
-        how: How it is published.
-        token: Of an account that may write there; the one that is logged in if not given.
-
-    Returns:
-        The address of the commit.
+    """Upload a saved model as one commit, and return its address; without a `token` as the account that is logged in.
 
     Raises:
         FileNotFoundError: The folder is no saved model.
@@ -97,15 +64,12 @@ def push(folder: Path | str, repo_id: str | None, how: Publication = Publication
     for path in sorted(files):
         logger.info("to upload: %s", path)
     ours = (*FILES, *ADAPTER, *AUDIT, *RECORDINGS, "README.md")
-    message = "ECG-language model, " + ("not audited" if REPORT not in files else "with its audit")
+    message = f"ECG-language model, {'with its audit' if REPORT in files else 'not audited'}"
     return commit(name, files, kind="model", message=message, ours=ours, private=how.private, token=token)
 
 
 def contents(folder: Path | str, repo_id: str, how: Publication = Publication()) -> dict[str, Path | bytes]:
-    """Files that `push` uploads: path in the repository to a file, or to its content where the folder holds another.
-
-    Raises as `push` does.
-    """
+    """Files that `push` uploads, or their content, by path in the repository. Raises as it does."""
     folder = Path(folder)
     for file in ("config.json", "training.json"):
         if not (folder / file).is_file():
@@ -121,9 +85,7 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
     if how.with_recordings:
         patterns += RECORDINGS if audit is not None else RECORDINGS[:1]
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files: dict[str, Path | bytes] = {
-        path: folder / path for path in there if any(fnmatch(path, pattern) for pattern in patterns)
-    }
+    files: dict[str, Path | bytes] = {path: folder / path for path in there if any(fnmatch(path, p) for p in patterns)}
     _check_weights(folder, [path for path in files if path.endswith(".safetensors")])
     page = "ablation/report.html"
     if page in files and not how.with_recordings and _DRAWN in (folder / page).read_text(encoding="utf-8"):
@@ -132,9 +94,7 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
     # What is named by its last part: whole values of settings, wherever else these values are repeated, and every
     # other place in a sentence.
     trees = {path: _read(folder / path) for path in (*_CONFIGS, "training.json", REPORT, SUMMARY) if path in files}
-    places = pattern_of(
-        {value for tree in trees.values() for value in places_in(tree)} | {str(folder), str(folder.absolute())}
-    )
+    places = pattern_of([*places_in(list(trees.values())), str(folder), str(folder.absolute())])
     for path, tree in trees.items():
         trees[path] = without_places(tree, places)
         files[path] = (json.dumps(trees[path], indent=2, ensure_ascii=False) + "\n").encode()
@@ -155,15 +115,12 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
 
 def _audit(folder: Path, digest: str) -> AuditSummary:
     """Summary of the audit, of the model as it is now."""
+    command = f"run `python -m eval.ablation --model {folder}`"
     if (audit := AuditSummary.of_folder(folder)) is None:
-        raise ValueError(
-            f"{folder} was not audited: run `python -m eval.ablation --model {folder}` first, or say --unaudited, as "
-            "its card then does, too"
-        )
+        raise ValueError(f"{folder} was not audited: {command} first, or say --unaudited, as its card then does, too")
     if audit.training != digest:
         raise ValueError(
-            f"the audit in {folder / 'ablation'} is of another training than the weights in {folder}: run "
-            f"`python -m eval.ablation --model {folder}` again"
+            f"the audit in {folder / 'ablation'} is of another training than the weights in {folder}: {command} again"
         )
     return audit
 
@@ -184,3 +141,64 @@ def _check_weights(folder: Path, paths: Sequence[str]) -> None:
 
 def _read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+# --- places: in what is published, files and folders of this machine are named by their last part alone ---------------
+
+# Settings that name a folder, and those that name a folder or a hub id.
+_FOLDERS = {"root", "recordings", "cache", "cache_dir", "output_dir", "logging_dir", "model", "text_only"}
+_PARTS = {"_name_or_path", "name_or_path", "base_model_name_or_path", "language_model", "encoder", "translator"}
+_PLACE = r"""(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s"'<>|;,&()]+){2,}[/\\]?"""
+_IN_TEXT = re.compile(rf"""(?<![\w/\\.:<+~-]){_PLACE}""")
+_PICTURE = re.compile(r"(data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+)")
+
+
+def places_in(tree: object, key: str = "") -> Iterator[str]:
+    """Values that name a file or a folder, in a tree of settings."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from places_in(value, name)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from places_in(value, key)
+    elif isinstance(tree, str) and (
+        key in _FOLDERS
+        or (key in _PARTS and _is_place(tree))
+        or re.fullmatch(r"(?:~|[A-Za-z]:)?[/\\][^\n]*[/\\][^\n]*", tree)
+    ):
+        yield tree
+
+
+def _is_place(name: str) -> bool:
+    """A folder and not a hub id: one that is here was read in the hub's place."""
+    parts = re.split(r"[/\\]", name)
+    return len(parts) > 2 or (len(parts) == 2 and (parts[0] in ("", ".", "..", "~") or Path(name).exists()))
+
+
+def pattern_of(places: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of these places in text, longer ones first, and not where their letters are part of another name."""
+    longest = sorted({place.rstrip("/\\") for place in places}, key=len, reverse=True)
+    escaped = [re.escape(place) for place in longest if re.search(r"[/\\]", place)]
+    return re.compile(rf"(?<![\w/\\.-])(?:{'|'.join(escaped)})(?![\w-])")
+
+
+def without_places(tree: Any, places: re.Pattern[str]) -> Any:
+    """A tree of settings in which places are named by their last part."""
+    if isinstance(tree, Mapping):
+        return {name: without_places(value, places) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [without_places(value, places) for value in tree]
+    return last_parts(tree, places) if isinstance(tree, str) else tree
+
+
+def last_parts(text: str, places: re.Pattern[str]) -> str:
+    """Text in which places are named by their last part; pictures in it, whose letters mean nothing, stay."""
+    pieces = _PICTURE.split(text)
+    for i in range(0, len(pieces), 2):
+        for pattern in (places, _IN_TEXT):
+            pieces[i] = pattern.sub(lambda match: _last_part(match[0]), pieces[i])
+    return "".join(pieces)
+
+
+def _last_part(place: str) -> str:
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1]

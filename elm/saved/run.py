@@ -1,24 +1,28 @@
-"""`SavedRun`: a saved model's folder, read once. And the caches that a training and its saved model share."""
-
-from __future__ import annotations
+"""`SavedRun`: a saved model's folder, read once. And the questions and caches that it shares with its training."""
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 
-from data.conversations.rows import QuestionSet
+from data.conversations import load_questions
+from data.conversations.rows import QuestionSet, Row
 from data.experiment import conditions
 from data.experiment.conditions import Altered
 from elm.inputs.features import FeatureStore
 from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.saved.arguments import ElmArguments, TrainingRecord
+from elm.saved.arguments import ElmArguments, TrainingRecord, as_mapping
 from elm.saved.folder import load, resolve
-from elm.saved.questions import questions_for
+
+DEV_NOTE = (
+    "A --dev run: small parts with random weights, few questions, a few steps. It shows that the config runs, no more."
+)
+TRAIN_ROWS, TEST_ROWS, REPORTS = 48, 12, 12  # of a --dev run
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,7 @@ class Stores:
 
 
 class SavedRun:
-    """A saved model and the run it came from. Each part is read when it is first asked for, and only once.
-
-    Args:
-        name_or_path: Folder of a saved model, or its hub id.
-    """
+    """A saved model (a folder or a hub id) and the run it came from; each part is read when needed, and only once."""
 
     def __init__(self, name_or_path: Path | str) -> None:
         self.name = str(name_or_path)
@@ -97,11 +97,8 @@ class SavedRun:
         """
         key = f"{questions.source_key}~{conditions.VERSION}"
         altered = dataclasses.replace(questions, source=Altered(questions.source), source_key=key)
-        return Stores(
-            feature_store(self.arguments, self.model, self.processor, questions),
-            feature_store(self.arguments, self.model, self.processor, questions, zero=True),
-            feature_store(self.arguments, self.model, self.processor, altered),
-        )
+        store = partial(feature_store, self.arguments, self.model, self.processor)
+        return Stores(store(questions), store(questions, zero=True), store(altered))
 
     def measured(self, questions: QuestionSet) -> MeasuredStore | None:
         """What is measured in the recordings of a question set, where the model reads that."""
@@ -127,3 +124,43 @@ def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredS
     if not arguments.measured:
         return None
     return MeasuredStore(questions.source, questions.source_key, arguments.cache_dir)
+
+
+def questions_for(arguments: ElmArguments) -> QuestionSet:
+    """The question set of a run. Simulated recordings are cached with everything else.
+
+    Raises:
+        ValueError: Of one of the `question_types` there are no questions.
+    """
+    settings = as_mapping("dataset_args", arguments.dataset_args)
+    if arguments.dataset in ("synthetic", "ecg_qa"):
+        settings.setdefault("cache", arguments.cache_dir)
+    questions = load_questions(arguments.dataset, **settings)
+    if arguments.question_types is not None:
+        questions = of_types(questions, arguments.question_types)
+    return few(questions) if arguments.dev else questions
+
+
+def of_types(questions: QuestionSet, types: Sequence[str]) -> QuestionSet:
+    """Questions of some types alone. Raises `ValueError` where there are none of one of them to train on."""
+    present = {row["question_type"] for row in questions.train}
+    if missing := sorted(set(types) - present):
+        raise ValueError(f"{questions.name} has no training questions of type {missing[0]!r}: it has {sorted(present)}")
+    train, test = ([row for row in rows if row["question_type"] in types] for rows in (questions.train, questions.test))
+    return dataclasses.replace(questions, train=train, test=test)
+
+
+def few(questions: QuestionSet) -> QuestionSet:
+    """Questions and reports of a `--dev` run, spread over all there are."""
+
+    def spread(rows: list[Row], count: int) -> list[Row]:
+        return rows[:: -(-len(rows) // count)] if rows else rows
+
+    return dataclasses.replace(
+        questions,
+        train=spread(questions.train, TRAIN_ROWS),
+        test=spread(questions.test, TEST_ROWS),
+        reports=spread(questions.reports, REPORTS),
+        test_reports=spread(questions.test_reports, REPORTS),
+        notes=[DEV_NOTE, *questions.notes],
+    )

@@ -1,10 +1,7 @@
 """The parts of a run: a model built of pretrained parts with its processor, LoRA, and the collator."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,16 +37,6 @@ from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
 from encoders.registry import find_config
 
 
-@dataclass(frozen=True)
-class Language:
-    """A pretrained language model, its tokenizer with a chat template, and the token that stands for an ECG."""
-
-    model: PreTrainedModel
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    ecg_token: str
-
-
 def build(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
@@ -57,28 +44,26 @@ def build(
     text_path, encoder_path = parts(arguments, model_args, questions, seed, arguments.train_condition == "none")
     torch.manual_seed(seed)  # a new encoder's weights
     encoder, extractor = _encoder(encoder_path, arguments, questions)
-    language = _language(text_path, arguments, model_args)
+    language, text_config, tokenizer, ecg_token = _language(text_path, arguments, model_args)
     start = None
     if arguments.projector_type == "vocabulary":
-        start = vocabulary.extend(language.model, language.tokenizer, extractor, seed)
-    text_config = language.config.to_dict() | {
-        "vocab_size": language.model.get_input_embeddings().num_embeddings,
-        "tie_word_embeddings": language.model.config.tie_word_embeddings,
-    }
-    token = language.tokenizer.convert_tokens_to_ids(language.ecg_token)
+        start = vocabulary.extend(language, tokenizer, extractor, seed)
+    text_config["vocab_size"] = language.get_input_embeddings().num_embeddings
+    text_config["tie_word_embeddings"] = language.config.tie_word_embeddings
+    token = tokenizer.convert_tokens_to_ids(ecg_token)
     config = config_of(arguments, text_config, encoder.config, vocabulary_start=start, ecg_token_id=token)
     torch.manual_seed(seed)  # the projector's weights
-    model = ElmForConditionalGeneration.from_parts(config, encoder, language.model)
-    families.refuse_other_logits(model, language.model)
+    model = ElmForConditionalGeneration.from_parts(config, encoder, language)
+    families.refuse_other_logits(model, language)
     processor = ElmProcessor(
         extractor,
-        language.tokenizer,
-        ecg_token=language.ecg_token,
+        tokenizer,
+        ecg_token=ecg_token,
         pool=arguments.projector_pool,
         measured=arguments.measured,
         measured_amplitudes=arguments.measured_amplitudes,
     )
-    families.end_answers(model, language.tokenizer, processor.answer_ids("yes")[-1])
+    families.end_answers(model, tokenizer, processor.answer_ids("yes")[-1])
     return model, processor
 
 
@@ -124,7 +109,10 @@ def _encoder(path: str, arguments: ElmArguments, questions: QuestionSet) -> tupl
     return (load_encoder if find_config(path) is None else new_encoder)(path, **settings)
 
 
-def _language(path: str, arguments: ElmArguments, model_args: ModelConfig) -> Language:
+def _language(
+    path: str, arguments: ElmArguments, model_args: ModelConfig
+) -> tuple[PreTrainedModel, dict[str, object], PreTrainedTokenizerBase, str]:
+    """A language model, its configuration, its tokenizer with a chat template, and the token that stands for an ECG."""
     revision = model_args.model_revision if path == model_args.model_name_or_path else "main"
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     config = AutoConfig.from_pretrained(path, revision=revision).get_text_config()
@@ -142,14 +130,13 @@ def _language(path: str, arguments: ElmArguments, model_args: ModelConfig) -> La
         device_map={"": PartialState().device} if arguments.quantization else None,
     )
     families.fit_vocabulary(model, len(tokenizer))
-    return Language(model, config, tokenizer, token)
+    return model, config.to_dict(), tokenizer, token
 
 
 def lora(model_args: ModelConfig, model: ElmForConditionalGeneration, train_encoder: bool) -> LoraConfig:
     """LoRA on the language model's layers (`elm.model.families`); projector, and encoder if asked, trained in full.
 
-    Raises:
-        ValueError: `lora_modules_to_save` names what cannot be trained in full.
+    Raises `ValueError` where `lora_modules_to_save` names what cannot be.
     """
     language = model.model.language_model
     targets = families.lora_targets(language, model_args.lora_target_modules)

@@ -5,24 +5,33 @@ tied embeddings, scaling of positions, precision, quantisation, saving and the a
 shrinks: layers, widths, vocabulary, questions. Nothing is read from the hub where the model is a known one.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, TrainingArguments
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
 from data.conversations.rows import QuestionSet
+from data.support.commands import Settings
 from elm.training import tiny_encoder, tiny_llama
-from elm.training.published import ENCODERS, language_config
 from encoders.base import EcgEncoderConfig
 from encoders.hub import save_encoder
+from encoders.melp import MelpConfig
 
+A = TypeVar("A", bound=Settings)
+T = TypeVar("T", bound=TrainingArguments)
+# Shapes of published models, for `--plan`, too: both work where the hub cannot be reached.
+LANGUAGE_MODELS: dict[str, dict[str, object]] = yaml.safe_load(
+    Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
+)
+ENCODERS: dict[str, type[EcgEncoderConfig]] = {"fuyingw/MELP_Encoder": MelpConfig}  # at their defaults
 COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2}
 STEPS = 2
 _FLAGS = (
@@ -42,10 +51,12 @@ def with_flags(argv: Sequence[str], more: str = "") -> list[str]:
     return [*meant, *argv]
 
 
-def temporary_folder() -> Path:
-    """A new folder, the same for all processes."""
+def in_temporary_folder(arguments: A, training_args: T, **changes: object) -> tuple[A, T]:
+    """Settings with which a run caches and writes in a new folder, the same for all processes."""
     names = [tempfile.mkdtemp(prefix="ecg-elm-dev-") if PartialState().is_main_process else ""]
-    return Path(broadcast_object_list(names)[0])
+    folder = Path(broadcast_object_list(names)[0])
+    arguments = dataclasses.replace(arguments, cache_dir=str(folder / "cache"), **changes)
+    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
 
 
 def words_of(questions: QuestionSet) -> list[str]:
@@ -83,6 +94,13 @@ def encoder(name: str, cache: Path, seed: int) -> str:
     return str(folder)
 
 
+def language_config(name: str, revision: str = "main") -> PreTrainedConfig:
+    """Configuration of (the part that reads text of) a language model: from above, else from its folder or the hub."""
+    if name in LANGUAGE_MODELS:
+        return LlamaConfig(**LANGUAGE_MODELS[name])
+    return AutoConfig.from_pretrained(name, revision=revision).get_text_config()
+
+
 def shrunk_language(config: PreTrainedConfig, **changes: object) -> PreTrainedConfig:
     """Two layers, heads of 16 in the same groups, the same ratio of widths; all else as it was."""
     settings, layers, heads = config.to_dict(), config.num_hidden_layers, config.num_attention_heads
@@ -104,7 +122,6 @@ def shrunk_encoder(config: EcgEncoderConfig) -> EcgEncoderConfig:
     """Two layers, an eighth of each width; the same input and the same tokens."""
     widths = ("hidden_size", "intermediate_size", "shared_dim", "caption_dim")
     settings = config.to_dict()
-    sizes = {name: settings[name] // 8 for name in widths} | {
-        "conv_dim": [width // 8 for width in settings["conv_dim"]]
-    }
+    sizes = {name: settings[name] // 8 for name in widths}
+    sizes["conv_dim"] = [width // 8 for width in settings["conv_dim"]]
     return type(config)(**settings | sizes | {"num_hidden_layers": 2})

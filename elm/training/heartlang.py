@@ -1,7 +1,5 @@
 """Settings of HeartLang's pretraining, its data, and what the weights have seen."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +9,10 @@ from transformers import TrainingArguments
 
 from data.experiment.recordings import Recordings
 from elm.saved.arguments import setting
-from elm.training.pretraining import PretrainingArguments, small
+from elm.training import dev
+from elm.training.pretraining import PretrainingArguments
 from encoders import new_encoder, save_encoder
-from encoders.heartlang import HeartLangVQ, QrsTokenizer, pretraining
-from encoders.heartlang.sentences import Sentences, sentences_of
+from encoders.heartlang import HeartLangVQ, pretraining
 
 
 @dataclass(kw_only=True)
@@ -23,19 +21,10 @@ class HeartLangArguments(PretrainingArguments):
 
     stage: Literal["vqhbr", "sentence"] = field(metadata={"help": "Codebook first, then masked sentences."})
     vqhbr: str = setting("", "Stage sentence: folder, hub id or file of the VQ-HBR.")
-    target_positions: bool = setting(
-        True, "Give leads and times to the VQ-HBR for the codes to guess. Upstream does not."
-    )
+    target_positions: bool = setting(True, "Give leads and times to the VQ-HBR for the codes, unlike upstream.")
     mask_share: float = setting(0.5, "Share of the words that is hidden.")
     mask_padding: bool = setting(False, "Hide and guess padding like words, as upstream.")
     baseline_records: int = setting(10_000, "Recordings trained on that baselines are computed from, evenly over all.")
-
-
-def sentences(
-    arguments: HeartLangArguments, recordings: Recordings, records: list[str], tokenizer: QrsTokenizer
-) -> Sentences:
-    """The words of recordings, from the cache if they were cut before."""
-    return sentences_of(records, recordings.source, recordings.key, tokenizer, arguments.cache_dir, arguments.jobs)
 
 
 def pretrained_on(arguments: HeartLangArguments, recordings: Recordings, vqhbr: HeartLangVQ | None) -> str:
@@ -51,7 +40,8 @@ def for_dev(
 ) -> tuple[HeartLangArguments, TrainingArguments]:
     """The settings of a `--dev` run; where there is no VQ-HBR, one with random weights gives the codes."""
     sizes = pretraining.SMALL_VQ if arguments.stage == "vqhbr" else pretraining.SMALL
-    arguments, training_args = small(arguments, training_args, sizes)
+    sizes = arguments.mapping("encoder_args") | sizes
+    arguments, training_args = dev.in_temporary_folder(arguments, training_args, encoder_args=sizes)
     if arguments.stage == "sentence" and not Path(arguments.vqhbr).exists():
         folder = Path(arguments.cache_dir) / "vqhbr"
         with training_args.main_process_first(desc="codebook"):

@@ -14,8 +14,6 @@ None of these is documented: tests/elm/test_hooks.py fails when one of them move
 | `config._attn_implementation` | transformers, configuration_utils.py | the attention that a model runs with |
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from datasets import Dataset

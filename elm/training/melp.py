@@ -1,11 +1,9 @@
 """Settings of MELP's pretraining, and its steps before training: reports, readable recordings, a new model."""
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -14,8 +12,9 @@ from data.conversations.reports import check_kinds, find_reports
 from data.experiment.recordings import Recordings
 from data.support.translate import translate
 from data.synthetic import SyntheticCohort
-from elm.saved.arguments import Settings, as_mapping, setting
-from elm.training.pretraining import PretrainingArguments, small
+from elm.saved.arguments import Settings, setting
+from elm.training import dev
+from elm.training.pretraining import PretrainingArguments
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
 from encoders.melp.files import new_pretraining
 from encoders.melp.training import unreadable
@@ -27,31 +26,21 @@ ENGLISH_ONLY = {"mimic_iv_ecg": "MIMIC-IV-ECG", "synthetic": "simulated recordin
 class MelpArguments(PretrainingArguments):
     """Settings of MELP's pretraining."""
 
-    reports: list[str] = field(
-        default_factory=lambda: ["english", "labels"],
-        metadata={
-            "help": "Where a report may come from; the first that a record has is taken: english, labels (sentences "
-            "made from PTB-XL's statements), german, translated."
-        },
+    reports: list[str] = setting(
+        ["english", "labels"],
+        "Where a report may come from; the first that a record has is taken: english, labels (sentences made from "
+        "PTB-XL's statements), german, translated.",
     )
     voltage: bool = setting(True, "Whether reports may speak of voltage, to which MELP is blind.")
     translator: str = setting("", "Hub id or folder of a model from German to English.")
     encoder: str = setting("", "Folder, hub id or file of a MELP to begin with; a new one without.")
     text_model: str = setting(
-        "ncbi/MedCPT-Query-Encoder",
-        "Folder or hub id of a BERT; tiny: a small one with a tokenizer made of the reports.",
+        "ncbi/MedCPT-Query-Encoder", "Folder or hub id of a BERT; tiny: a small one, its tokenizer made of the reports."
     )
     text_weights: bool = setting(True, "Whether to begin with its weights; tiny has none.")
     text_args: Settings | str | None = setting(None, "Fields of a tiny text model's BertConfig, as JSON.")
-    pretraining_args: Settings | str | None = setting(
-        None, "Weights of the losses and other fields of MelpPretrainingConfig, as JSON."
-    )
+    pretraining_args: Settings | str | None = setting(None, "Fields of MelpPretrainingConfig (losses, ...), as JSON.")
     lead_mask: float = setting(0.5, "Probability with which a lead is zero in training.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("text_args", "pretraining_args"):
-            setattr(self, name, as_mapping(name, getattr(self, name)))
 
 
 def check(arguments: MelpArguments, training_args: TrainingArguments) -> None:
@@ -69,10 +58,7 @@ def check(arguments: MelpArguments, training_args: TrainingArguments) -> None:
 
 def reports(arguments: MelpArguments, recordings: Recordings) -> tuple[dict[str, str], list[str]]:
     """The reports of all recordings of a run, and notes on where those to train on came from."""
-
-    def translated(texts: Iterable[str]) -> dict[str, str]:
-        return translate(texts, arguments.translator, arguments.cache_dir)
-
+    translated = partial(translate, model=arguments.translator, cache=arguments.cache_dir)
     stands_in = arguments.dev and isinstance(recordings.source, SyntheticCohort)
     kinds = ["english"] if stands_in else arguments.reports
     train, held_out = (
@@ -121,8 +107,7 @@ def pretrained_on(arguments: MelpArguments, recordings: Recordings, before: str)
 
 def for_dev(arguments: MelpArguments, training_args: TrainingArguments) -> tuple[MelpArguments, TrainingArguments]:
     """The settings of a `--dev` run: a small model with random weights on either side."""
-    arguments, training_args = small(arguments, training_args, training.SMALL)
+    encoder = {"encoder": "", "encoder_args": arguments.mapping("encoder_args") | training.SMALL}
+    text = {"text_model": "tiny", "text_args": training.SMALL_TEXT}
     side = arguments.mapping("pretraining_args") | training.SMALL_SIDE
-    return dataclasses.replace(
-        arguments, encoder="", text_model="tiny", text_args=training.SMALL_TEXT, pretraining_args=side
-    ), training_args
+    return dev.in_temporary_folder(arguments, training_args, **encoder, **text, pretraining_args=side)

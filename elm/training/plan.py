@@ -4,13 +4,10 @@ Parameters and the bytes of weights, gradients and optimizer are counted exactly
 Activations are what autograd keeps of a Llama layer with LoRA; time follows from FLOPs and an assumed utilisation.
 """
 
-from __future__ import annotations
-
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, StrictUndefined
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -23,10 +20,12 @@ from elm.model.families import linear_layers
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import BYTES_PER_WEIGHT
 from elm.saved.arguments import ElmArguments, as_mapping, setting
-from elm.saved.questions import questions_for
+from elm.saved.card import template
+from elm.saved.run import questions_for
 from elm.training import dev, tiny_encoder, tiny_llama
 from elm.training.build import config_of, lora
-from elm.training.published import ENCODERS, LANGUAGE_MODELS, language_config
+from elm.training.dev import ENCODERS, LANGUAGE_MODELS, language_config
+from elm.training.stages import characters
 from encoders.base import EcgEncoderConfig
 from encoders.ecg_byte import EcgByteConfig
 from encoders.registry import find_config
@@ -223,17 +222,13 @@ def measured(arguments: ElmArguments, questions: QuestionSet, tokens_per_ecg: in
 
 
 def _tokens(row: Row, tokens_per_ecg: int) -> int:
-    messages = [message for messages in (row["messages"], *row.get("others", [])) for message in messages]
-    words = sum(len(part["text"]) for message in messages for part in message["content"]) / CHARACTERS_PER_TOKEN
-    return round(len(row["ecgs"]) * tokens_per_ecg + words + TOKENS_PER_TURN * len(messages) / 2 + TOKENS_PER_ROW)
+    turns = sum(len(messages) for messages in (row["messages"], *row.get("others", [])))
+    words = characters(row) / CHARACTERS_PER_TOKEN
+    return round(len(row["ecgs"]) * tokens_per_ecg + words + TOKENS_PER_TURN * turns / 2 + TOKENS_PER_ROW)
 
 
 def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
-    """An epoch of ECG-QA on PTB-XL as published, where it is not there.
-
-    Raises:
-        ValueError: It is another question set.
-    """
+    """An epoch of ECG-QA on PTB-XL as published, where it is not there; another set raises `ValueError`."""
     settings = as_mapping("dataset_args", arguments.dataset_args)
     if arguments.dataset != "ecg_qa" or settings.get("source", "ptbxl") != "ptbxl":
         raise ValueError(
@@ -274,8 +269,7 @@ def plan(arguments: ElmArguments, training: SFTConfig, model_args: ModelConfig, 
     projector = sum(p.numel() for p in empty.model.projector.parameters()) // 2  # PEFT trains a copy
     aligned = 12.0 * projector + (0 if arguments.quantization else model.total * dtype.itemsize)
     count_saved = training.save_total_limit or -(-steps // max(1, int(training.save_steps)))
-    template = Path(__file__).with_name("plan.txt.jinja").read_text(encoding="utf-8")
-    return Environment(undefined=StrictUndefined, trim_blocks=True).from_string(template).render(
+    return template(Path(__file__).with_name("plan.txt.jinja")).render(
         name=name, is_published=name in LANGUAGE_MODELS, arguments=arguments, training=training, device=device,
         model=model, encoder=encoder, per_ecg=per_ecg, data=data, steps=steps, batch=batch, dtype=dtype,
         needs=memory(model, training, model_args, data.longest), bits=8 * BYTES_PER_WEIGHT, not_counted=NOT_COUNTED,

@@ -1,18 +1,15 @@
 """What recipes that pretrain an encoder share: settings, one config for several stages, resuming, the folder's card."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from transformers import Trainer, TrainingArguments
 from trl import TrlParser
 
@@ -21,12 +18,12 @@ from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
 from elm.saved.arguments import Settings, as_mapping, setting
-from elm.saved.card import DISCLAIMER
-from elm.saved.questions import DEV_NOTE
+from elm.saved.card import DISCLAIMER, template
+from elm.saved.run import DEV_NOTE
 from elm.training import dev
 from elm.training.resume import claim_folder, losses_of, plain_settings, run_settings, versions
-from elm.training.settings import is_set
-from encoders.base import EcgEncoder, EcgEncoderConfig, EcgFeatureExtractor
+from elm.training.settings import check_launch, is_set
+from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.hub import save_encoder
 
 logger = logging.getLogger(__name__)
@@ -46,55 +43,45 @@ class PretrainingArguments:
     """Settings of a pretraining: which encoder, on which recordings."""
 
     corpus: str = setting("ptbxl", "ptbxl, mimic_iv_ecg or synthetic.")
-    corpus_args: Settings | str | None = setting(
-        None, 'Settings of the corpus, as JSON, e.g. {"root": "data-root/ptbxl"}.'
-    )
-    train_folds: list[int] = field(
-        default_factory=lambda: list(TRAIN_FOLDS),
-        metadata={"help": "Folds to train on: PTB-XL's own; of other corpora ten, by patient."},
-    )
-    held_out_folds: list[int] = field(default_factory=lambda: [9], metadata={"help": "Folds to measure on."})
+    corpus_args: Settings | str | None = setting(None, 'Its settings, as JSON, e.g. {"root": "data-root/ptbxl"}.')
+    train_folds: list[int] = setting([*TRAIN_FOLDS], "Folds to train on, of PTB-XL's ten; of ten by patient elsewhere.")
+    held_out_folds: list[int] = setting([9], "Folds to measure on.")
     held_out_records: int = setting(2000, "Of these at most so many, evenly over all.")
-    encoder_args: Settings | str | None = setting(
-        None, "Fields of the model's configuration, as JSON; the others are as published."
-    )
+    encoder_args: Settings | str | None = setting(None, "Fields of the model's configuration, as JSON, to change.")
     extractor_args: Settings | str | None = setting(None, "Settings of its feature extractor alone, as JSON.")
     cache_dir: str = setting("out/cache", "Folder for what is computed once.")
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes that prepare data."})
+    jobs: int = setting(os.cpu_count() or 1, "Processes that prepare data.")
     threads: int = setting(0, "CPU threads of a process in training; 0 leaves it to PyTorch and the launcher.")
     dev: bool = setting(False, "Does it run? A small model, few recordings and steps, a temporary folder.")
     resume: bool = setting(True, "Go on from the newest whole checkpoint of the same run.")
 
     def __post_init__(self) -> None:
-        for name in ("corpus_args", "encoder_args", "extractor_args"):
-            setattr(self, name, as_mapping(name, getattr(self, name)))
+        for name in vars(self):
+            if name.endswith("_args"):
+                setattr(self, name, self.mapping(name))
 
     def mapping(self, name: str) -> Settings:
         """One of the settings that are mappings."""
         return as_mapping(name, vars(self)[name])
 
 
-Arguments = TypeVar("Arguments", bound=PretrainingArguments)
+A = TypeVar("A", bound=PretrainingArguments)
 
 
 def parse_stages(
     argv: Sequence[str], names: Sequence[str], kinds: Sequence[type], default_config: Path
 ) -> tuple[Any, ...]:
-    """The settings on a command line, of a YAML whose `stages` holds what belongs to one stage alone.
+    """The settings on a command line, of a YAML whose `stages` holds what belongs to one stage (`--stage`) alone.
 
-    Args:
-        argv: Flags; `--stage` says which stage's settings count.
-        names: Of the stages.
-        kinds: Dataclasses of settings.
-        default_config: The YAML without `--config`.
+    `names` are those of the stages, `kinds` dataclasses of settings; `default_config` is the YAML without `--config`.
 
     Raises:
         ValueError: The YAML has a key, or a stage a setting, that is unknown.
     """
-    argv = dev.with_flags(argv)
-    place = argv.index("--config") if "--config" in argv else None
-    path = default_config if place is None else Path(argv[place + 1])
-    argv = argv if place is None else argv[:place] + argv[place + 2 :]
+    argv, path = dev.with_flags(argv), default_config
+    if "--config" in argv:
+        place = argv.index("--config")
+        path, argv = Path(argv[place + 1]), argv[:place] + argv[place + 2 :]
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     stages = config.pop("stages", {})
     names_of_all = {each.name for kind in kinds for each in dataclasses.fields(kind)}
@@ -109,17 +96,30 @@ def parse_stages(
     return tuple(parser.parse_args_into_dataclasses(args=argv))
 
 
-def refuse_sharding() -> None:
-    """Refuse launchers that take a model apart: these models fit on any device, and measuring needs them whole."""
+def begin(
+    arguments: A,
+    training_args: TrainingArguments,
+    for_dev: Callable[[A, TrainingArguments], tuple[A, TrainingArguments]],
+) -> tuple[A, TrainingArguments]:
+    """The settings of a run that may be launched so, those of `--dev` where it is; claims the output folder.
+
+    Raises `ValueError` as `claim_folder` does, and for launchers that take a model apart: these models fit on any
+    device, and measuring needs them whole.
+    """
+    check_launch()
     if is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError("encoders are pretrained with whole models on every device: recipes/accelerate/multi_gpu.yaml")
+    if arguments.dev:
+        arguments, training_args = for_dev(arguments, training_args)
+    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
+    settings = run_settings(training_args, _OF_A_RUN, data)
+    folder = Path(training_args.output_dir) / "checkpoints"
+    claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
+    return arguments, training_args
 
 
 def recordings_of(arguments: PretrainingArguments) -> Recordings:
-    """The recordings of a run, `held_out_records` of those held out.
-
-    A `--dev` run has few, and simulated ones where the corpus is not there.
-    """
+    """The recordings of a run, for `--dev` few of them, and simulated ones where the corpus is not there."""
     settings = arguments.mapping("corpus_args")
     corpus = arguments.corpus
     if corpus == "synthetic":
@@ -136,14 +136,6 @@ def recordings_of(arguments: PretrainingArguments) -> Recordings:
     return dataclasses.replace(recordings, train=recordings.train[:DEV_TRAIN], held_out=held_out[:DEV_HELD_OUT])
 
 
-def claim(arguments: PretrainingArguments, training_args: TrainingArguments) -> None:
-    """Note in `checkpoints/run.json` which run the output folder belongs to. Raises as `claim_folder` does."""
-    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
-    settings = run_settings(training_args, _OF_A_RUN, data)
-    folder = Path(training_args.output_dir) / "checkpoints"
-    claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
-
-
 def trainer_args(training_args: TrainingArguments, **changes: object) -> TrainingArguments:
     """The trainer's settings as pretraining needs them, with its checkpoints below the folder of the run."""
     return dataclasses.replace(
@@ -157,17 +149,6 @@ def trainer_args(training_args: TrainingArguments, **changes: object) -> Trainin
     )
 
 
-def small(
-    arguments: Arguments, training_args: TrainingArguments, encoder_args: Mapping[str, object]
-) -> tuple[Arguments, TrainingArguments]:
-    """The settings of a `--dev` run: a small encoder, a temporary folder and cache."""
-    folder = dev.temporary_folder()
-    arguments = dataclasses.replace(
-        arguments, cache_dir=str(folder / "cache"), encoder_args=arguments.mapping("encoder_args") | dict(encoder_args)
-    )
-    return arguments, dataclasses.replace(training_args, output_dir=str(folder / "model"))
-
-
 def save_run(
     encoder: EcgEncoder,
     extractor: EcgFeatureExtractor,
@@ -176,17 +157,10 @@ def save_run(
     training_args: TrainingArguments,
     metrics: Mapping[str, object],
     refused: Mapping[str, str],
-) -> Path:
+) -> None:
     """Write `output_dir`: the encoder for `load_encoder`, metrics.json and README.md.
 
-    Args:
-        encoder: What was pretrained.
-        extractor: Its feature extractor.
-        trainer: Which trained it.
-        arguments: Of the run.
-        training_args: Of the run.
-        metrics: What was measured on held-out patients, by name.
-        refused: Why some recordings were left out, by their ids.
+    `metrics` is what was measured on held-out patients, by name; `refused` why recordings were left out, by their ids.
     """
     folder, history = Path(training_args.output_dir), trainer.state.log_history
     save_encoder(encoder, extractor, folder)
@@ -206,16 +180,11 @@ def save_run(
     }
     with written_whole(folder / "metrics.json", "w") as file:
         json.dump(report, file, indent=2)
+    card = template(Path(__file__).with_name("encoder_card.md.jinja")).render(
+        config=encoder.config,
+        report=report,
+        disclaimer=DISCLAIMER,
+        licences=source_lines(sources_of([encoder.config.pretrained_on])),
+    )
     with written_whole(folder / "README.md", "w") as file:
-        file.write(card(encoder.config, report))
-    return folder
-
-
-def card(config: EcgEncoderConfig, report: Mapping[str, object]) -> str:
-    """What the encoder is, what it has seen, what was measured, under which terms the data is."""
-    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-        Path(__file__).with_name("encoder_card.md.jinja").read_text(encoding="utf-8")
-    )
-    return template.render(
-        config=config, report=report, disclaimer=DISCLAIMER, licences=source_lines(sources_of([config.pretrained_on]))
-    )
+        file.write(card)

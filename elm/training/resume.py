@@ -1,7 +1,5 @@
 """What all trainings share, of models and of encoders: whose folder it is, going on, and what is recorded of a run."""
 
-from __future__ import annotations
-
 import json
 import logging
 import platform
@@ -20,26 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 def run_settings(
-    training_args: TrainingArguments, names: Sequence[str], *settings: Mapping[str, object]
+    training_args: TrainingArguments, names: Sequence[str], settings: Mapping[str, object]
 ) -> dict[str, object]:
-    """All settings without which a checkpoint is one of another run, as JSON knows them.
-
-    Args:
-        training_args: Of the run.
-        names: Those of them that matter, beside the rows of a step.
-        settings: All others that matter.
-    """
+    """Settings without which a checkpoint is another run's, as JSON; of the trainer's, `names` and rows per step."""
     rows = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     values = training_args.to_dict()
-    merged = {name: value for each in settings for name, value in each.items()}
-    return dict(json.loads(json.dumps(merged | {"batch_size": rows} | {name: values[name] for name in names})))
+    return dict(json.loads(json.dumps({**settings, "batch_size": rows, **{name: values[name] for name in names}})))
 
 
 def claim_folder(folder: Path, settings: dict[str, object], *, resume: bool, write: bool = True) -> None:
     """Note in `folder/run.json` what a folder of results was made with; without `resume`, empty it first.
 
-    Raises:
-        ValueError: It was made with other settings; names the first that differ.
+    Raises `ValueError` where it was made with other settings, with the first that differ.
     """
     record = folder / "run.json"
     if resume and record.exists():

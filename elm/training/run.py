@@ -1,13 +1,12 @@
 """`Run`: one training. It is built once; then its stages are trained, and the result is saved."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from accelerate import PartialState
@@ -29,9 +28,8 @@ from elm.saved.folder import save, save_adapter
 from elm.saved.run import feature_store, measured_store
 from elm.training.build import build, build_collator, encode_early, lora
 from elm.training.resume import losses_of, plain_settings, versions
-from elm.training.rows import lengths_of, under_condition
 from elm.training.settings import claim
-from elm.training.stages import stage_args, train_stage, whole
+from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
 from elm.training.trainer import ElmTrainer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ class Run:
         model_args: ModelConfig,
         questions: QuestionSet,
         log: Callable[[str], object] = logger.info,
-    ) -> Run:
+    ) -> Self:
         """Claim the output folder, build the model, and compute once what is needed for every step.
 
         Raises:
@@ -186,11 +184,7 @@ class Run:
 
 
 def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForConditionalGeneration) -> list[str]:
-    """Results of the leak check, in sentences for the model card.
-
-    Raises:
-        ValueError: Patients or recordings are in training and in the test, and `allow_leaks` is not set.
-    """
+    """Sentences of the leak check, for the model card. Raises `ValueError` on leaks without `allow_leaks`."""
     leaks = check_leaks(questions, model.config.encoder_config.pretrained_on, arguments.cache_dir)
     if leaks.refusal() and not arguments.allow_leaks:
         raise ValueError(leaks.refusal())
@@ -206,10 +200,7 @@ def share(
     questions: QuestionSet,
     rows: Sequence[Row] | None = None,
 ) -> None:
-    """Put into the cache what several runs on these questions need: tiny models, and a frozen encoder's output.
-
-    `rows` are those whose recordings are encoded, by default all.
-    """
+    """Cache what several runs on these questions need: tiny models, and a frozen encoder's output for `rows` (all)."""
     model, processor = build(arguments, model_args, questions, training_args.seed)
     rows = (*questions.reports, *questions.train, *questions.test) if rows is None else rows
     records = [record for row in rows for record in row["ecgs"]]

@@ -1,6 +1,4 @@
-"""One stage of a training: the trainer's settings for it, training that resumes, and the model with whole weights."""
-
-from __future__ import annotations
+"""One stage of a training: its rows, the trainer's settings, training that resumes, the model with whole weights."""
 
 import contextlib
 import dataclasses
@@ -8,20 +6,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
+from tqdm.auto import tqdm
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
-from data.conversations.rows import Row
+from data.conversations.rows import QuestionSet, Row
+from data.ecg import EcgSource
+from data.experiment.conditions import apply
+from data.experiment.donors import derangement
 from elm.inputs.collator import EcgCollator
 from elm.inputs.processing import ElmProcessor
+from elm.model.configuration import tokens_per_ecg
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import is_quantized
 from elm.training import hooks, progress
 from elm.training.resume import train_to_end
-from elm.training.rows import as_dataset
 from elm.training.trainer import ElmTrainer, StepTimes
 
 # What an ECG collator needs of TRL. Without `skip_prepare_dataset` and a batch's columns left alone, TRL would tokenize
@@ -33,6 +36,58 @@ FIXED = {
     "length_column_name": "length",
     "push_to_hub": False,  # the trainer would publish checkpoints; the finished model is published with its audit
 }
+
+
+def under_condition(rows: Sequence[Row], questions: QuestionSet, condition: str, seed: int) -> list[Row]:
+    """Training rows with the ECGs of a training condition (zeroing is done to the model's inputs, not to rows)."""
+    if condition == "none":
+        return apply("none", rows)
+    if condition == "shuffled":
+        patients = {e: questions.patient_of[e] for row in rows for e in row["ecgs"]}
+        other = derangement(patients, seed=seed)
+        return [{**row, "ecgs": [other[e] for e in row["ecgs"]]} for row in rows]
+    return list(rows)
+
+
+def lengths_of(rows: Sequence[Row], processor: ElmProcessor, source: EcgSource, *, grouped: bool = True) -> list[int]:
+    """Lengths of rows, for putting those of like length into a batch: by ECGs, then by characters.
+
+    They are counted before a training condition takes ECGs away or exchanges them: under each, rows come in the same
+    order. Where recordings take different numbers of tokens, each token counts as four characters; they are not counted
+    if rows are not to be grouped.
+    """
+    lengths = [_length(row) for row in rows]
+    extractor = processor.feature_extractor
+    if not (grouped and extractor.varying):
+        return lengths
+    records = list(dict.fromkeys(record for row in rows for record in row["ecgs"]))
+    counts = {
+        record: tokens_per_ecg(extractor([source[record]])["token_mask"], processor.pool)[0]
+        for record in tqdm(records, desc="Counting tokens", unit="ECG", disable=None)
+    }
+    return [n + 4 * sum(counts[record] for record in row["ecgs"]) for n, row in zip(lengths, rows)]
+
+
+def as_dataset(rows: Sequence[Row], lengths: Sequence[int] | None = None) -> Dataset:
+    """Rows as the trainer wants them; `length` (`lengths_of`) lets it put rows of like length into a batch."""
+    lengths = lengths or [_length(row) for row in rows]
+    return Dataset.from_list(
+        [
+            {"messages": row["messages"], "others": row.get("others", []), "ecgs": row["ecgs"], "length": length}
+            for row, length in zip(rows, lengths, strict=True)
+        ]
+    )
+
+
+def characters(row: Row) -> int:
+    """Characters of all texts of a row."""
+    conversations = [row["messages"], *row.get("others", [])]
+    return sum(len(part["text"]) for messages in conversations for message in messages for part in message["content"])
+
+
+def _length(row: Row) -> int:
+    """Patients count, and not `ecgs`: rows come in the same order where these are taken away."""
+    return 10_000 * len(row["patient_ids"]) + characters(row)
 
 
 def stage_args(training_args: SFTConfig, name: str, **changes: object) -> SFTConfig:
@@ -83,11 +138,8 @@ def train_stage(
 def whole(trainer: ElmTrainer, rebuild: Callable[[], nn.Module]) -> nn.Module:
     """The model of a finished stage with whole weights, on every process: the next stage and saving need it.
 
-    Where FSDP or DeepSpeed has taken the model apart, that is a new one with what was trained; the rest never changed.
-
-    Args:
-        trainer: Of the stage.
-        rebuild: Makes the model as it was before the stage.
+    Where FSDP or DeepSpeed has taken the model apart, that is a new one with what was trained; all else never changed.
+    `rebuild` makes the model as it was before the stage.
     """
     model: nn.Module = trainer.accelerator.unwrap_model(trainer.model)
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):

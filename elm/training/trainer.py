@@ -1,7 +1,5 @@
 """`ElmTrainer`: TRL's trainer with an order of rows that follows from the seed alone, and a loss of answers alone."""
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Collection, Iterator

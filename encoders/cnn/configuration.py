@@ -10,20 +10,15 @@ from encoders.base import SignalConfig
 class CnnConfig(SignalConfig):
     """Sizes of a `CnnEncoder`; its feature extractor is `PatchFeatureExtractor`, one token per `patch_size` samples.
 
-    Attributes:
-        conv_dim: Channels of each convolution.
-        conv_stride: Stride of each convolution.
-        conv_kernel: Kernel of all of them, an odd number of samples.
-
     Raises:
         ValueError: The sizes do not fit together.
     """
 
     model_type = "ecg_cnn"
 
-    conv_dim: tuple[int, ...] | list[int] = (64, 64, 128, 128)
+    conv_dim: tuple[int, ...] | list[int] = (64, 64, 128, 128)  # channels of each convolution
     conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 5)
-    conv_kernel: int = 7
+    conv_kernel: int = 7  # kernel of all of them, an odd number of samples
 
     def __post_init__(self, **kwargs: object) -> None:
         if not len(self.conv_dim) == len(self.conv_stride) > 0:

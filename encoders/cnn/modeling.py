@@ -5,8 +5,6 @@ et al., "Deep learning for ECG analysis: benchmarks and insights from PTB-XL", I
 learns from recordings by the thousand.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -35,15 +33,10 @@ class CnnEncoder(EcgEncoder):
     def __init__(self, config: CnnConfig):
         super().__init__(config)
         sizes = zip([config.in_channels, *config.conv_dim], config.conv_dim, config.conv_stride)
-        kernel = config.conv_kernel
-        self.layers = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv1d(i, o, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm1d(o), nn.ReLU()
-                )
-                for i, o, stride in sizes
-            )
-        )
+        kernel, self.layers = config.conv_kernel, nn.Sequential()
+        for i, o, stride in sizes:
+            conv = nn.Conv1d(i, o, kernel, stride, padding=kernel // 2, bias=False)
+            self.layers.append(nn.Sequential(conv, nn.BatchNorm1d(o), nn.ReLU()))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -58,11 +51,9 @@ class CnnEncoder(EcgEncoder):
 
     @can_return_tuple
     def forward(self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None) -> EcgEncoderOutput:
-        """Encode recordings.
+        """Encode recordings `[B, leads, L]`; L may be another than the configured duration.
 
-        Args:
-            ecg_values: `[B, leads, L]`; L may be another than the configured duration.
-            token_mask: bool `[B, T]`, handed on as `mask`. The convolutions see the padding, which is zeros.
+        `token_mask`, bool `[B, T]`, is handed on as `mask`. The convolutions see the padding, which is zeros.
 
         Raises:
             ValueError: L is not a whole number of tokens.

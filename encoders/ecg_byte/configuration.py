@@ -8,20 +8,16 @@ from encoders.base import EcgEncoderConfig
 class EcgByteConfig(EcgEncoderConfig):
     """Sizes of an `EcgByteEncoder`.
 
-    Attributes:
-        vocabulary: How many tokens a recording is made of: the length of the table's `llm_order`.
-        budget: The most tokens of one recording.
-        zero_token: The token of one sample at 0 mV (or at what 0 is in the tokenizer's range), as a number in that
-            order: what all tokens become where an ECG is set to zero.
-
     Raises:
         ValueError: A size is not positive, or the zero token is none of the vocabulary.
     """
 
     model_type = "ecg_byte"
 
-    vocabulary: int = 26
-    budget: int = 1024
+    vocabulary: int = 26  # how many tokens a recording is made of: the length of the table's `llm_order`
+    budget: int = 1024  # the most tokens of one recording
+    # The token of one sample at 0 mV (or at what 0 is in the tokenizer's range), as a number in that order: what all
+    # tokens become where an ECG is set to zero.
     zero_token: int = 0
 
     def __post_init__(self, **kwargs: object) -> None:

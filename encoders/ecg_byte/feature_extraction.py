@@ -1,7 +1,5 @@
 """What a recording becomes before a language model reads it as ECG-Byte's tokens: their numbers, padded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Self
 

@@ -3,8 +3,6 @@
 What a token means to a language model is a row of that model's vocabulary (`elm.model.vocabulary`), not of this class.
 """
 
-from __future__ import annotations
-
 from typing import Self
 
 import torch

@@ -5,8 +5,6 @@ into 26 equal bins. ECG-Bench takes the range of each recording, over all its le
 millivolts is lost; ECG-Byte takes percentiles of its training set. `"millivolts"` is ours: one range for all.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,32 +107,23 @@ class Quantizer:
 class EcgByteSettings:
     """What tokens depend on besides their table.
 
-    Attributes:
-        sampling_rate: Hz; a recording of another rate is resampled.
-        seconds: A longer recording is cut to its first seconds; `None` takes all of it.
-        leads: Which leads, in this order; `None` takes the rows of a recording as they come.
-        quantizer: How millivolts become levels.
-        across: Whether a token may go from one lead into the next.
-        max_tokens: What a recording may need at most. One that needs more loses its high frequencies until it fits:
-            it is smoothed by a Gaussian of 0.5, 1, then 2 samples. One that does not fit then is refused.
-
     Raises:
         ValueError: A number is not positive, or a lead is none or stands twice.
     """
 
-    sampling_rate: float = 100.0
-    seconds: float | None = 10.0
+    sampling_rate: float = 100.0  # Hz; a recording of another rate is resampled
+    seconds: float | None = 10.0  # a longer recording is cut to its first seconds; `None` takes all of it
+    # Which leads, in this order; `None` takes the rows of a recording as they come.
     leads: tuple[str, ...] | None = LEADS
-    quantizer: Quantizer = Quantizer()
-    across: bool = False
+    quantizer: Quantizer = Quantizer()  # how millivolts become levels
+    across: bool = False  # whether a token may go from one lead into the next
+    # What a recording may need at most. One that needs more loses its high frequencies until it fits: it is smoothed by
+    # a Gaussian of 0.5, 1, then 2 samples. One that does not fit then is refused.
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("sampling_rate", self.sampling_rate),
-            ("seconds", self.seconds),
-            ("max_tokens", self.max_tokens),
-        ):
+        for name in ("sampling_rate", "seconds", "max_tokens"):
+            value = vars(self)[name]
             if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"{name} must be a positive number, got {value}")
         if self.leads is not None:

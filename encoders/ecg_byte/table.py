@@ -4,8 +4,6 @@ Encoding takes the longest token that fits, from left to right. It is not byte-p
 learned: applied in the order of their rank, the same merges give other ids for every signal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -75,9 +73,9 @@ class TokenTable:
             why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}: not a table of ECG-Byte: {why}") from error
 
-    def first(self, merges: int) -> TokenTable:
+    def first(self, merges: int) -> Self:
         """The table that learning would have ended with after so many merges."""
-        return TokenTable(self.merges[:merges])
+        return type(self)(self.merges[:merges])
 
     def encode(self, text: str) -> list[int]:
         """The ids of a string of symbols, the longest token at each place; `BOUNDARY` ends a token and has no id."""

@@ -10,8 +10,6 @@ different in a tokenizer that is trained here, and why:
   leads, seconds and merges are chosen until recordings fit (`fit`), and no recording ever loses a lead.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -45,38 +43,22 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EcgByteTokens:
-    """A recording as tokens, and what is needed to draw it from them.
+    """A recording as tokens, and what is needed to draw it from them."""
 
-    Attributes:
-        ids: The tokens, one lead after the other.
-        low: Millivolts at the lower end of the range that was divided into levels.
-        high: Millivolts at its upper end.
-        leads: Name of each row; empty where the recording was an array and the tokenizer takes rows as they come.
-        rows: Number of leads.
-        samples: Samples of each lead.
-        sampling_rate: Hz.
-        outside: How many samples lie outside the range, and became the first or the last level.
-        smoothing: Standard deviation in seconds of the Gaussian that was needed for `max_tokens`; 0 for none.
-    """
-
-    ids: list[int]
-    low: float
-    high: float
+    ids: list[int]  # the tokens, one lead after the other
+    low: float  # millivolts at the lower end of the range that was divided into levels
+    high: float  # millivolts at its upper end
+    # Name of each row; empty where the recording was an array and the tokenizer takes rows as they come.
     leads: tuple[str, ...]
-    rows: int
-    samples: int
-    sampling_rate: float
-    outside: int = 0
-    smoothing: float = 0.0
+    rows: int  # number of leads
+    samples: int  # samples of each lead
+    sampling_rate: float  # Hz
+    outside: int = 0  # how many samples lie outside the range, and became the first or the last level
+    smoothing: float = 0.0  # standard deviation in seconds of the Gaussian that was needed for `max_tokens`; 0 for none
 
 
 class EcgByteTokenizer:
-    """Recordings to the ids of tokens, and back.
-
-    Attributes:
-        table: The tokens.
-        settings: What else the ids depend on.
-    """
+    """Recordings to the ids of tokens, and back: by a table of tokens, and settings, what else the ids depend on."""
 
     def __init__(self, table: TokenTable, settings: EcgByteSettings = DEFAULTS) -> None:
         self.table, self.settings = table, settings
@@ -92,11 +74,7 @@ class EcgByteTokenizer:
 
     @classmethod
     def train(
-        cls,
-        ecgs: Sequence[Ecg],
-        merges: int = 2000,
-        settings: EcgByteSettings = DEFAULTS,
-        progress: bool = True,
+        cls, ecgs: Sequence[Ecg], merges: int = 2000, settings: EcgByteSettings = DEFAULTS, progress: bool = True
     ) -> Self:
         """Learn tokens from recordings of the training split by `learn_merges`; `max_tokens` plays no part in it.
 

@@ -5,8 +5,6 @@ not left to the order of a hash map: it is the one whose left token is the older
 are kept up to date where a merge changes them, where upstream counts the whole corpus again for every merge.
 """
 
-from __future__ import annotations
-
 import heapq
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """ECG-Byte as upstream has it: its published tables of tokens, and what they were learned with."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ At 100 Hz XQRS takes many T waves for beats and misses others: on simulated reco
 `data.synthetic`) lead I gives an F1 of 0.84, what all leads have in common 0.99.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

@@ -4,13 +4,9 @@ Source: QRS-Tokenizer of HeartLang (Jin et al., "Reading Your Heart", ICLR 2025,
 beats from wfdb's XQRS on lead I, cuts 0.96 s around each out of all leads, and writes the words of the first lead, then
 of the second, and so on. `mode="parity"` does that bit by bit.
 
-Upstream's beats are often not the heart's, and a lead that is off, noise, or more beats than the sentence has room for
-go through without a word. `mode="safe"` takes the beats in which the leads agree (`agreed_beats`), keeps XQRS's place
-of each one that it found too (so that a recording in which XQRS is right becomes the very words of upstream), and says
-what it met in `EcgSentence.flags`.
+`mode="safe"` takes the beats in which the leads agree (`agreed_beats`) and says what it met in `EcgSentence.flags`.
+docs/encoders.md says why, and how well either does.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -108,10 +104,7 @@ class QrsTokenizer(EcgFeatureExtractor):
         nan: `"refuse"`, or `"repair"` to draw straight lines over samples that are not finite (a lead without any
             finite sample becomes zeros).
         output: Which of the encoder's layouts `token_mask` is for.
-        sampling_rate: Hz.
-        seconds: Duration of the input.
-        max_words: Words of a sentence.
-        word_length: Samples of a word, an even number.
+        sampling_rate, seconds, max_words, word_length: As in `HeartLangConfig`; the last is even.
 
     Raises:
         ValueError: A setting that is none of these, more leads than there is room for, a lead twice or none of the
@@ -233,12 +226,7 @@ class QrsTokenizer(EcgFeatureExtractor):
         }[self.output]
 
     def cut(self, signal: Array, beats: Sequence[int] | Indices) -> CutWords:
-        """`words`, `in_chan` and `in_time` around beats that are known, as upstream cuts them.
-
-        Args:
-            signal: `[leads, samples]` of `leads` at `sampling_rate`.
-            beats: Samples at which the beats are, in ascending order.
-        """
+        """`words`, `in_chan` and `in_time` around beats (samples, ascending) of `[leads, samples]`, as upstream."""
         centres = np.asarray(beats, np.int64)
         spans = spans_of(centres, signal.shape[1], self.word_length)
         return self._write(signal, [Words(np.arange(len(signal)), centres, spans)])
@@ -258,11 +246,7 @@ class QrsTokenizer(EcgFeatureExtractor):
         return words, in_chan, in_time
 
     def tokenize(self, ecgs: Iterable[Ecg], processes: int = 1) -> Iterator[EcgSentence]:
-        """The sentences of any number of recordings, in their order.
-
-        Args:
-            ecgs: Recordings; read as they are needed.
-            processes: How many processes share the work; 1 does it in this one.
+        """The sentences of any number of recordings, in their order; read as needed, cut by so many processes.
 
         Raises:
             ValueError: A recording cannot be read; the record is named.

@@ -5,8 +5,6 @@ arXiv 2502.10707. Written anew after PKUDigitalHealth/HeartLang `modeling_pretra
 parameter keeps its published name, which is why some are called `spa_embed` (lead), `tem_embed` (time) or `net.4`.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
@@ -25,18 +23,10 @@ from encoders.heartlang.configuration import HeartLangConfig
 
 @dataclass
 class HeartLangOutput(EcgEncoderOutput):
-    """Tokens of a batch of ECG sentences; sizes as published.
+    """Tokens that `config.output` names, `[B, T, 768]`, sizes as published; `probe` is CLS, `[B, 768]`."""
 
-    Attributes:
-        last_hidden_state: The tokens that `config.output` names, `[B, T, 768]`.
-        mask: bool `[B, T]`, for `last_hidden_state`.
-        probe: CLS, `[B, 768]`.
-        words: CLS and every word, `[B, 257, 768]`.
-        hidden_states: With `output_hidden_states`, the input of the first layer and the output of each, before the
-            last norm: `layers + 1` of `[B, 257, 768]`.
-    """
-
-    words: torch.FloatTensor | None = None
+    words: torch.FloatTensor | None = None  # CLS and every word, `[B, 257, 768]`
+    # Input of the first layer and output of each, before the last norm, if asked for: `layers + 1` of `[B, 257, 768]`.
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -47,7 +37,7 @@ class HeartLangWordEmbedding(nn.Module):
         super().__init__()
         self.tokenConv = nn.Conv1d(channels, config.hidden_size, 3, padding=1, padding_mode="circular", bias=False)
 
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
+    def forward(self, words: Tensor) -> Tensor:
         """`[B, N, samples] -> [B, N, D]`."""
         # As three products of matrices: torch's convolution first copies the words to pad them, and is slower.
         left, own, right = self.tokenConv.weight.unbind(-1)
@@ -67,7 +57,7 @@ class HeartLangAttention(nn.Module):
         self.to_qkv = nn.Linear(config.hidden_size, 3 * inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, config.hidden_size), nn.Dropout(config.dropout))
 
-    def forward(self, x: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None) -> Tensor:
         """`[B, N, D] -> [B, N, D]`; `seen` bool `[B, 1, 1, N]` are the keys attended to, all without it."""
         q, k, v = self.to_qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, H, N, d]
         dropout = self.dropout if self.training else 0.0
@@ -90,7 +80,7 @@ class HeartLangFeedForward(nn.Module):
             nn.Dropout(config.dropout),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """`[B, N, D] -> [B, N, D]`."""
         return self.net(x)
 
@@ -98,12 +88,8 @@ class HeartLangFeedForward(nn.Module):
 class HeartLangBackbone(nn.Module):
     """A sentence of words in, CLS and one vector per word out.
 
-    The same network reads samples (encoder) or codes (the decoder of VQ-HBR).
-
-    Args:
-        config: Sizes.
-        channels: Numbers per word; `word_length` unless given.
-        layers: Layers of the transformer; `num_hidden_layers` unless given.
+    The same network reads samples (encoder) or, with other `channels` (numbers per word) and `layers` than the
+    configuration's, codes (the decoder of VQ-HBR).
     """
 
     def __init__(self, config: HeartLangConfig, channels: int | None = None, layers: int | None = None):
@@ -117,22 +103,19 @@ class HeartLangBackbone(nn.Module):
         self.spa_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.lead_positions, d)))
         self.tem_embed = nn.Sequential(OrderedDict(embed=nn.Embedding(config.time_positions, d)))
         self.dropout = nn.Dropout(config.embedding_dropout)
-        pairs = range(config.num_hidden_layers if layers is None else layers)
-        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(self._pair(config) for _ in pairs)})
+        count = range(config.num_hidden_layers if layers is None else layers)
+        pairs = (nn.ModuleList([HeartLangAttention(config), HeartLangFeedForward(config)]) for _ in count)
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(pairs)})
         self.norm_layer = nn.LayerNorm(d)
-
-    @staticmethod
-    def _pair(config: HeartLangConfig) -> nn.ModuleList:
-        return nn.ModuleList([HeartLangAttention(config), HeartLangFeedForward(config)])
 
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None,
-        in_time: torch.Tensor | None,
-        mask: torch.Tensor | None = None,
-        hidden_states: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
+        words: Tensor,
+        in_chan: Tensor | None,
+        in_time: Tensor | None,
+        mask: Tensor | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
         """Sentences `[B, N, channels]` to `[B, 1 + N, D]`, CLS first; the first three arguments as `HeartLangModel`'s.
 
         Words are hidden where `mask`, bool `[B, N]`, is true; `hidden_states` takes the input of the first layer and
@@ -151,9 +134,9 @@ class HeartLangBackbone(nn.Module):
         seen = None
         if not self.attend_padding and in_chan is not None:
             seen = F.pad(in_chan > 0, (1, 0), value=True)[:, None, None]
-        for layer, (attention, feed_forward) in enumerate(self.transformer["layers"]):
-            if hidden_states is not None and layer == 0:
-                hidden_states.append(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        for attention, feed_forward in self.transformer["layers"]:
             x = attention(x, seen) + x
             x = feed_forward(x) + x
             if hidden_states is not None:
@@ -189,7 +172,7 @@ class HeartLangPreTrained(EcgEncoder):
         """The embedding of words: what PEFT and gradient checkpointing hook to make inputs require gradients."""
         return self.get_submodule("backbone.token_embed")
 
-    def _check(self, words: torch.Tensor, *positions: torch.Tensor | None) -> None:
+    def _check(self, words: Tensor, *positions: Tensor | None) -> None:
         """Refuse words or positions `[B, N]` of another shape than the configuration says."""
         wanted = (self.config.max_words, self.config.word_length)
         if words.ndim != 3 or words.shape[1:] != wanted:
@@ -220,18 +203,17 @@ class HeartLangModel(HeartLangPreTrained):
     @can_return_tuple
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        token_mask: torch.Tensor | None = None,
+        words: Tensor,
+        in_chan: Tensor | None = None,
+        in_time: Tensor | None = None,
+        token_mask: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> HeartLangOutput:
         """Encode sentences.
 
         Args:
             words: `[B, 256, 96]`, as `QrsTokenizer` cuts them.
-            in_chan: Lead of each word `[B, 256]`, 1 to 12; 0 is padding. Without it no lead is added, and every word
-                counts.
+            in_chan: Lead of each word `[B, 256]`, 1 to 12; 0 is padding. Without it no lead is added; all words count.
             in_time: Second of each word `[B, 256]`, from 1; 0 is padding.
             token_mask: bool `[B, T]`, handed on as `mask`; it follows from `in_chan` unless given.
             output_hidden_states: Whether to return every layer's.
@@ -240,7 +222,7 @@ class HeartLangModel(HeartLangPreTrained):
             ValueError: A shape is not as above, or the layout needs `in_chan`.
         """
         self._check(words, in_chan, in_time)
-        hidden: list[torch.Tensor] | None = [] if output_hidden_states else None
+        hidden: list[Tensor] | None = [] if output_hidden_states else None
         encoded = self.backbone(words, in_chan, in_time, hidden_states=hidden)
         tokens, mask = arrange(encoded, in_chan, self.config)
         return HeartLangOutput(
@@ -252,15 +234,10 @@ class HeartLangModel(HeartLangPreTrained):
         )
 
 
-def arrange(
-    encoded: torch.Tensor, in_chan: torch.Tensor | None, config: HeartLangConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens `[B, T, D]` of the chosen layout and their mask, bool `[B, T]`.
+def arrange(encoded: Tensor, in_chan: Tensor | None, config: HeartLangConfig) -> tuple[Tensor, Tensor]:
+    """Tokens `[B, T, D]` of the layout that `config.output` names, and their mask, bool `[B, T]`.
 
-    Args:
-        encoded: CLS and words, `[B, 1 + N, D]`.
-        in_chan: Lead of each word `[B, N]`, all words of a lead side by side; 0 is padding.
-        config: Says the layout.
+    Of CLS and words, `[B, 1 + N, D]`; `in_chan` `[B, N]` is the lead of each, all words of one side by side, 0 padding.
     """
     cls, words = encoded[:, :1], encoded[:, 1:]
     if in_chan is None:
@@ -281,7 +258,7 @@ def arrange(
     return torch.cat([cls, leads[0], beats[0]], dim=1), torch.cat([always, leads[1], beats[1]], dim=1)
 
 
-def _lead_and_beat(in_chan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lead_and_beat(in_chan: Tensor) -> tuple[Tensor, Tensor]:
     """Which of the leads each word belongs to, and which of that lead's words it is: `[B, N]` each."""
     place = torch.arange(in_chan.shape[1], device=in_chan.device).expand_as(in_chan)
     begins = (in_chan != F.pad(in_chan, (1, 0))[:, :-1]) & (in_chan > 0)
@@ -289,9 +266,7 @@ def _lead_and_beat(in_chan: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return begins.cumsum(dim=1) - 1, place - start
 
 
-def _means(
-    words: torch.Tensor, group: torch.Tensor, valid: torch.Tensor, groups: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _means(words: Tensor, group: Tensor, valid: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The mean of the words of each group, `[B, groups, D]`, and whether it has any, bool `[B, groups]`."""
     member = (group[:, None] == torch.arange(groups, device=group.device)[:, None]) & valid[:, None]  # [B, groups, N]
     count = member.sum(dim=2, keepdim=True)

@@ -3,8 +3,6 @@
 Jin et al., "Reading Your Heart", ICLR 2025, arXiv 2502.10707.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import ModelOutput
 
@@ -26,7 +24,7 @@ from encoders.heartlang.tasks import HeartLangForMaskedSentence, masked_words
 from encoders.heartlang.vq import HeartLangVQ, codebook_usage
 from encoders.training import PretrainingTrainer, Ratios, columns, generator_for
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,17 +32,12 @@ class MaskedSentences(Dataset[Batch]):
     """Sentences with words to hide, `mask` bool `[N]`: drawn from the seed and the number that is asked for.
 
     Number `i` is sentence `i % len(sentences)`, so that `i + k * len(sentences)` is the same one with another mask.
-
-    Attributes:
-        share: Share of the words that is hidden.
-        padding: Whether padding is hidden and guessed like words, as upstream.
-        seed: Decides the masks.
     """
 
     sentences: Sentences
-    share: float = 0.5
-    padding: bool = False
-    seed: int = 0
+    share: float = 0.5  # share of the words that is hidden
+    padding: bool = False  # whether padding is hidden and guessed like words, as upstream
+    seed: int = 0  # decides the masks
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -63,11 +56,8 @@ class MaskedSentences(Dataset[Batch]):
 class HeartLangTrainer(PretrainingTrainer):
     """The Trainer for either stage.
 
-    Args:
-        measure: As `PretrainingTrainer` takes it.
-        vqhbr: In the stage of masked sentences, the frozen VQ-HBR whose codes are to be guessed, on the device.
-        target_positions: Whether it is given leads and times.
-        **kwargs: Arguments of `Trainer`.
+    In that of masked sentences, `vqhbr` is the frozen VQ-HBR, on the device, whose codes are to be guessed, and
+    `target_positions` says whether it is given leads and times.
     """
 
     loss_is_scaled_for_ga = False
@@ -84,7 +74,7 @@ class HeartLangTrainer(PretrainingTrainer):
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: object = None
-    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
+    ) -> Tensor | tuple[Tensor, ModelOutput]:
         """The mean over the words that count of all processes' batches, in place of the mean of their means."""
         if self.vqhbr is None:
             outputs = model(**inputs)
@@ -100,7 +90,7 @@ class HeartLangTrainer(PretrainingTrainer):
 
 
 @torch.no_grad()
-def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> torch.Tensor:
+def target_codes(vqhbr: HeartLangVQ, batch: Batch, positions: bool) -> Tensor:
     """The codes that masked words stand for, int64 `[B, N]`, from a VQ-HBR in eval mode.
 
     With `positions` it gets leads and times, as when it was trained. Upstream leaves them out here.
@@ -118,7 +108,7 @@ def _batches(items: Dataset[Batch], model: nn.Module, batch_size: int) -> Iterat
 class MeanWords(NamedTuple):
     """Mean word of each lead `[leads + 1, samples]`, row 0 of padding; mean of all samples."""
 
-    of_lead: torch.Tensor
+    of_lead: Tensor
     sample: float
 
 
@@ -137,17 +127,11 @@ def mean_words(sentences: Sentences) -> MeanWords:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well a VQ-HBR writes held-out words in codes. Padding does not count.
+    """How well a VQ-HBR writes held-out words in codes. Padding does not count."""
 
-    Attributes:
-        train: Sentences trained on, for the mean words.
-        held_out: Sentences to measure on.
-        batch_size: Sentences at once.
-    """
-
-    train: Sentences
-    held_out: Sentences
-    batch_size: int
+    train: Sentences  # sentences trained on, for the mean words
+    held_out: Sentences  # sentences to measure on
+    batch_size: int  # sentences at once
 
     @cached_property
     def usual(self) -> MeanWords:
@@ -188,23 +172,16 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Guesses:
-    """How often codes of hidden words are guessed. Padding does not count, hidden or not.
+    """How often codes of hidden words are guessed. Padding does not count, hidden or not."""
 
-    Attributes:
-        train: Sentences trained on, for the most frequent codes.
-        held_out: Sentences to measure on.
-        batch_size: Sentences at once.
-        vqhbr: Says which codes are right, given `positions` or not (`target_codes`).
-    """
-
-    train: Sentences
-    held_out: MaskedSentences
-    batch_size: int
-    vqhbr: HeartLangVQ
+    train: Sentences  # sentences trained on, for the most frequent codes
+    held_out: MaskedSentences  # sentences to measure on
+    batch_size: int  # sentences at once
+    vqhbr: HeartLangVQ  # says which codes are right, given `positions` or not (`target_codes`)
     positions: bool
 
     @cached_property
-    def counts(self) -> torch.Tensor:
+    def counts(self) -> Tensor:
         """How often each code stands for a word of each lead in `train`, `[leads + 1, codes]`; 0 for padding's row."""
         size = self.vqhbr.config.codebook_size
         counts = torch.zeros((len(LEADS) + 1) * size, dtype=torch.int64)
@@ -246,15 +223,13 @@ class Guesses:
         return Ratios(above, dict.fromkeys(above, words), _usage(targets, self.vqhbr))
 
 
-def _usage(codes: list[torch.Tensor], vqhbr: HeartLangVQ) -> dict[str, float]:
+def _usage(codes: list[Tensor], vqhbr: HeartLangVQ) -> dict[str, float]:
     """How the codes of words are used, by the names of what is reported."""
     usage = codebook_usage(torch.cat(codes), vqhbr.config.codebook_size)
     return {"codes_used": usage.used, "codes": usage.size, "perplexity": usage.perplexity}
 
 
-def _nearest_seen(
-    codes: torch.Tensor, in_chan: torch.Tensor, mask: torch.Tensor, otherwise: torch.Tensor
-) -> torch.Tensor:
+def _nearest_seen(codes: Tensor, in_chan: Tensor, mask: Tensor, otherwise: Tensor) -> Tensor:
     """The code of the nearest word of the same lead that is not hidden, `[B, N]`; `otherwise` where there is none."""
     place = torch.arange(codes.shape[1], device=codes.device)
     far = len(place)

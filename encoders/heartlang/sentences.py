@@ -6,13 +6,12 @@ never more than 101 kB. A shard counts once its index is there, which is written
 costs the shard it was cutting. Arrays are memory-mapped: what is read of them is the system's to keep or to drop.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -35,21 +34,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Sentences(Dataset[dict[str, torch.Tensor]]):
-    """Sentences by number: `words` float32 `[N, samples]`, `in_chan` and `in_time` int32 `[N]`.
+    """Sentences by number: `words` float32 `[N, samples]`, `in_chan` and `in_time` int32 `[N]`."""
 
-    Attributes:
-        records: Recordings of the sentences, in this order.
-        refused: Why records that were asked for are not among them.
-        shape: N and samples.
-        paths: Arrays on disk.
-        places: int64 `[records, 3]`: array, first row, rows.
-    """
-
-    records: list[str]
-    refused: dict[str, str]
-    shape: tuple[int, int]
-    paths: list[Path]
-    places: NDArray[np.int64]
+    records: list[str]  # recordings of the sentences, in this order
+    refused: dict[str, str]  # why records that were asked for are not among them
+    shape: tuple[int, int]  # N and samples
+    paths: list[Path]  # arrays on disk
+    places: NDArray[np.int64]  # int64 `[records, 3]`: array, first row, rows
 
     def __len__(self) -> int:
         return len(self.records)
@@ -64,7 +55,7 @@ class Sentences(Dataset[dict[str, torch.Tensor]]):
         in_chan, in_time = torch.from_numpy(positions)
         return {"words": torch.from_numpy(words), "in_chan": in_chan, "in_time": in_time}
 
-    def spread(self, limit: int) -> Sentences:
+    def spread(self, limit: int) -> Self:
         """At most `limit` of them, evenly over all."""
         some = evenly(range(len(self)), limit)
         return replace(self, records=[self.records[i] for i in some], places=self.places[some])

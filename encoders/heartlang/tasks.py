@@ -1,12 +1,10 @@
 """HeartLang's models with a task: guessing hidden words, and labels of recordings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple
 
 from encoders.heartlang.configuration import HeartLangConfig
@@ -15,19 +13,12 @@ from encoders.heartlang.modeling import HeartLangBackbone, HeartLangPreTrained
 
 @dataclass
 class HeartLangMaskedSentenceOutput(ModelOutput):
-    """What `HeartLangForMaskedSentence` gives for M masked words.
+    """What `HeartLangForMaskedSentence` gives for M masked words."""
 
-    Attributes:
-        loss: Cross-entropy with the codes of the masked words.
-        logits: `[M, codes]`, in the order of `mask.nonzero()`.
-        correct: How many of the masked words that are no padding were guessed, a number.
-        counted: How many there are, a number.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    correct: torch.LongTensor | None = None
-    counted: torch.LongTensor | None = None
+    loss: torch.FloatTensor | None = None  # cross-entropy with the codes of the masked words
+    logits: torch.FloatTensor | None = None  # `[M, codes]`, in the order of `mask.nonzero()`
+    correct: torch.LongTensor | None = None  # how many of the masked words that are no padding were guessed, a number
+    counted: torch.LongTensor | None = None  # how many there are, a number
 
 
 class HeartLangForMaskedSentence(HeartLangPreTrained):
@@ -42,11 +33,11 @@ class HeartLangForMaskedSentence(HeartLangPreTrained):
     @can_return_tuple
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        words: Tensor,
+        in_chan: Tensor | None = None,
+        in_time: Tensor | None = None,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> HeartLangMaskedSentenceOutput:
         """Guess hidden words of sentences, which are as `HeartLangModel` takes them.
 
@@ -75,15 +66,12 @@ class HeartLangForMaskedSentence(HeartLangPreTrained):
 
 
 def masked_words(
-    in_chan: torch.Tensor, share: float = 0.5, mask_padding: bool = False, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Words to hide, drawn anew for each sentence: bool `[B, N]`.
+    in_chan: Tensor, share: float = 0.5, mask_padding: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
+    """Words to hide, drawn anew for each sentence: bool `[B, N]`, of leads `in_chan` `[B, N]` where 0 is padding.
 
-    Args:
-        in_chan: Lead of each word `[B, N]`; 0 is padding.
-        share: Share of the words, rounded to a whole number in each sentence.
-        mask_padding: Draw from all N slots, as upstream: at 72 beats per minute 44 % of what is guessed is padding.
-        generator: Draws them, on the device of `in_chan`; torch's own without one.
+    The share is rounded to a whole number of words in each sentence; with `mask_padding` it is of all N, as upstream.
+    The generator, torch's own without one, is on the device of `in_chan`.
     """
     eligible = torch.ones_like(in_chan, dtype=torch.bool) if mask_padding else in_chan > 0
     draw = torch.rand(in_chan.shape, device=in_chan.device, generator=generator).masked_fill(~eligible, 2.0)
@@ -111,11 +99,7 @@ class HeartLangClassifier(HeartLangPreTrained):
 
     @can_return_tuple
     def forward(
-        self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        self, words: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None, labels: Tensor | None = None
     ) -> HeartLangClassifierOutput:
         """Classify sentences `[B, 256, 96]`; `labels` are 0 or 1, `[B, labels]`."""
         self._check(words, in_chan, in_time)

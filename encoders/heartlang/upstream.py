@@ -10,8 +10,6 @@
     VQ-HBR      | encoder..., decoder..., quantize | HeartLangVQ; the codebook is quantize.codebook
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,13 +83,9 @@ def read_upstream(path: str | Path) -> tuple[str, Weights]:
 def read_published(cls: type[Model], path: str | Path, **settings: Any) -> tuple[HeartLangConfig, Weights]:
     """The configuration and the weights of a checkpoint, for one of our classes. What is left out is logged.
 
-    Args:
-        cls: `HeartLangModel`, `HeartLangForMaskedSentence`, `HeartLangClassifier` or `HeartLangVQ`.
-        path: The checkpoint.
-        **settings: Fields of the configuration that no tensor shows. Heads are 64 wide unless these say otherwise.
-
-    The state is float32 and not checked yet, `encoders.checkpoints.load_weights` does that. A classifier's head is not
-    in it where the checkpoint has none and `num_labels` is given.
+    Settings are fields of the configuration that no tensor shows; heads are 64 wide unless these say otherwise. The
+    state is float32 and not checked yet, `encoders.checkpoints.built` does that. A classifier's head is not in it where
+    the checkpoint has none and `num_labels` is given.
 
     Raises:
         FileNotFoundError: There is no such file.

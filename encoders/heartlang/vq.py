@@ -4,15 +4,13 @@ Jin et al., ICLR 2025, after PKUDigitalHealth/HeartLang `modeling_vqhbr.py` and 
 follow BEiT v2, arXiv 2208.06366). A codebook of unit vectors is moved by exponential averages, not by gradients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
@@ -26,44 +24,28 @@ _KMEANS_ITERATIONS = 10
 
 @dataclass
 class HeartLangVQOutput(EcgEncoderOutput):
-    """Codes of a batch of ECG sentences; sizes as published.
+    """Unit vectors of words' codes, `[B, 256, 128]`, and as `probe` their mean without padding; sizes as published."""
 
-    Attributes:
-        last_hidden_state: The vector of each word's code, of unit length, `[B, 256, 128]`.
-        mask: bool `[B, 256]`, false for padding.
-        probe: Mean of those vectors, `[B, 128]`.
-        codes: `[B, 256]`; padding has one too.
-        reconstruction: The words made of the codes, `[B, 256, 96]`.
-        loss: Reconstruction and commitment together.
-        reconstruction_loss: Mean squared error of the samples of words.
-        commitment_loss: Mean squared difference of the encoder's unit vectors from their codes.
-    """
-
-    codes: torch.LongTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    loss: torch.FloatTensor | None = None
-    reconstruction_loss: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None  # `[B, 256]`; padding has one too
+    reconstruction: torch.FloatTensor | None = None  # the words made of the codes, `[B, 256, 96]`
+    loss: torch.FloatTensor | None = None  # reconstruction and commitment together
+    reconstruction_loss: torch.FloatTensor | None = None  # mean squared error of the samples of words
+    commitment_loss: torch.FloatTensor | None = None  # mean square of the encoder's unit vectors less their codes
 
 
 class HeartLangQuantizer(nn.Module):
-    """The codebook: `codebook_size` vectors of unit length.
-
-    Attributes:
-        codebook: `[K, d]`.
-        cluster_size: Exponential average of how many words each code stands for in a training step, `[K]`.
-        started: Whether the codebook was set to the means of a first batch.
-    """
+    """The codebook: `codebook_size` vectors of unit length, `[K, d]`."""
 
     def __init__(self, config: HeartLangVQConfig):
         super().__init__()
         self.decay, self.seed = config.ema_decay, 0
         size = config.codebook_size
         self.register_buffer("codebook", torch.empty(size, config.code_dim))
+        # Exponential average of how many words each code stands for in a training step.
         self.register_buffer("cluster_size", torch.zeros(size))
-        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))
+        self.register_buffer("started", torch.zeros(1, dtype=torch.bool))  # at the means of a first batch
 
-    def forward(self, vectors: torch.Tensor, counted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, vectors: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Codes `[...]` of unit vectors `[..., d]` behind the codes' vectors `[..., d]`, which have no gradient.
 
         In training mode the codebook moves towards those of the vectors that count, bool `[...]`.
@@ -78,7 +60,7 @@ class HeartLangQuantizer(nn.Module):
         return chosen.view_as(vectors), codes.view(vectors.shape[:-1])
 
     @torch.no_grad()
-    def _move(self, vectors: torch.Tensor, codes: torch.Tensor) -> None:
+    def _move(self, vectors: Tensor, codes: Tensor) -> None:
         sums, bins = _totals(vectors, codes, len(self.codebook))
         self.cluster_size.lerp_(bins.to(self.cluster_size.dtype), 1 - self.decay)
         old = self.codebook.float()
@@ -86,7 +68,7 @@ class HeartLangQuantizer(nn.Module):
         self.codebook.copy_(F.normalize(self.decay * old + (1 - self.decay) * means, dim=-1))
 
     @torch.no_grad()
-    def _start(self, vectors: torch.Tensor) -> None:
+    def _start(self, vectors: Tensor) -> None:
         """Spherical k-means of a first batch. The same on every process, and whatever their number."""
         size = len(self.codebook)
         means = self._drawn(vectors)
@@ -98,7 +80,7 @@ class HeartLangQuantizer(nn.Module):
         self.cluster_size.copy_(bins)
         self.started.fill_(True)
 
-    def _drawn(self, vectors: torch.Tensor) -> torch.Tensor:
+    def _drawn(self, vectors: Tensor) -> Tensor:
         """Draws as many of all processes' vectors as there are codes, by the seed: `[K, d]`."""
         count = torch.tensor([len(vectors)], device=vectors.device)
         counts, rank = [count], 0
@@ -120,7 +102,7 @@ class HeartLangQuantizer(nn.Module):
         return _summed(means)
 
 
-def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The nearest code of each unit vector `[N, d]`: int64 `[N]`. In float32, whatever runs around it."""
     codebook = codebook.float()
     with torch.autocast(vectors.device.type, enabled=False):
@@ -128,7 +110,7 @@ def nearest(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _totals(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _totals(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Sums of all processes' vectors by code `[K, d]`, and their numbers `[K]`."""
     sums = torch.zeros(size, vectors.shape[-1] + 1, device=vectors.device)
     sums.index_add_(0, codes, F.pad(vectors, (0, 1), value=1.0))
@@ -136,7 +118,7 @@ def _totals(vectors: torch.Tensor, codes: torch.Tensor, size: int) -> tuple[torc
     return sums[:, :-1], sums[:, -1]
 
 
-def _summed(tensor: torch.Tensor) -> torch.Tensor:
+def _summed(tensor: Tensor) -> Tensor:
     if _distributed():
         dist.all_reduce(tensor)
     return tensor
@@ -176,9 +158,7 @@ class HeartLangVQ(HeartLangPreTrained):
         """The embedding of words."""
         return self.encoder.token_embed
 
-    def vectors(
-        self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def vectors(self, words: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None) -> Tensor:
         """Vectors of unit length to compare with the codes, `[B, 256, 128]`. Arguments as `forward`'s."""
         self._check(words, in_chan, in_time)
         features = self.encoder(words, in_chan, in_time)[:, 1:]
@@ -189,33 +169,25 @@ class HeartLangVQ(HeartLangPreTrained):
         return vectors if self.config.count_padding else torch.where(blank, vectors.detach(), vectors)
 
     @torch.no_grad()
-    def encode(
-        self, words: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The code of each word, int64 `[B, 256]`; arguments as `forward`'s.
-
-        The published codebook was trained with leads and times. Upstream's masked pretraining leaves both out when it
-        asks for the codes to be guessed (`positions` in `recipes/pretrain_heartlang.py`); about half of them differ.
-        """
+    def encode(self, words: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None) -> Tensor:
+        """The code of each word, int64 `[B, 256]`; arguments as `forward`'s. Published codes need leads and times."""
         vectors = self.vectors(words, in_chan, in_time)
         return nearest(vectors.flatten(0, -2), self.quantize.codebook).view(words.shape[:2])
 
-    def decode(
-        self, codes: torch.Tensor, in_chan: torch.Tensor | None = None, in_time: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def decode(self, codes: Tensor, in_chan: Tensor | None = None, in_time: Tensor | None = None) -> Tensor:
         """The words of codes `[B, 256]`: `[B, 256, 96]`."""
         return self._words(self.quantize.codebook[codes.long()], in_chan, in_time)
 
-    def _words(self, vectors: torch.Tensor, in_chan: torch.Tensor | None, in_time: torch.Tensor | None) -> torch.Tensor:
+    def _words(self, vectors: Tensor, in_chan: Tensor | None, in_time: Tensor | None) -> Tensor:
         return self.decode_task_layer(self.decoder(vectors, in_chan, in_time)[:, 1:])
 
     @can_return_tuple
     def forward(
         self,
-        words: torch.Tensor,
-        in_chan: torch.Tensor | None = None,
-        in_time: torch.Tensor | None = None,
-        token_mask: torch.Tensor | None = None,
+        words: Tensor,
+        in_chan: Tensor | None = None,
+        in_time: Tensor | None = None,
+        token_mask: Tensor | None = None,
     ) -> HeartLangVQOutput:
         """Encode sentences, and decode them again; arguments and errors as `HeartLangModel`'s.
 
@@ -243,7 +215,7 @@ class HeartLangVQ(HeartLangPreTrained):
         )
 
 
-def _mean_square(difference: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def _mean_square(difference: Tensor, counted: Tensor) -> Tensor:
     """The mean of the squares of `[B, N, d]` over the rows that count."""
     rows = difference.float().square().mean(dim=-1) * counted
     return rows.sum() / counted.sum().clamp(min=1)
@@ -251,27 +223,21 @@ def _mean_square(difference: torch.Tensor, counted: torch.Tensor) -> torch.Tenso
 
 @dataclass(frozen=True)
 class CodebookUsage:
-    """How many of the codes stand for something.
+    """How many of the codes stand for something."""
 
-    Attributes:
-        used: Codes that occur.
-        size: Codes that there are.
-        perplexity: As many codes, used alike, would be as uncertain: e to the entropy of how often each occurs.
-    """
-
-    used: int
-    size: int
-    perplexity: float
+    used: int  # codes that occur
+    size: int  # codes that there are
+    perplexity: float  # as many codes, used alike, would be as uncertain: e to the entropy of how often each occurs
 
 
-def codebook_usage(codes: Iterator[torch.Tensor] | torch.Tensor, size: int) -> CodebookUsage:
+def codebook_usage(codes: Iterator[Tensor] | Tensor, size: int) -> CodebookUsage:
     """How the codes of many words, padding left out, spread over a codebook of `size`.
 
     Raises:
         ValueError: There are no codes.
     """
     counts = torch.zeros(size, dtype=torch.float64)
-    for part in [codes] if isinstance(codes, torch.Tensor) else codes:
+    for part in [codes] if isinstance(codes, Tensor) else codes:
         counts += torch.bincount(part.flatten().cpu(), minlength=size)
     if not counts.sum():
         raise ValueError("there are no codes whose use could be counted")

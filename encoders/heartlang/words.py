@@ -1,7 +1,5 @@
 """Words of HeartLang: which stretches of a recording they are about, and how these are cut out of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,8 +5,6 @@ filters are designed once per sampling rate, and the loop is over candidates for
 code, and its beats are those of `wfdb.processing.xqrs_detect` (tests/encoders/test_qrs_tokenizer.py).
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

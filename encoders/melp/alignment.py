@@ -1,7 +1,5 @@
 """How well recordings of held-out patients and their reports find each other: what measures MELP's pretraining."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,19 +23,12 @@ _BY_BATCH = {"caption_nats": "tokens", "caption_nats_of_other_ecg": "tokens", "l
 
 @dataclass(frozen=True)
 class Alignment:
-    """Compares each recording with every report that is another patient's and says something else than its own.
+    """Compares each recording with every report that is another patient's and says something else than its own."""
 
-    Attributes:
-        pairs: Held-out recordings and reports, without masked leads.
-        patients: Patient of each recording.
-        collator: Makes batches of them.
-        batch_size: Recordings at once.
-    """
-
-    pairs: Pairs
-    patients: Sequence[str]
-    collator: PairCollator
-    batch_size: int
+    pairs: Pairs  # held-out recordings and reports, without masked leads
+    patients: Sequence[str]  # patient of each recording
+    collator: PairCollator  # makes batches of them
+    batch_size: int  # recordings at once
 
     def others(self) -> NDArray[np.bool_]:
         """Bool `[N, N]`: which other reports a recording is compared with."""
@@ -49,16 +40,9 @@ class Alignment:
 
     @torch.no_grad()
     def __call__(self, model: MelpForPretraining) -> Ratios:
-        """Measure a model in eval mode, in float32.
+        """Measure a model in eval mode, in float32: what docs/pretraining.md lists, for the losses that have a weight.
 
-        Returns:
-            With the contrast: `alignment_gap`, `own_similarity` less `other_similarity` (cosines); how often a report
-            is less similar to a recording than its own (`own_report_preferred`, 0.5 by chance), and a recording to a
-            report (`own_recording_preferred`); how often the own report is among the ten most similar
-            (`own_report_in_ten`, beside `by_chance_in_ten`). With captions: `caption_nats` per token, and
-            `caption_nats_of_other_ecg`, given the recording of another patient. With the local loss:
-            `local_preferred`, as the first, by beats and sentences, within a batch. What cannot be said, as all reports
-            are alike, is left out.
+        What cannot be said, as all reports are alike, is left out.
         """
         others, count = self.others(), len(self.pairs)
         starts = range(0, count, self.batch_size)

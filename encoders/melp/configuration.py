@@ -19,45 +19,32 @@ class MelpConfig(SignalConfig):
     The defaults are those of the published checkpoint (65 M parameters, 500 Hz, 10 s); the model takes any length
     of at least one frame. What is not named here is as in BERT's configuration.
 
-    Attributes:
-        output: `"features"` (one frame per 32 ms, `[B, 312, 768]`), `"beats"` (contrast queries, `[B, 14, 256]`),
-            `"tokens"` (caption queries, `[B, 128, 768]`) or `"rhythm"` (their mean, `[B, 1, 256]`). "Beats" are
-            learned queries over the whole recording, not segmented heart beats.
-        conv_dim: Channels of each convolution.
-        conv_kernel: Kernel of each convolution.
-        conv_stride: Stride of each convolution.
-        conv_pos_kernel: Kernel of the convolution that adds positions, in frames.
-        conv_pos_groups: Its groups.
-        shared_dim: D of beats and rhythm, the space shared with text.
-        caption_dim: D of the caption tokens.
-        pooler_heads: Heads of both attention poolers.
-        n_queries_contrast: Number of beats.
-        n_queries_caption: Number of caption tokens.
-        dropout_input: Dropout after the projection of the frames.
-
     Raises:
         ValueError: The sizes do not fit together.
     """
 
     model_type = "ecg_melp"  # upstream's remote code calls itself "melp": its config.json must not pass for ours
 
+    # `"features"` (one frame per 32 ms, `[B, 312, 768]`), `"beats"` (contrast queries, `[B, 14, 256]`), `"tokens"`
+    # (caption queries, `[B, 128, 768]`) or `"rhythm"` (their mean, `[B, 1, 256]`). "Beats" are learned queries over the
+    # whole recording, not segmented heart beats.
     output: MelpOutputName = "tokens"
     sampling_rate: int = 500
-    conv_dim: tuple[int, ...] | list[int] = (256, 256, 256, 256)
+    conv_dim: tuple[int, ...] | list[int] = (256, 256, 256, 256)  # channels of each convolution
     conv_kernel: tuple[int, ...] | list[int] = (2, 2, 2, 2)
     conv_stride: tuple[int, ...] | list[int] = (2, 2, 2, 2)
     hidden_size: int = 768
     num_hidden_layers: int = 8
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    conv_pos_kernel: int = 128
-    conv_pos_groups: int = 16
-    shared_dim: int = 256
-    caption_dim: int = 768
-    pooler_heads: int = 8
-    n_queries_contrast: int = 14
-    n_queries_caption: int = 128
-    dropout_input: float = 0.1
+    conv_pos_kernel: int = 128  # kernel of the convolution that adds positions, in frames
+    conv_pos_groups: int = 16  # its groups
+    shared_dim: int = 256  # D of beats and rhythm, the space shared with text
+    caption_dim: int = 768  # D of the caption tokens
+    pooler_heads: int = 8  # heads of both attention poolers
+    n_queries_contrast: int = 14  # number of beats
+    n_queries_caption: int = 128  # number of caption tokens
+    dropout_input: float = 0.1  # dropout after the projection of the frames
     dropout: float = 0.1
     attention_dropout: float = 0.1
     initializer_range: float = 0.02
@@ -123,23 +110,6 @@ class MelpPretrainingConfig(PreTrainedConfig):
 
     The defaults are those of upstream's training with MedCPT's query encoder, whose vocabulary [BOS] was added to.
 
-    Attributes:
-        encoder_config: The ECG encoder's configuration.
-        text_config: The text tower's, a BERT; it is made causal.
-        text_length: Tokens of a text with [BOS], [SEP] and the [CLS] at its end: the position of that [CLS].
-        text_hidden_dim: Width between the two layers that take a text's [CLS] to the shared space.
-        decoder_layers: Layers of the caption decoder, each a causal one over the text and one that reads the ECG.
-        decoder_heads: Its heads.
-        frozen_text_layers: How many of the text tower's first layers are not trained; its embeddings are.
-        contrast_weight: Weight of the loss between recordings and reports; 0 leaves it out.
-        caption_weight: Weight of the loss on the report's words given the recording; 0 leaves it out.
-        local_weight: Weight of the loss between beats and sentences; 0 leaves it out.
-        single_sentence: How a report's only sentence chooses among the beats: by `"cosine"`, or `"uniform"`, which is
-            upstream's: its softmax over sentences is 1 for the only one, so all beats count the same.
-        cls_token_id: Id of the [CLS] that the model puts behind each text.
-        special_token_ids: Ids that belong to no sentence.
-        sentence_end_ids: Ids that end a sentence.
-
     Raises:
         ValueError: The sizes do not fit together, or no loss is left.
     """
@@ -148,19 +118,21 @@ class MelpPretrainingConfig(PreTrainedConfig):
     sub_configs = {"encoder_config": MelpConfig, "text_config": BertConfig}
 
     encoder_config: Any = None  # given as a configuration, a dict or nothing; a configuration from then on
-    text_config: Any = None
-    text_length: int = 128
-    text_hidden_dim: int = 256
-    decoder_layers: int = 6
-    decoder_heads: int = 8
-    frozen_text_layers: int = 6
-    contrast_weight: float = 1.0
-    caption_weight: float = 2.0
-    local_weight: float = 0.2
+    text_config: Any = None  # the text tower's, a BERT; it is made causal
+    text_length: int = 128  # tokens of a text with [BOS], [SEP] and the [CLS] at its end: the position of that [CLS]
+    text_hidden_dim: int = 256  # width between the two layers that take a text's [CLS] to the shared space
+    decoder_layers: int = 6  # layers of the caption decoder, each a causal one over the text and one that reads the ECG
+    decoder_heads: int = 8  # its heads
+    frozen_text_layers: int = 6  # how many of the text tower's first layers are not trained; its embeddings are
+    contrast_weight: float = 1.0  # weight of the loss between recordings and reports; 0 leaves it out
+    caption_weight: float = 2.0  # weight of the loss on the report's words given the recording; 0 leaves it out
+    local_weight: float = 0.2  # weight of the loss between beats and sentences; 0 leaves it out
+    # How a report's only sentence chooses among the beats: by `"cosine"`, or `"uniform"`, which is upstream's: its
+    # softmax over sentences is 1 for the only one, so all beats count the same.
     single_sentence: SingleSentence = "cosine"
-    cls_token_id: int = 2
-    special_token_ids: tuple[int, ...] | list[int] = (0, 2, 3, 4, 30522)
-    sentence_end_ids: tuple[int, ...] | list[int] = (18,)
+    cls_token_id: int = 2  # id of the [CLS] that the model puts behind each text
+    special_token_ids: tuple[int, ...] | list[int] = (0, 2, 3, 4, 30522)  # ids that belong to no sentence
+    sentence_end_ids: tuple[int, ...] | list[int] = (18,)  # ids that end a sentence
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

@@ -1,7 +1,5 @@
 """What a recording becomes before MELP sees it: upstream's `melp/datasets` pipelines, by lead name and by time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -26,11 +24,8 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
     Resampled by time, leads by name in MELP's order, first `seconds`, then one minimum and maximum over all leads.
 
     Args:
-        sampling_rate: Hz.
-        seconds: Duration of the input.
-        output: Which of the encoder's outputs `token_mask` is for.
-        num_tokens: T of that output.
-        hop: Samples per frame.
+        sampling_rate, seconds, hop: As in `MelpConfig`.
+        output, num_tokens: Which of the encoder's outputs `token_mask` is for, and its T.
         leads: Lead names in the order of the rows.
         layout: `"record"` scales what there is and pads a short recording afterwards. `"cpsc"` is upstream's path for
             CPSC2018: the first half of `seconds`, zeros (mV) for the other half, and only then the scaling.

@@ -4,8 +4,6 @@ The folder holds config.json, model.safetensors, preprocessor_config.json and th
 plain encoder out of it.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path
@@ -128,8 +126,6 @@ def load_pretraining(
 
 def _refuse_unknown(settings: Settings) -> None:
     """A configuration of transformers keeps any name it is given, and nothing would read a misspelt one."""
-    known = settings_of(MelpPretrainingConfig)
-    if unknown := settings.keys() - known:
-        raise ValueError(
-            f"unknown setting {', '.join(sorted(unknown))}: MELP's pretraining has {', '.join(sorted(known))}"
-        )
+    fields = settings_of(MelpPretrainingConfig)
+    if unknown := ", ".join(sorted(settings.keys() - fields)):
+        raise ValueError(f"unknown setting {unknown}: MELP's pretraining has {', '.join(sorted(fields))}")

@@ -5,8 +5,6 @@ values came from, so the mean of the processes' losses and of their gradients is
 batch.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812

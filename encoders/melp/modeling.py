@@ -6,8 +6,6 @@ attention poolers on top of it. Written anew after HKU-MedAI/MELP `src/melp/mode
 for the positional convolution, whose weight norm is folded into a plain weight (`encoders/melp/upstream.py`).
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,25 +26,18 @@ from encoders.melp.convolution import WideConv1d
 
 @dataclass
 class MelpOutput(EcgEncoderOutput):
-    """All outputs of a MELP encoder; sizes as published.
+    """All outputs of a MELP encoder; sizes as published. `config.output` names the one that is `last_hidden_state`.
 
-    Attributes:
-        last_hidden_state: The one that `config.output` names, `[B, T, D]` (the rhythm as `[B, 1, 256]`).
-        mask: bool `[B, T]`, for `last_hidden_state`.
-        features: Frames, `[B, 312, 768]`, one per 32 ms in order of time.
-        beats: Contrast queries, `[B, 14, 256]`.
-        tokens: Caption queries, `[B, 128, 768]`.
-        rhythm: Mean of the beats, `[B, 256]`; not of unit length, the contrast with text normalises it.
-        probe: What upstream's linear probe reads, `[B, 256]`: mean contrast query before its last projection.
-        beat_attention: What each contrast query attends to, `[B, heads, 14, 312]`, a distribution over the frames;
-            `config.frame_seconds` says when a frame was. Only if asked for.
-        token_attention: The same of the caption queries, `[B, heads, 128, 312]`.
+    The rhythm is `[B, 1, 256]` there. `probe`, `[B, 256]`, is the mean contrast query before its last projection.
     """
 
-    features: torch.FloatTensor | None = None
-    beats: torch.FloatTensor | None = None
-    tokens: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None  # frames, `[B, 312, 768]`, one per 32 ms in order of time
+    beats: torch.FloatTensor | None = None  # contrast queries, `[B, 14, 256]`
+    tokens: torch.FloatTensor | None = None  # caption queries, `[B, 128, 768]`
+    # Mean of the beats, `[B, 256]`; not of unit length, the contrast with text normalises it.
     rhythm: torch.FloatTensor | None = None
+    # What each query attends to, `[B, heads, 14 or 128, 312]`, a distribution over the frames; `config.frame_seconds`
+    # says when a frame was. Only if asked for.
     beat_attention: torch.FloatTensor | None = None
     token_attention: torch.FloatTensor | None = None
 
@@ -231,12 +222,10 @@ class MelpModel(EcgEncoder):
     def forward(
         self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None, output_attentions: bool = False
     ) -> MelpOutput:
-        """Encode recordings.
+        """Encode recordings `[B, 12, L]`, scaled as `MelpFeatureExtractor` does.
 
-        Args:
-            ecg_values: `[B, 12, L]`, scaled as `MelpFeatureExtractor` does.
-            token_mask: bool `[B, T]`, handed on as `mask`. As upstream, attention sees the padding.
-            output_attentions: Whether to say which frames the queries attend to. The other outputs do not change.
+        `token_mask`, bool `[B, T]`, is handed on as `mask`; as upstream, attention sees the padding. With
+        `output_attentions`, also which frames the queries attend to.
 
         Raises:
             ValueError: The recordings are shorter than a frame, or `token_mask` does not fit the chosen output.

@@ -11,8 +11,6 @@ contrast has gradients for the recordings and reports of all processes. The plac
 computed, which changes no result.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
@@ -34,28 +32,20 @@ from encoders.melp.text import sentence_weights
 
 @dataclass
 class MelpPretrainingOutput(ModelOutput):
-    """Losses of a batch, and what they compare.
+    """Losses of a batch, and what they compare."""
 
-    Attributes:
-        loss: Weighted sum of the losses there are; `None` when they were not asked for.
-        contrast_loss: InfoNCE between recordings and reports; `None` when its weight is 0, as with the other two.
-        caption_loss: Mean cross-entropy of the report's words.
-        local_loss: Contrast between beats and sentences.
-        alignment_gap: Mean similarity of own recordings and their reports minus that of those that do not belong
-            together; NaN for a single pair. Without gradient.
-        similarity: Cosines of own recordings and the reports of all processes, `[B, N]`. Without gradient.
-        ecg_embeds: Rhythm of unit length, `[B, shared]`.
-        text_embeds: Report of unit length, `[B, shared]`.
-    """
-
-    loss: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None  # weighted sum of the losses there are; `None` when they were not asked for
+    # InfoNCE between recordings and reports; `None` when its weight is 0, as with the other two.
     contrast_loss: torch.FloatTensor | None = None
-    caption_loss: torch.FloatTensor | None = None
-    local_loss: torch.FloatTensor | None = None
+    caption_loss: torch.FloatTensor | None = None  # mean cross-entropy of the report's words
+    local_loss: torch.FloatTensor | None = None  # contrast between beats and sentences
+    # Mean similarity of own recordings and their reports minus that of those that do not belong together; NaN for a
+    # single pair. Without gradient.
     alignment_gap: torch.FloatTensor | None = None
+    # Cosines of own recordings and the reports of all processes, `[B, N]`. Without gradient.
     similarity: torch.FloatTensor | None = None
-    ecg_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    ecg_embeds: torch.FloatTensor | None = None  # rhythm of unit length, `[B, shared]`
+    text_embeds: torch.FloatTensor | None = None  # report of unit length, `[B, shared]`
 
 
 class MelpDecoderLayer(nn.Module):
@@ -69,7 +59,7 @@ class MelpDecoderLayer(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
 
-    def forward(self, x: torch.Tensor, ecg: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, ecg: Tensor | None = None) -> Tensor:
         """`[B, L, D]`, and for a cross layer `[B, T, D]`, to `[B, L, D]`."""
         query = self.ln_1(x)
         if self.ln_1_kv is not None:
@@ -93,13 +83,13 @@ class MelpCaptionDecoder(nn.Module):
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, config.text_config.vocab_size))
 
-    def forward(self, words: torch.Tensor, ecg: torch.Tensor) -> torch.Tensor:
+    def forward(self, words: Tensor, ecg: Tensor) -> Tensor:
         """Words `[B, L, D]` and caption tokens `[B, T, D]` to states `[B, L, D]`, whose `logits` tell what is next."""
         for over_text, over_ecg in zip(self.resblocks, self.cross_attn):
             words = over_ecg(over_text(words), ecg)
         return self.ln_final(words)
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
+    def logits(self, states: Tensor) -> Tensor:
         """`[..., D] -> [..., vocabulary]`."""
         return states @ self.text_projection
 
@@ -174,7 +164,7 @@ class MelpForPretraining(PreTrainedModel):
         """The text tower's word embeddings."""
         return self.text_model.embeddings.word_embeddings
 
-    def text_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of a text's tokens, `[B, L, D]`, and of the [CLS] behind it, `[B, D]`.
 
         That [CLS] has the last of `text_length` positions however short the text is, as upstream pads every text to
@@ -194,37 +184,33 @@ class MelpForPretraining(PreTrainedModel):
         states = self.text_model(ids, attention_mask=mask, position_ids=positions[None]).last_hidden_state
         return states[:, :-1], states[:, -1]
 
-    def sentences(
-        self, states: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def sentences(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Sentences in the shared space, `[B, S, shared]`, not of unit length, and the mask bool `[B, S]` of them."""
         weights, mask = sentence_weights(
             input_ids, attention_mask, self.config.sentence_end_ids, self.config.special_token_ids
         )
         return self.sent_proj(weights.to(states.dtype) @ states), mask
 
-    def word_logits(
-        self, states: torch.Tensor, tokens: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def word_logits(self, states: Tensor, tokens: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `[words, vocabulary]` of all words of texts but the first, and where these are, bool `[B, L - 1]`."""
         words = attention_mask[:, 1:].bool()  # the logits of padding are not computed
         return self.text_decoder.logits(self.text_decoder(states[:, :-1], tokens)[words]), words
 
-    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Texts in the shared space, of unit length: `[B, L] -> [B, shared]`, float32."""
         return F.normalize(self.proj_t(self.text_states(input_ids, attention_mask)[1]).float(), dim=-1)
 
-    def encode_ecg(self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def encode_ecg(self, ecg_values: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Recordings in the shared space, of unit length: `[B, 12, L] -> [B, shared]`, float32."""
         return F.normalize(self.encoder(ecg_values, token_mask).rhythm.float(), dim=-1)
 
     @can_return_tuple
     def forward(
         self,
-        ecg_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        token_mask: torch.Tensor | None = None,
+        ecg_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_mask: Tensor | None = None,
         return_loss: bool = True,
     ) -> MelpPretrainingOutput:
         """Compare recordings `[B, 12, samples]` with their reports (`encoders.melp.text.tokenize_texts`), `[B, L]`.
@@ -242,7 +228,7 @@ class MelpForPretraining(PreTrainedModel):
         states, summary = self.text_states(input_ids, attention_mask)
         ecg_embeds = F.normalize(ecg.rhythm.float(), dim=-1)
         text_embeds = F.normalize(self.proj_t(summary).float(), dim=-1)
-        results: dict[str, torch.Tensor] = {}
+        results: dict[str, Tensor] = {}
         if return_loss:
             results = self._contrast(ecg_embeds, text_embeds)
             if self.config.caption_weight:
@@ -256,7 +242,7 @@ class MelpForPretraining(PreTrainedModel):
     def _weights(self) -> dict[str, float]:
         return {name: vars(self.config)[f"{name}_weight"] for name in ("contrast", "caption", "local")}
 
-    def _contrast(self, ecg_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _contrast(self, ecg_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
         """Loss between recordings and reports, if it has a weight, and what is told of their similarities."""
         training = self.training
         first = losses.first_row(len(ecg_embeds), training)
@@ -272,14 +258,12 @@ class MelpForPretraining(PreTrainedModel):
                 results["contrast_loss"] = losses.matching_loss(scale * similarity, scale * by_text, first)
         return results
 
-    def _caption(
-        self, states: torch.Tensor, tokens: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> torch.Tensor:
+    def _caption(self, states: Tensor, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Loss on each token of the reports but the first, given those before it and the caption tokens."""
         logits, words = self.word_logits(states, tokens, attention_mask)
         return losses.caption_loss(logits, input_ids[:, 1:][words], self.training)
 
-    def _local(self, beats: torch.Tensor, sentences: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _local(self, beats: Tensor, sentences: Tensor, mask: Tensor) -> Tensor:
         """Loss between beats `[B, Q, D]` and sentences `[B, S, D]` with their mask `[B, S]`."""
         training, single = self.training, self.config.single_sentence
         missing = losses.most_sentences(mask, training) - mask.shape[1]  # others have longer reports
@@ -295,12 +279,12 @@ class MelpForPretraining(PreTrainedModel):
             return losses.matching_loss(by_ecg, by_text, losses.first_row(len(beats), training))
 
 
-def _float32(like: torch.Tensor) -> torch.autocast:
+def _float32(like: Tensor) -> torch.autocast:
     """Products of float32 stay float32 in here, whatever the model computes in."""
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _gap(similarity: torch.Tensor, first: int) -> torch.Tensor:
+def _gap(similarity: Tensor, first: int) -> Tensor:
     """Mean of the matched pairs minus mean of the others."""
     matched = similarity.diagonal(first)
     others = similarity.numel() - len(matched)
@@ -309,7 +293,7 @@ def _gap(similarity: torch.Tensor, first: int) -> torch.Tensor:
     return matched.mean() - (similarity.sum() - matched.sum()) / others
 
 
-def zero_shot(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+def zero_shot(ecg_embeds: Tensor, text_embeds: Tensor) -> Tensor:
     """Cosines of recordings `[B, shared]` and prompts `[C, shared]`: `[B, C]`.
 
     This is upstream's score of a class: no temperature and no softmax over classes, each class is ranked by itself.
@@ -317,7 +301,7 @@ def zero_shot(ecg_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tens
     return F.normalize(ecg_embeds, dim=-1) @ F.normalize(text_embeds, dim=-1).T
 
 
-def mask_leads(ecg_values: torch.Tensor, p: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
+def mask_leads(ecg_values: Tensor, p: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
     """A copy of `[..., leads, samples]` with each lead 0 with probability `p`, as upstream trains after its scaling."""
     drawn = torch.rand(ecg_values.shape[:-1], generator=generator, device=ecg_values.device)
     return ecg_values * (drawn >= p)[..., None]

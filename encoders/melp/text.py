@@ -4,8 +4,6 @@ Upstream's text model is MedCPT's query encoder, an uncased BERT; [BOS] is added
 `[BOS] words [SEP]`, then padding; the model itself puts a [CLS] behind it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ collapse within some tens of steps: all recordings look alike, and so do all rep
 logged as the model trains, and the trainer warns where it stays near zero.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -59,19 +57,13 @@ class Pairs(Dataset[Pair]):
     """Recordings with their reports.
 
     Number `i` is recording `i % len(records)`, so that `i + k * len(records)` is the same one with other leads masked.
-
-    Attributes:
-        records: Which recordings of `source`.
-        extractor: Makes the model's input of them.
-        texts: Report of each.
-        lead_mask: Probability with which a lead is set to zero; `seed` says which.
     """
 
-    records: list[str]
+    records: list[str]  # which recordings of `source`
     source: EcgSource
-    extractor: MelpFeatureExtractor
-    texts: Mapping[str, str]
-    lead_mask: float = 0.0
+    extractor: MelpFeatureExtractor  # makes the model's input of them
+    texts: Mapping[str, str]  # report of each
+    lead_mask: float = 0.0  # probability with which a lead is set to zero; `seed` says which
     seed: int = 0
 
     def __len__(self) -> int:
@@ -87,15 +79,10 @@ class Pairs(Dataset[Pair]):
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Pairs to the inputs of `MelpForPretraining`.
+    """Pairs to the inputs of `MelpForPretraining`."""
 
-    Attributes:
-        tokenizer: With [BOS].
-        length: `MelpPretrainingConfig.text_length`; longer reports are cut.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    length: int
+    tokenizer: PreTrainedTokenizerBase  # with [BOS]
+    length: int  # `MelpPretrainingConfig.text_length`; longer reports are cut
 
     def __call__(self, pairs: Sequence[Pair]) -> Batch:
         """`ecg_values` `[B, leads, samples]`, `input_ids` and `attention_mask` `[B, L]`."""

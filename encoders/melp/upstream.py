@@ -15,8 +15,6 @@ The positional convolution is stored as direction and length per tap (weight nor
 multiplied into a plain weight: it computes the same, loads without a rename and is trained as an ordinary convolution.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -47,26 +45,19 @@ _WEIGHT_NORM = (("parametrizations.weight.original0", "parametrizations.weight.o
 
 
 class Published(NamedTuple, Generic[Config]):
-    """A published checkpoint in our terms.
+    """A published checkpoint in our terms."""
 
-    Attributes:
-        config: Sizes read from the tensors, the others from its config.json, the settings, or as published.
-        weights: float32 state for the model; not checked yet, `encoders.checkpoints.load_weights` does that.
-        ignored: Names, as in the file, of the tensors that the model has no use for.
-    """
-
-    config: Config
-    weights: Weights
-    ignored: list[str]
+    config: Config  # sizes read from the tensors, the others from its config.json, the settings, or as published
+    weights: Weights  # float32 state for the model; not checked yet, `encoders.checkpoints.built` does that
+    ignored: list[str]  # names, as in the file, of the tensors that the model has no use for
 
 
 def read_published(path: str | Path, **settings: Any) -> Published[MelpConfig]:
     """Read a published MELP encoder; which tensors are ignored is also logged.
 
-    Args:
-        path: A `.safetensors` file, a Lightning `.ckpt` (or `.pt`, `.bin`), or a folder with `model.safetensors`.
-        **settings: Fields of `MelpConfig` to set: `output`, or the numbers of heads, which no tensor shows (64 wide
-            heads and 8 in the poolers unless a config.json beside the file or these say otherwise).
+    The path is a `.safetensors` file, a Lightning `.ckpt` (or `.pt`, `.bin`), or a folder with `model.safetensors`.
+    Settings are fields of `MelpConfig`: `output`, or the numbers of heads, which no tensor shows (64 wide heads and 8
+    in the poolers unless a config.json beside the file or these say otherwise).
 
     Raises:
         FileNotFoundError: No such file, or no checkpoint in the folder.
@@ -79,12 +70,10 @@ def read_published(path: str | Path, **settings: Any) -> Published[MelpConfig]:
 
 
 def read_published_pretraining(path: str | Path, **settings: Any) -> Published[MelpPretrainingConfig]:
-    """Read the Lightning checkpoint of a whole MELP; which tensors are ignored is also logged.
+    """Read the Lightning checkpoint of a whole MELP, at a path as `read_published` takes it; logs ignored tensors.
 
-    Args:
-        path: As `read_published` takes it.
-        **settings: Fields of `MelpPretrainingConfig`; `encoder_config` and `text_config` as dicts of what no tensor
-            shows. Heads are 64 wide in the text tower, and 8 in the caption decoder, unless these say otherwise.
+    Settings are fields of `MelpPretrainingConfig`; `encoder_config` and `text_config` as dicts of what no tensor shows.
+    Heads are 64 wide in the text tower, and 8 in the caption decoder, unless these say otherwise.
 
     Raises:
         FileNotFoundError: No such file, or no checkpoint in the folder.
@@ -132,14 +121,11 @@ def settings_for_pretraining(config: MelpPretrainingConfig | MelpConfig | None) 
         if text.num_attention_heads != type(text)().num_attention_heads:
             settings["text_config"] = {"num_attention_heads": text.num_attention_heads}
         return settings
+    uniform: Settings = {"single_sentence": "uniform"}
     if config is None:
-        return {"single_sentence": "uniform"}
-    return {
-        "single_sentence": "uniform",
-        "encoder_config": not_default(config),
-        "text_config": {"num_attention_heads": config.num_attention_heads},
-        "decoder_heads": config.pooler_heads,
-    }
+        return uniform
+    heads = {"text_config": {"num_attention_heads": config.num_attention_heads}, "decoder_heads": config.pooler_heads}
+    return uniform | {"encoder_config": not_default(config)} | heads
 
 
 def _file(path: str | Path) -> Path:

@@ -13,16 +13,6 @@ Patches = Literal["time", "leads", "conv"]
 class PatchConfig(SignalConfig):
     """Sizes of a `PatchEncoder`.
 
-    Attributes:
-        patches: What a token is made of. `"time"`: `patch_size` samples of all leads. `"leads"`: those of one lead; the
-            linear layer is the same for all leads. `"conv"`: as `"time"`, behind a stem of strided convolutions.
-        patch_size: Samples per patch; the duration is a whole number of patches. A patch as long as the recording makes
-            one token of it (ECG-Bench).
-        hidden_size: D of the tokens; None hands the numbers of a patch on as they are, for the projector's linear layer
-            to be the only one.
-        conv_dim: Channels of each convolution of the stem.
-        conv_stride: Stride of each; a patch is a whole number of steps of all of them together.
-
     Raises:
         ValueError: `patches` is none of the three, the duration is not a whole number of patches, or the stem's sizes
             fit neither together nor to the patch.
@@ -30,10 +20,15 @@ class PatchConfig(SignalConfig):
 
     model_type = "ecg_patch"
 
+    # What a token is made of. `"time"`: `patch_size` samples of all leads. `"leads"`: those of one lead; the linear
+    # layer is the same for all leads. `"conv"`: as `"time"`, behind a stem of strided convolutions.
     patches: Patches = "time"
+    # Samples; the duration is a whole number of patches. One as long as the recording makes one token (ECG-Bench).
     patch_size: int = 20
+    # D of the tokens; None hands the numbers of a patch on as they are, for the projector's layer to be the only one.
     hidden_size: int | None = 256
-    conv_dim: tuple[int, ...] | list[int] = (64, 64)
+    conv_dim: tuple[int, ...] | list[int] = (64, 64)  # channels of each convolution of the stem
+    # Stride of each; a patch is a whole number of steps of all of them together.
     conv_stride: tuple[int, ...] | list[int] = (2, 2)
 
     def __post_init__(self, **kwargs: object) -> None:

@@ -1,7 +1,5 @@
 """What a recording becomes before `PatchEncoder` sees it: a fixed number of samples, on a scale that keeps voltage."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -22,15 +20,12 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
     that holds any signal counts. Tokens that carry signal come first. A missing lead is an error.
 
     Args:
-        sampling_rate: Hz.
-        seconds: Duration of the input, a whole number of patches.
-        patch_size: Samples per patch.
+        sampling_rate, seconds, patch_size, patches: As in `PatchConfig`.
         leads: Lead names in the order of the rows.
         normalize: `"millivolts"` divides by `scale` and keeps amplitude; `"zscore"` takes each lead's mean and standard
             deviation away, and with them all that voltage says; `"minmax"` puts the recording between 0 and 1, by the
             least and the greatest value of all its leads together, as ECG-Bench does.
         scale: Millivolts that become 1.
-        patches: What a token is about: a time (`"time"`, `"conv"`), or a time of one lead (`"leads"`).
     """
 
     model_input_names = ["ecg_values", "token_mask"]
@@ -84,10 +79,7 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         """What of a recording each of its tokens is about, in the order of the tokens that `token_mask` counts.
 
         The last second is that of the recording, where it ends within a patch. Convolutions (`"conv"`) look a little
-        beyond on either side.
-
-        Raises:
-            ValueError: As for its features.
+        beyond on either side. Raises as `features`.
         """
         signal = first_seconds(ecg, tuple(self.leads), self.sampling_rate, self.seconds)
         size, samples = self.patch_size, signal.shape[1]

@@ -1,13 +1,9 @@
 """The encoder-free route: the language model reads patches of the signal itself.
 
-One linear layer, or the projector's alone, and learned positions, no norm and no attention, so a token is linear in
-millivolts. It is the baseline that says what a pretrained encoder is worth (after Fuyu, Adept 2023, and ECG-Bench's
-`projection` encoder). With `patches="conv"` a few convolutions stand before the patches, as in vision transformers that
-learn faster for it (Xiao et al., "Early convolutions help transformers see better", NeurIPS 2021); it is then no longer
-linear.
+The baseline that says what a pretrained encoder is worth (docs/encoders.md), after Fuyu, Adept 2023, and ECG-Bench's
+`projection` encoder. With `patches="conv"` a few convolutions stand before the patches, as in vision transformers that
+learn faster for it (Xiao et al., "Early convolutions help transformers see better", NeurIPS 2021).
 """
-
-from __future__ import annotations
 
 import torch
 from torch import nn
@@ -57,12 +53,10 @@ class PatchEncoder(EcgEncoder):
 
     @can_return_tuple
     def forward(self, ecg_values: torch.Tensor, token_mask: torch.Tensor | None = None) -> EcgEncoderOutput:
-        """Embed patches.
+        """Embed recordings `[B, leads, L]`; L may be shorter than the configured duration.
 
-        Args:
-            ecg_values: `[B, leads, L]`; L may be shorter than the configured duration.
-            token_mask: bool `[B, T]`, handed on as `mask`. Patches of leads: the tokens it counts come first, one lead
-                after the other, and then those of the padding; without it all are taken for signal.
+        `token_mask`, bool `[B, T]`, is handed on as `mask`. Patches of leads: the tokens it counts come first, one lead
+        after the other, and then those of the padding; without it all are taken for signal.
 
         Raises:
             ValueError: L is not a whole number of patches, or too long.

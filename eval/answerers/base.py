@@ -1,7 +1,5 @@
 """Who answers the questions of an evaluation, and what such a responder is given."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 

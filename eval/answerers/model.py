@@ -1,11 +1,10 @@
 """Asking a saved model. The only file of `eval` that knows how the model is called."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from hashlib import blake2b, sha256
 
@@ -53,46 +52,33 @@ class SplitStore:
         return {name: torch.cat([part[name] for part in parts])[back] for name in ("ecg_features", "ecg_mask")}
 
 
+@dataclass(eq=False, repr=False)
 class ModelResponder:
-    """Asks an ECG-language model, greedily, and scores answers by its log-probabilities.
-
-    Args:
-        model: An `ElmForConditionalGeneration`.
-        processor: Its `ElmProcessor`.
-        source: The recordings, as they are; the alterations of `data.experiment.conditions` are made of them.
-        features: Outputs of the model's frozen encoder computed earlier, to be used in place of the recordings.
-        zeros: The same for inputs set to zero. Without it, `zero` runs the encoder: a zeroed *output* of the encoder
-            is another condition.
-        measured: What is measured in the recordings, altered ones too, for a processor that puts it into the prompt.
-            Under `zero` and `mean` it says that nothing could be measured: what the ECG says is taken away in numbers,
-            too, and the format stays.
-        training_records: Recordings whose mean embedding the condition `mean` gives: at most 500, by a fixed seed.
-        batch_size: Questions, or answers to be scored, at once.
-        max_new_tokens: Where an answer is cut.
-    """
+    """Asks an ECG-language model, greedily, and scores answers by its log-probabilities."""
 
     levels = LEVELS
     scores = True
 
-    def __init__(
-        self,
-        model: ElmForConditionalGeneration,
-        processor: ElmProcessor,
-        source: EcgSource,
-        features: FeatureSource | None = None,
-        *,
-        zeros: FeatureSource | None = None,
-        measured: MeasuredSource | None = None,
-        training_records: Iterable[str] = (),
-        batch_size: int = 64,
-        max_new_tokens: int = 48,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}")
-        self.model, self.processor, self.source = model, processor, Altered(source)
-        self.features, self.zeros, self.measured = features, zeros, measured
-        self.training_records = sorted(set(training_records))
-        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+    model: ElmForConditionalGeneration
+    processor: ElmProcessor
+    source: EcgSource  # the recordings, as they are; those of `data.experiment.conditions` are made of them
+    features: FeatureSource | None = None  # outputs of the frozen encoder, to be used in place of the recordings
+    _: KW_ONLY
+    # The same for inputs set to zero. Without it, `zero` runs the encoder: a zeroed *output* is another condition.
+    zeros: FeatureSource | None = None
+    # What is measured in the recordings, altered ones too, for a processor that puts it into the prompt. Under `zero`
+    # and `mean` it says that nothing could be measured: what the ECG says is taken away in numbers, too, and the format
+    # stays.
+    measured: MeasuredSource | None = None
+    # Recordings whose mean embedding the condition `mean` gives: at most 500, by a fixed seed.
+    training_records: Sequence[str] = ()
+    batch_size: int = 64  # questions, or answers to be scored, at once
+    max_new_tokens: int = 48  # where an answer is cut
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {self.batch_size}")
+        self.source, self.training_records = Altered(self.source), sorted(set(self.training_records))
         self._answer_ids: dict[str, list[int]] = {}
         self._names: dict[tuple[str, str], str] = {}
 
@@ -178,13 +164,10 @@ class ModelResponder:
     def _go_on(
         self, cache: Cache, last: torch.Tensor, mask: torch.Tensor, pairs: Sequence[tuple[int, str]]
     ) -> list[float]:
-        """Log p of answers to questions the model has read.
+        """Log p of answers (row of the question, text) to questions the model has read.
 
-        Args:
-            cache: Keys and values of the questions; stays as it is.
-            last: Hidden states of the questions' last tokens, `[B, H]`.
-            mask: Attention mask of the questions, `[B, S]`.
-            pairs: Row of the question, and answer.
+        The cache holds keys and values of the questions, and stays as it is; `last` are the hidden states of their last
+        tokens `[B, H]`, `mask` is their attention mask `[B, S]`.
         """
         rows = torch.tensor([row for row, _ in pairs], device=mask.device)
         ids = [torch.tensor(self._ids(text), device=mask.device) for _, text in pairs]
@@ -244,7 +227,7 @@ class ModelResponder:
             return store.get(records)
         ecgs = [self.source[record] for record in records]
         encoded = encode_ecgs(self.model.model.encoder, self.processor.feature_extractor, ecgs, zero)
-        return {"ecg_features": encoded.last_hidden_state, "ecg_mask": encoded.mask}
+        return {"ecg_features": encoded["last_hidden_state"], "ecg_mask": encoded["mask"]}
 
     @cached_property
     def _mean(self) -> torch.Tensor:
@@ -307,7 +290,7 @@ def load_responder(saved: SavedRun, questions: QuestionSet, batch_size: int) -> 
         SplitStore(stores.features, stores.altered),
         zeros=stores.zeros,
         measured=saved.measured(questions),
-        training_records=(record for row in questions.train for record in row["ecgs"]),
+        training_records=[record for row in questions.train for record in row["ecgs"]],
         batch_size=batch_size,
         max_new_tokens=max(48, *(len(processor.answer_ids(answer)) for answer in answers)),
     )

@@ -1,7 +1,5 @@
 """Answers by functions: the responders an evaluation is tested on, whose reading is known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from data.conversations.rows import Row
@@ -9,13 +7,7 @@ from eval.answerers.base import LEVELS
 
 
 class ScriptedResponder:
-    """Answers by functions.
-
-    Args:
-        fn: `(row, condition) -> text`.
-        score: `(row, condition, options) -> log-probabilities`.
-        name: What stands for it in a journal.
-    """
+    """Answers by `fn(row, condition)`, scores by `score(row, condition, options)`; a journal knows it by `name`."""
 
     levels = LEVELS
 

@@ -4,8 +4,6 @@ An ECG travels as an `audio_url` part, a kind that vLLM's chat API knows and han
 `data.wire`. Recordings are altered on this side and sent like any other.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -42,31 +40,20 @@ class ServerResponder:
     option, end of turn included. With prefix caching the numbers depend on the order of requests
     (github.com/vllm-project/vllm/issues/42019), so the caller must say that it is off; /metrics is asked whether
     that is so, where the server has it.
-
-    Args:
-        url: Base of the API, such as `http://127.0.0.1:8000/v1`.
-        model: Name under which the server knows the model.
-        source: The recordings, from which `data.experiment.conditions` makes altered ones.
-        api_key: Sent as a bearer token.
-        prefix_caching_off: The server was started with `--no-enable-prefix-caching`.
-        concurrency: Requests in flight.
-        max_new_tokens: Where an answer is cut.
-        timeout: Seconds until a silent server counts as unreachable.
-        retries: How often a request is repeated while the server is unreachable, too busy (429) or failing (5xx).
     """
 
     levels = frozenset({"row", "recording"})
 
-    url: str
-    model: str
-    source: EcgSource
-    api_key: str | None = field(default=None, repr=False)
+    url: str  # base of the API, such as `http://127.0.0.1:8000/v1`
+    model: str  # name under which the server knows the model
+    source: EcgSource  # the recordings, from which `data.experiment.conditions` makes altered ones
+    api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
     _: KW_ONLY
-    prefix_caching_off: bool = False
-    concurrency: int = 16
-    max_new_tokens: int = 48
-    timeout: float = 120.0
-    retries: int = 5
+    prefix_caching_off: bool = False  # the server was started with `--no-enable-prefix-caching`
+    concurrency: int = 16  # requests in flight
+    max_new_tokens: int = 48  # where an answer is cut
+    timeout: float = 120.0  # seconds until a silent server counts as unreachable
+    retries: int = 5  # how often a request is repeated while the server is unreachable, too busy (429) or failing (5xx)
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -144,9 +131,8 @@ class ServerResponder:
     def _score(self, row: Row, question: list[int], option: str) -> float:
         """Log p of the option's tokens, without the white space that a chat template puts behind the end of turn."""
         messages = [*self._messages(row), {"role": "assistant", "content": option}]
-        reply = self._chat(
-            messages, max_tokens=1, return_token_ids=True, add_generation_prompt=False, prompt_logprobs=0
-        )
+        settings = {"max_tokens": 1, "return_token_ids": True, "add_generation_prompt": False, "prompt_logprobs": 0}
+        reply = self._chat(messages, **settings)
         ids, table = reply.at("prompt_token_ids"), reply.at("prompt_logprobs")
         if ids[: len(question)] != question or len(ids) == len(question) or len(table) != len(ids):
             raise ServerError(
@@ -160,11 +146,7 @@ class ServerResponder:
 
     @cached_property
     def _checked(self) -> bool:
-        """Whether the server confirms that it does not cache prefixes.
-
-        Raises:
-            ServerError: It says that it does.
-        """
+        """Whether the server confirms that it does not cache prefixes; a `ServerError` where it says that it does."""
         try:
             metrics = self._client.text("/metrics")
         except ServerError as error:
@@ -188,6 +170,5 @@ class ServerResponder:
             return list(pool.map(fn, items))
 
     def _chat(self, messages: list[Message], **settings: int) -> Reply:
-        return self._client.json(
-            self._chat_path, {"model": self.model, "messages": messages, "temperature": 0, **settings}
-        )
+        request = {"model": self.model, "messages": messages, "temperature": 0, **settings}
+        return self._client.json(self._chat_path, request)

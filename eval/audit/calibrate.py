@@ -1,14 +1,11 @@
 """Simulated audits of answerers whose reading is known: how often is the verdict wrong?"""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from itertools import product, repeat
 from typing import get_args
 
 import numpy as np
@@ -91,11 +88,8 @@ def blind(audit: Audit, rng: np.random.Generator) -> Replies:
 
 def dice(audit: Audit, rng: np.random.Generator) -> Replies:
     """Throws dice for each answer, loaded as answers are distributed: a blind model that samples."""
-
-    def throw() -> Array:
-        return np.where(rng.random(len(audit.prior)) < audit.p_prior, audit.prior, 1 - audit.prior)
-
-    return throw(), throw(), throw()
+    real, flip, without = np.where(rng.random((3, len(audit.prior))) < audit.p_prior, audit.prior, 1 - audit.prior)
+    return real, flip, without
 
 
 def distracted(audit: Audit, rng: np.random.Generator) -> Replies:
@@ -111,11 +105,8 @@ def brittle(audit: Audit, rng: np.random.Generator) -> Replies:
 
 def abstaining(audit: Audit, rng: np.random.Generator) -> Replies:
     """Says that it cannot tell, four times in five; guesses otherwise."""
-
-    def say() -> Array:
-        return np.where(rng.random(len(audit.prior)) < 0.8, NOTHING, audit.prior)
-
-    return say(), say(), say()
+    real, flip, without = np.where(rng.random((3, len(audit.prior))) < 0.8, NOTHING, audit.prior)
+    return real, flip, without
 
 
 def leaking(audit: Audit, rng: np.random.Generator) -> Replies:
@@ -176,16 +167,12 @@ def calibrate(settings: CalibrateSettings) -> Counts:
         ProcessPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=len(tasks), desc="simulated audits", unit="audit") as progress,
     ):
-        verdicts = pool.map(partial(_one, draws=settings.draws), tasks, chunksize=5)
+        verdicts = pool.map(one, *zip(*tasks), repeat(settings.draws), chunksize=5)
         for (size, _), by_answerer in zip(tasks, verdicts):
             for name, result in by_answerer.items():
                 counts[size][name][result] += 1
             progress.update()
     return counts
-
-
-def _one(task: tuple[tuple[int, int], int], draws: int) -> dict[str, str]:
-    return one(*task, draws)
 
 
 def table(counts: Counts) -> str:

@@ -4,9 +4,8 @@ The network of `encoders/cnn`, the mean of its tokens, one linear layer; recordi
 and over its standard deviation. A minute on one CPU core for a thousand recordings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,12 +22,7 @@ CHUNK = 256  # recordings read, or scored, at once
 
 
 class CnnClassifier:
-    """Scores of classes that do not exclude each other.
-
-    Args:
-        classes: How many.
-        seed: Seed of weights, batches and augmentation.
-    """
+    """Scores of classes that do not exclude each other; `seed` is that of weights, batches and augmentation."""
 
     def __init__(self, classes: int, seed: int = 0) -> None:
         self.seed = seed
@@ -39,7 +33,7 @@ class CnnClassifier:
             self.encoder = CnnEncoder(config)
             self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(config.output_dim, classes))
 
-    def fit(self, source: EcgSource, records: Sequence[str], labels: NDArray[np.bool_]) -> CnnClassifier:
+    def fit(self, source: EcgSource, records: Sequence[str], labels: NDArray[np.bool_]) -> Self:
         """Learn from recordings and their labels `[records, classes]`; both answers of a class weigh the same.
 
         Raises:

@@ -1,7 +1,5 @@
 """Flip pairs for people to look at: one question, two ECGs, what is right about each and what the model said."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

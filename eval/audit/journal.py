@@ -5,8 +5,6 @@ asked together is planned before anything is asked, and a line is written in one
 started again leaves the bytes that an uninterrupted one leaves.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -14,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, Self, TypedDict
 from zlib import crc32
 
 from filelock import FileLock, Timeout
@@ -47,15 +45,10 @@ class Question(NamedTuple):
 
 
 class Journal:
-    """The answers given so far under some settings. A context manager; one process at a time.
+    """The answers given so far under some settings, in the file `path`. A context manager; one process at a time.
 
-    Args:
-        folder: Where the journals lie; made if missing.
-        settings: All that answers depend on (model, questions, batch size, seed, ...), as JSON values. Other settings
-            are another file.
-
-    Attributes:
-        path: The file.
+    The settings are all that answers depend on (model, questions, batch size, ...), as JSON values: other settings are
+    another file.
 
     Raises:
         ValueError: The file is damaged before its end; names the line. A torn end is no damage, it is cut off.
@@ -71,9 +64,8 @@ class Journal:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise RuntimeError(
-                f"{self.path} is being written by another process: wait for it, or write to another folder"
-            ) from error
+            busy = "is being written by another process: wait for it, or write to another folder"
+            raise RuntimeError(f"{self.path} {busy}") from error
         self._file = open(self.path, "a+b")  # noqa: SIM115 (closed by `close`)
         try:
             self._read(header)
@@ -123,7 +115,7 @@ class Journal:
         self._file.close()
         self._lock.release()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -139,12 +131,7 @@ def ask_all(
 ) -> list[Answer]:
     """Ask and score every question under one condition, but for what the journal holds already. Shows a progress bar.
 
-    Args:
-        responder: Who answers.
-        condition: Its name.
-        questions: Rows as the condition leaves them.
-        journal: Takes the answers, batch by batch.
-        batch_size: Questions asked together.
+    The journal takes the answers batch by batch, `batch_size` questions at a time.
 
     Returns:
         One answer per question, in their order.
@@ -232,10 +219,8 @@ def _ask(responder: Responder, condition: str, questions: Sequence[Question]) ->
     for question, text, names, values in zip(questions, texts, wanted, scores, strict=True):
         logp = {name: round(float(value), DIGITS) for name, value in zip(names, values, strict=True)}
         if wrong := [name for name, value in logp.items() if not math.isfinite(value)]:
-            raise ValueError(
-                f"question {question.row['id']!r} under {condition!r}: the log-probability of {wrong[0]!r} is "
-                f"{logp[wrong[0]]}"
-            )
+            what = f"the log-probability of {wrong[0]!r} is {logp[wrong[0]]}"
+            raise ValueError(f"question {question.row['id']!r} under {condition!r}: {what}")
         options = None if question.options is None else [logp[name] for name in question.options]
         answers.append(Answer(text, options, logp[question.gold]))
     return answers

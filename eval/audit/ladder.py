@@ -19,13 +19,10 @@ questions its state is probed on, so that its states lie further apart there tha
 a little lower than what could be told from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -46,22 +43,17 @@ Array = NDArray[np.float64]
 LEAST = 10  # patients with "yes" and with "no", in training and held out
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LadderSettings:
     """Settings of a ladder.
-
-    Attributes:
-        draws: Resamples of patients for the intervals.
-        seed: Seed of the training questions, of the probes' choices and of the resamples.
-        max_train: Training questions a probe is fitted to, of each finding; of both answers the same number where there
-            are as many. For each, the language model reads one question.
 
     Raises:
         ValueError: `max_train` is too small.
     """
 
-    draws: int = 2000
-    seed: int = 0
+    draws: int = 2000  # resamples of patients for the intervals
+    seed: int = 0  # seed of the training questions, of the probes' choices and of the resamples
+    # Training questions a probe is fitted to, of each finding; of both answers the same number where there are as many.
     max_train: int = 400
 
     def __post_init__(self) -> None:
@@ -97,15 +89,9 @@ def ladder(
     `eval.audit.rungs.WIDEST` numbers, else, at both, by the mean and standard deviation of its tokens: a step between
     them is then not one between representations.
 
-    Args:
-        responder: A model, adapters merged, whose encoder's outputs are stored.
-        questions: Their training rows are what probes are fitted to.
-        answers: log p(yes) - log p(no) by id of the row, for each yes/no question of `rows` about its own ECG.
-        rows: Held-out questions. Those that `verify_rows` does not keep are not looked at.
-        settings: See there.
-
-    Returns:
-        None, with a warning, where no finding has `LEAST` patients with each answer, in training and held out.
+    Probes are fitted to the training rows of `questions`. `answers` are log p(yes) - log p(no) by id of the row, for
+    each yes/no question of `rows` (held out; those that `verify_rows` does not keep are not looked at). None, with a
+    warning, where no finding has `LEAST` patients with each answer, in training and held out.
 
     Raises:
         ValueError: A question has no answer or one that is not finite, or a patient is in training and held out; names
@@ -113,7 +99,6 @@ def ladder(
     """
     if (features := responder.features) is None:
         raise ValueError("a ladder needs the encoder's outputs: give ModelResponder features")
-    seed = settings.seed
     findings, notes = _findings(questions, rows, answers, settings)
     if all(finding.group == NOISE for finding in findings):
         logger.warning("no ladder: no finding has %d patients with each answer, in training and held out", LEAST)
@@ -126,24 +111,15 @@ def ladder(
     record = {id: i for i, id in enumerate(records)}
     ecg_of = {row["id"]: record[row["ecgs"][0]] for row in probed}
     place = {row["id"]: i for i, row in enumerate(probed)}
-    scores = [
-        np.column_stack(
-            [
-                _probed(finding, encoder, ecg_of, seed),
-                _probed(finding, projected, ecg_of, seed),
-                _probed(finding, state, place, seed),
-                [answers[row["id"]] for row in finding.test],
-            ]
-        )
-        for finding in tqdm(findings, desc="fitting probes", unit="finding")
-    ]
+    tables = ((encoder, ecg_of), (projected, ecg_of), (state, place))
+    scores = []
+    for finding in tqdm(findings, desc="fitting probes", unit="finding"):
+        probes = [_probed(finding, table, line_of, settings.seed) for table, line_of in tables]
+        scores.append(np.column_stack([*probes, [answers[row["id"]] for row in finding.test]]))
     numbers = _numbers(findings, scores, settings)
     if numbers.fraction_read is None:
         notes.append("The encoder's features do not tell the findings better than chance: there is nothing to be read.")
     return dataclasses.replace(numbers, representation=representation, notes=notes)
-
-
-# --- questions --------------------------------------------------------------------------------------------------------
 
 
 def _findings(
@@ -158,9 +134,8 @@ def _findings(
                 "to all yes/no questions about one ECG first"
             )
     if shared := {row["patient_ids"][0] for row in train} & {row["patient_ids"][0] for row in test}:
-        raise ValueError(
-            f"patient {min(shared)} is in training and held out: a probe would know whom it is asked about"
-        )
+        known = "in training and held out: a probe would know whom it is asked about"
+        raise ValueError(f"patient {min(shared)} is {known}")
     by_question: dict[tuple[object, ...], tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
     for part, some in enumerate((train, test)):
         for row in some:
@@ -189,18 +164,14 @@ def _yes(rows: Sequence[Row]) -> list[bool]:
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*names[:most], *more])
+    return ", ".join([*names[:most], *([f"and {len(names) - most} more"] if len(names) > most else [])])
 
 
 def _drawn(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     """At most so many rows, of both answers the same number where there are as many."""
     mixed = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
-    before: Counter[bool] = Counter()
-    rank = []
-    for yes in _yes(mixed):
-        rank.append(before[yes])
-        before[yes] += 1
+    yes = np.array(_yes(mixed), dtype=bool)
+    rank = np.where(yes, np.cumsum(yes), np.cumsum(~yes))  # of each row among those with its answer
     return [mixed[i] for i in sorted(np.argsort(rank, kind="stable")[:count])]
 
 
@@ -211,22 +182,16 @@ def _probed(finding: Finding, table: Features, place: Mapping[str, int], seed: i
     return fit_probe(train, labels, [row["patient_ids"][0] for row in finding.train], seed=seed)(test)[:, 0]
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
 def _numbers(findings: Sequence[Finding], scores: Sequence[Array], settings: LadderSettings) -> Ladder:
     """AUROCs by finding, their means over the headline, and intervals, from scores `[questions, rungs]`."""
-    single = [
-        np.array([auroc(column, _yes(finding.test)) for column in columns.T])
-        for finding, columns in zip(findings, scores)
-    ]
+    single = [np.array([auroc(column, _yes(f.test)) for column in columns.T]) for f, columns in zip(findings, scores)]
     headline = [i for i, finding in enumerate(findings) if finding.group != NOISE]
     patients = [row["patient_ids"][0] for i in headline for row in findings[i].test]
     macro = np.mean([single[i] for i in headline], axis=0)
     # A patient is asked about several findings, so all must see the same resamples of patients.
     parts = np.concatenate([_parts(scores[i], np.array(_yes(findings[i].test)), single[i]) for i in headline])
     moved = resampled_means(parts * len(parts) / len(headline), patients, settings.draws, settings.seed)
-    resampled = np.full((1, len(RUNGS)), np.nan) if moved is None else np.clip(macro + moved, 0, 1)
+    resampled = np.clip(macro + moved, 0, 1)
     rungs = {
         rung: Rung(
             label=RUNGS[rung],

@@ -1,7 +1,5 @@
 """The questions of an audit, their conditions and ECGs. Settled before anything is asked."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -16,7 +14,7 @@ from data.conversations.rows import QuestionSet, Row, answer_text
 from data.experiment import donors as donors_of
 from data.experiment.conditions import CONDITIONS, FAST, apply
 from data.experiment.donors import Donor, Rule
-from data.experiment.planted import DOSES, Beside, planted_rows, simulated
+from data.experiment.planted import DOSES, Beside, PlantedRow, planted_rows, simulated
 from data.synthetic import SyntheticCohort
 from eval.answerers.base import Responder
 from eval.audit import journal as journals
@@ -27,26 +25,20 @@ SIMULATED_PATIENTS = 25  # beside the recordings of a corpus
 SCORED_ONLY = ("question-swap", "both-swap", "planted")  # what they measure is a likelihood, not words
 
 
+@dataclasses.dataclass
 class Plan:
-    """The questions of each condition, and what is known about the right answers.
+    """The questions of each condition, and what is known about the right answers."""
 
-    Args:
-        questions: The question set.
-        rows: Those of its test rows that are asked.
-        key: What answers are scored with.
-        seed: Seed of donors.
-        reports: The rows ask for reports: they are among its `test_reports`, and open.
-    """
+    questions: QuestionSet
+    rows: Sequence[Row]  # those of its test rows that are asked
+    key: Key  # what answers are scored with
+    seed: int  # seed of donors
+    reports: bool = False  # the rows ask for reports: they are among the `test_reports`, and open
 
-    def __init__(self, questions: QuestionSet, rows: Sequence[Row], key: Key, seed: int, reports: bool = False) -> None:
-        self.questions, self.rows, self.key, self.seed = questions, rows, key, seed
-        self.everything = questions.test_reports if reports else questions.test
-        self.options = (lambda row: None) if reports else key.options
+    def __post_init__(self) -> None:
+        self.everything = self.questions.test_reports if self.reports else self.questions.test
+        self.options = (lambda row: None) if self.reports else self.key.options
         self._donors: dict[str, dict[str, Donor]] = {}
-
-    def of_reports(self) -> Plan:
-        """The plan of asking for the reports of the held-out recordings."""
-        return Plan(self.questions, self.questions.test_reports, self.key, self.seed, reports=True)
 
     @property
     def digest(self) -> str:
@@ -58,10 +50,9 @@ class Plan:
     def donors(self, rule: Rule) -> dict[str, Donor]:
         """Who gives an ECG to which row, by id. Chosen among all test rows: it does not depend on the sample."""
         if rule not in self._donors:
-            chosen = donors_of.choose_donors(
-                self.everything, self.questions.patient_of, rule, self.seed, self.questions.traits
-            )
-            self._donors[rule] = {row["id"]: donor for row, donor in zip(self.everything, chosen) if donor is not None}
+            rows, patient_of, traits = self.everything, self.questions.patient_of, self.questions.traits
+            chosen = donors_of.choose_donors(rows, patient_of, rule, self.seed, traits)
+            self._donors[rule] = {row["id"]: donor for row, donor in zip(rows, chosen) if donor is not None}
         return self._donors[rule]
 
     def ask(
@@ -73,16 +64,12 @@ class Plan:
         donors = self.donors(condition.donors) if condition.donors else None
         other = self.other_questions if condition.questions else None
         rows = [row for row in rows if all(by_id is None or row["id"] in by_id for by_id in (donors, other))]
-        altered = apply(
-            name,
-            rows,
-            None if donors is None else [donors[row["id"]] for row in rows],
-            None if other is None else [other[row["id"]] for row in rows],
-        )
+        donor_of_row = None if donors is None else [donors[row["id"]] for row in rows]
+        other_of_row = None if other is None else [other[row["id"]] for row in rows]
         asked = [self._asked(row, responder.scores, (donors or {}).get(row["id"]), planted) for row in rows]
         questions = [
             journals.Question(row, about.options, answer_text(about.row["answer"]))
-            for row, about in zip(altered, asked)
+            for row, about in zip(apply(name, rows, donor_of_row, other_of_row), asked)
         ]
         answers = journals.ask_all(responder, name, questions, journal, batch_size)
         return [line(label or name, about, answer, self.key) for about, answer in zip(asked, answers, strict=True)]
@@ -94,9 +81,8 @@ class Plan:
     @property
     def can_plant(self) -> bool:
         """Whether there are simulated recordings, and training questions about what can be planted in them."""
-        return simulated(self.questions.source) is not None and bool(
-            wordings(self.questions.train).keys() & {doses.finding for doses in DOSES}
-        )
+        findings = {doses.finding for doses in DOSES}
+        return simulated(self.questions.source) is not None and not findings.isdisjoint(wordings(self.questions.train))
 
     @cached_property
     def other_questions(self) -> dict[str, donors_of.Question]:
@@ -113,14 +99,11 @@ class Plan:
         assert cohort is not None  # `choose_conditions` has looked
         held_out = {record for row in self.questions.test for record in row["ecgs"] if record in cohort.patient_of}
         words = wordings(self.questions.train)
-        rows = [
-            row
-            for doses in DOSES
-            if doses.finding in words
-            for row in planted_rows(
-                cohort, held_out or cohort.records, seed=self.seed, question=words[doses.finding], doses=[doses]
-            )
-        ]
+        rows: list[PlantedRow] = []
+        for doses in DOSES:
+            if pattern := words.get(doses.finding):
+                records = held_out or cohort.records
+                rows += planted_rows(cohort, records, seed=self.seed, question=pattern, doses=[doses])
         return list(rows), {row["id"]: Planted(row["parameter"], row["dose"], row["sign"]) for row in rows}
 
 
@@ -194,7 +177,6 @@ def sample(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
 def check(name: str, rows: Sequence[Row]) -> None:
     """Refuse questions that would be counted wrongly rather than fail."""
     if not any(row["control"] == "" for row in rows):
-        raise ValueError(
-            f"{name}: of {len(rows)} held-out questions none is other than a control: there is no headline"
-        )
+        none = f"of {len(rows)} held-out questions none is other than a control"
+        raise ValueError(f"{name}: {none}: there is no headline")
     check_rows(name, rows)

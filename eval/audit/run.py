@@ -1,7 +1,5 @@
 """The audit from question to report: ask, score, judge, write."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
@@ -39,11 +37,8 @@ REPORT_CONDITIONS = ("real", "swap", "none")  # under which reports are asked fo
 def run(settings: AuditSettings, *, responder: Responder | None = None, questions: QuestionSet | None = None) -> Report:
     """Ask, score, judge, write the report.
 
-    Args:
-        settings: With `rescore`, only the answers of the last audit are scored again. With `responder` and `questions`,
-            only the name of `model` is used.
-        responder: Who answers, in place of the saved model.
-        questions: What to ask, in place of what the model's folder records.
+    With `rescore`, only the answers of the last audit are scored again. A responder answers in place of the saved
+    model; questions are asked in place of those the model's folder records. With both, only its name is used.
 
     Raises:
         FileNotFoundError: A folder is not a saved model.
@@ -76,7 +71,8 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
 
     lines = _answers(plan, responder, names, settings)
     if settings.full and questions.test_reports:
-        lines += _answers(plan.of_reports(), responder, REPORT_CONDITIONS, settings)
+        plan_of_reports = dataclasses.replace(plan, rows=questions.test_reports, reports=True)
+        lines += _answers(plan_of_reports, responder, REPORT_CONDITIONS, settings)
     if settings.text_only is not None:
         blind = load_responder(SavedRun(settings.text_only), questions, settings.batch_size)
         lines += _answers(plan, blind, ["none"], settings, TEXT_ONLY)
@@ -117,8 +113,8 @@ def rescore(out: Path | str) -> Report:
     before = Unscored.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
     vocabulary = frozenset(before.about.vocabulary)
     lines = [scored(line, vocabulary) for line in read(out / "predictions.jsonl")]
-    report = measure(by_condition(lines), before.about)
-    report = dataclasses.replace(report, ladder=before.ladder, super_classes=before.super_classes)
+    scores = measure(by_condition(lines), before.about)
+    report = dataclasses.replace(scores, ladder=before.ladder, super_classes=before.super_classes)
     shown = json.loads((out / "examples.json").read_text(encoding="utf-8"))
     _write(out, report, lines, [Example.from_json(example) for example in shown])
     return report
@@ -138,20 +134,12 @@ def _answers(
     plan: Plan, responder: Responder, conditions: Iterable[str], settings: AuditSettings, label: str | None = None
 ) -> list[Line]:
     """Scored answers under some conditions; `label` stands in their lines in place of the condition."""
-    header = {
-        "model": responder.name,
-        "questions": plan.digest,
-        "limit": settings.limit,
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
-    }
-    memory = remembering(responder)
-    with Journal(settings.folder, header) as journal:
-        return [
-            line
-            for condition in conditions
-            for line in plan.ask(memory, condition, journal, settings.batch_size, label)
-        ]
+    size, lines, memory = settings.batch_size, [], remembering(responder)
+    header = {"model": responder.name, "questions": plan.digest, "limit": settings.limit, "seed": settings.seed}
+    with Journal(settings.folder, {**header, "batch_size": size}) as journal:
+        for condition in conditions:
+            lines += plan.ask(memory, condition, journal, size, label)
+    return lines
 
 
 def _ladder(
@@ -174,10 +162,8 @@ def _super_classes(responder: Responder, questions: QuestionSet, settings: Audit
     """PTB-XL's super-classes beside a plain CNN; None for other recordings, and for who gives no log-probabilities."""
     if not responder.scores or (split := super_classes.folds_of(questions)) is None:
         return None
-    ptbxl, train_folds, test_folds = split
-    return super_classes.measure(
-        responder, ptbxl, test_folds, (ptbxl, train_folds), draws=settings.draws, seed=settings.seed
-    )
+    ptbxl, train, test = split
+    return super_classes.measure(responder, ptbxl, test, (ptbxl, train), draws=settings.draws, seed=settings.seed)
 
 
 def _write(out: Path, report: Report, lines: Sequence[Line], shown: Sequence[Example]) -> None:

@@ -1,7 +1,5 @@
 """Inputs of the ladder's probes: an ECG's features, its projected tokens, and the state where the answer begins."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Settings of the commands of this room. Nothing heavy is imported here: `--help` answers at once."""
 
-from __future__ import annotations
-
 import dataclasses
 from argparse import ArgumentTypeError
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """PTB-XL's five super-classes: yes/no answers as a classifier's scores, beside a plain CNN on the same items."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
@@ -22,6 +20,7 @@ from eval.audit.cnn import CnnClassifier
 from eval.audit.settings import SuperClassSettings
 from eval.scoring.results import ClassFlips, ClassResult, ClassScores, Estimate, SuperClasses, TrainedOn
 from eval.statistics import (
+    Floats,
     auroc,
     balanced_accuracy,
     patients_of,
@@ -31,7 +30,6 @@ from eval.statistics import (
     robust_interval,
 )
 
-Floats = NDArray[np.float64]
 OPTIONS = ["yes", "no"]
 
 
@@ -45,9 +43,7 @@ def folds_of(questions: QuestionSet) -> tuple[PtbXl, list[int], list[int]] | Non
         {ptbxl.fold_of[ecg] for row in rows for ecg in row["ecgs"] if ecg in ptbxl.fold_of}
         for rows in ([*questions.reports, *questions.train], questions.test)
     )
-    if not train or train & test:
-        return None
-    return ptbxl, sorted(train), sorted(test)
+    return None if not train or train & test else (ptbxl, sorted(train), sorted(test))
 
 
 def measure(
@@ -95,9 +91,8 @@ def measure(
     labels = np.array([row["answer"] == ["yes"] for row in learned]).reshape(len(train_records), -1)
     cnn = CnnClassifier(shape[1], seed).fit(trained_on[0], train_records, labels)
     scores = {"model": real.reshape(shape), "cnn": cnn.scores(ptbxl, records), "swap": swap.reshape(shape)}
-    classes, macro = _classes(
-        yes.reshape(shape), scores, _Resamples([patient_of[record] for record in records], draws, seed)
-    )
+    resamples = [patient_of[record] for record in records], draws, seed
+    classes, macro = _classes(yes.reshape(shape), scores, resamples)
     return SuperClasses(
         classes=classes,
         macro=macro,
@@ -135,40 +130,32 @@ def _refuse(rows: Sequence[Row], learned: Sequence[Row]) -> None:
             raise ValueError(f"of no record {what} the super-classes are known: look at the folds")
         if lacking := [name for name, answers in by_class.items() if len(answers) < 2]:
             raise ValueError(f"{lacking[0]}: the records {what} all have the same answer: take more folds")
-    shared = {row["patient_ids"][0] for row in rows} & {row["patient_ids"][0] for row in learned}
-    if shared:
+    if shared := {row["patient_ids"][0] for row in rows} & {row["patient_ids"][0] for row in learned}:
         raise ValueError(
             f"{len(shared)} patients, such as {min(shared)}, are among those asked about and among those the CNN "
             "learns from: ask about folds that were not trained on"
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Resamples:
-    """Patients that are resampled, how often, and the seed: the same for all numbers, so differences are paired."""
-
-    patients: Sequence[str]
-    draws: int
-    seed: int
+# Patients that are resampled, how often, and the seed: the same for all numbers, so that differences are paired.
+Resamples = tuple[Sequence[str], int, int]
 
 
 def _classes(
-    yes: NDArray[np.bool_], scores: Mapping[str, Floats], resamples: _Resamples
+    yes: NDArray[np.bool_], scores: Mapping[str, Floats], resamples: Resamples
 ) -> tuple[dict[str, ClassResult], ClassResult]:
     """AUROC and balanced accuracy of each class, and their means, model beside CNN, in the same resamples of patients.
 
-    Args:
-        yes: The labels, `[records, classes]`.
-        scores: Scores of the model, of the CNN, and of the model for other patients' ECGs, of the same shape.
-        resamples: Resamples of patients.
+    Labels `[records, classes]`; scores, of the same shape, of the model, of the CNN, and of the model for other
+    patients' ECGs.
     """
-    classes, r = range(yes.shape[1]), resamples
+    classes = range(yes.shape[1])
     area, areas, share, shares = {}, {}, {}, {}
     for who, s in scores.items():
         area[who] = np.array([auroc(s[:, k], yes[:, k]) for k in classes])
         share[who] = np.array([balanced_accuracy(s[:, k] > 0, yes[:, k]) for k in classes])
-        areas[who] = np.stack([resampled_aurocs(s[:, k], yes[:, k], r.patients, r.draws, r.seed) for k in classes])
-        shares[who] = np.stack([_balanced(s[:, k] > 0, yes[:, k], r) for k in classes])
+        areas[who] = np.stack([resampled_aurocs(s[:, k], yes[:, k], *resamples) for k in classes])
+        shares[who] = np.stack([_balanced(s[:, k] > 0, yes[:, k], resamples) for k in classes])
 
     def result(chosen: slice, positives: int | None = None) -> ClassResult:
         def estimate(value: Floats, resampled: Floats) -> Estimate:
@@ -186,22 +173,17 @@ def _classes(
     return by_class, result(slice(None))
 
 
-def _balanced(says_yes: NDArray[np.bool_], yes: NDArray[np.bool_], resamples: _Resamples) -> Floats:
+def _balanced(says_yes: NDArray[np.bool_], yes: NDArray[np.bool_], resamples: Resamples) -> Floats:
     """Balanced accuracy in the resamples, `[draws]`; NaN in those without both answers."""
     columns = np.column_stack([says_yes & yes, yes, ~says_yes & ~yes, ~yes]).astype(float)
-    means = resampled_means(columns, resamples.patients, resamples.draws, resamples.seed)
-    if means is None:
-        return np.full(resamples.draws, np.nan)
+    if (means := resampled_means(columns, *resamples)) is None:
+        return np.full(resamples[1], np.nan)
     with np.errstate(invalid="ignore"):
-        balanced: Floats = (means[:, 0] / means[:, 1] + means[:, 2] / means[:, 3]) / 2
-    return balanced
+        return np.asarray((means[:, 0] / means[:, 1] + means[:, 2] / means[:, 3]) / 2)
 
 
 def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
-    """Load a saved model and measure it.
-
-    Returns:
-        The folder of the recordings, and the numbers.
+    """Load a saved model and measure it: the folder of the recordings, and the numbers.
 
     Raises:
         ValueError: It was not trained along PTB-XL's folds; or as `measure`.
@@ -214,9 +196,6 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     recordings = trained if settings.ptbxl is None else PtbXl(settings.ptbxl, trained.rate)
     folds = settings.folds or test_folds
     rows = super_class_rows(recordings, folds)
-    responder = load_responder(
-        saved,
-        dataclasses.replace(questions, source=recordings, source_key=recordings.key, test=rows),
-        batch_size=256,
-    )
+    questions = dataclasses.replace(questions, source=recordings, source_key=recordings.key, test=rows)
+    responder = load_responder(saved, questions, batch_size=256)
     return str(recordings.root), measure(responder, recordings, folds, (trained, train_folds), seed=settings.seed)

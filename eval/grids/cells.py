@@ -1,9 +1,8 @@
 """The models of a grid: its settings, what is trained and where, and several of them at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from trl import ModelConfig, SFTConfig
 
 from data.support.parallel import end_with_parent
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments, as_mapping, setting
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training.run import Run
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
@@ -69,9 +68,8 @@ class GridArguments:
 
     def rows(self, arguments: ElmArguments) -> dict[str, ElmArguments]:
         """The arguments of each row, an input or a train condition."""
-        changes = as_mapping("inputs", self.inputs) or {
-            name: {"train_condition": name} for name in self.train_conditions
-        }
+        conditions = {name: {"train_condition": name} for name in self.train_conditions}
+        changes = as_mapping("inputs", self.inputs) or conditions
         return {name: dataclasses.replace(arguments, **change) for name, change in changes.items()}
 
 
@@ -116,17 +114,12 @@ def cells_of(
     rows: Mapping[str, ElmArguments], training_args: SFTConfig, model_args: ModelConfig, grid: GridArguments
 ) -> dict[tuple[str, int], Cell]:
     """The cells of a grid by row and seed."""
-    folder = Path(training_args.output_dir) / "cells"
-    return {
-        (row, seed): Cell(
-            arguments,
-            dataclasses.replace(training_args, output_dir=str(folder / f"{row}-{seed}"), seed=seed),
-            model_args,
-            grid.limit,
-        )
-        for seed in grid.seeds
-        for row, arguments in rows.items()
-    }
+    cells: dict[tuple[str, int], Cell] = {}
+    for seed, (row, arguments) in itertools.product(grid.seeds, rows.items()):
+        folder = Path(training_args.output_dir) / "cells" / f"{row}-{seed}"
+        seeded = dataclasses.replace(training_args, output_dir=str(folder), seed=seed)
+        cells[row, seed] = Cell(arguments, seeded, model_args, grid.limit)
+    return cells
 
 
 def run_cells(cells: Sequence[Cell], jobs: int) -> Iterator[str]:

@@ -3,11 +3,7 @@
 Models that differ in their input alone (tokens of MELP, of HeartLang, patches of the signal, ECG-Byte's words) learn
 from the same questions, for as many steps, with the same LoRA and seeds (`recipes/ablation_grid.py` trains and asks;
 nothing here does). One table: right answers by what is asked with, tokens of an ECG, seconds of a training step.
-
-Seeds and patients are kept apart as in `eval.grids.numbers`.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -16,30 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no window
 from matplotlib.figure import Figure
 from safetensors import safe_open
 
 from data.conversations.rows import QuestionSet
 from data.ecg import EcgSource
-from data.support.files import written_whole
 from elm import ElmConfig, ElmProcessor
 from elm.training.resume import newest_whole_checkpoint
-from eval.grids.numbers import (
-    ASKED,
-    DEV,
-    SHIFT,
-    Answers,
-    Numbers,
-    accuracy,
-    cell,
-    cell_text,
-    compared,
-    gap,
-    gap_table,
-    page,
-)
-from eval.grids.numbers import write as write_whole
+from eval.grids import numbers as grid
+from eval.grids.numbers import ASKED, Answers, Numbers
 from eval.report.parts import markdown_table
 from eval.statistics import rounded
 
@@ -49,38 +30,29 @@ _COLOURS = {"real": "#0072B2", "zero": "#999999", "swap": "#D55E00", "none": "#C
 
 @dataclass(frozen=True)
 class Cost:
-    """What an input costs.
+    """What an input costs."""
 
-    Attributes:
-        tokens: Tokens of an ECG, as the language model sees them: mean over recordings, of which one has `fewest`.
-        trained: Parameters that are trained: LoRA, projector, and the encoder where it is.
-        seconds: Median time of a training step of the sft stage, by seed (s); None where no step was timed.
-        measured_on: Device and threads these were measured on.
-    """
-
-    tokens: float
+    tokens: (
+        float  # of an ECG, as the language model sees them: the mean over recordings, beside the fewest and the most
+    )
     fewest: int
     most: int
-    trained: int
-    seconds: Mapping[str, float | None]
-    measured_on: Sequence[str]
+    trained: int  # parameters that are trained: LoRA, projector, and the encoder where it is
+    seconds: Mapping[str, float | None]  # median step of the sft stage, by seed (s); None where no step was timed
+    measured_on: Sequence[str]  # device and threads of these
 
 
 def cost_of(folders: Mapping[int, Path], source: EcgSource, records: Iterable[str]) -> Cost:
     """What an input costs, from the saved models that have it (by seed), with their checkpoints."""
     tokens = tokens_of(next(iter(folders.values())), source, records)
     times = {str(seed): _step_times(folder) for seed, folder in folders.items()}
-    return Cost(
-        tokens=rounded(np.mean(tokens)),
-        fewest=min(tokens),
-        most=max(tokens),
-        trained=trained_in(next(iter(folders.values()))),
-        seconds={
-            seed: rounded(np.median([entry["seconds_per_step"] for entry in entries])) if entries else None
-            for seed, entries in times.items()
-        },
-        measured_on=sorted({entry["measured_on"] for entries in times.values() for entry in entries}),
-    )
+    seconds = {
+        seed: rounded(np.median([entry["seconds_per_step"] for entry in entries])) if entries else None
+        for seed, entries in times.items()
+    }
+    devices = sorted({entry["measured_on"] for entries in times.values() for entry in entries})
+    trained = trained_in(next(iter(folders.values())))
+    return Cost(rounded(np.mean(tokens)), min(tokens), max(tokens), trained, seconds, devices)
 
 
 def tokens_of(folder: Path, source: EcgSource, records: Iterable[str]) -> list[int]:
@@ -100,7 +72,6 @@ def trained_in(folder: Path) -> int:
 
 
 def _step_times(folder: Path) -> list[Numbers]:
-    """Times in the log of the sft stage."""
     checkpoint = newest_whole_checkpoint(folder / "checkpoints" / "sft")
     if checkpoint is None:
         return []
@@ -109,49 +80,26 @@ def _step_times(folder: Path) -> list[Numbers]:
 
 
 def summarise(
-    answers: Answers,
-    costs: Mapping[str, Cost],
-    questions: QuestionSet,
-    draws: int = 2000,
-    seed: int = 0,
+    answers: Answers, costs: Mapping[str, Cost], questions: QuestionSet, draws: int = 2000, seed: int = 0
 ) -> Numbers:
     """All numbers of a grid of inputs. Controls are left out.
 
-    Args:
-        answers: By input and seed of the training, the model's scored answers under `INFER_CONDITIONS`.
-        costs: Cost of every input; their order is that of the table.
-        questions: What was asked; its training rows give the most common answers.
-        draws: Resamples of the intervals over patients.
-        seed: Seed of the resamples.
-
-    Raises:
-        ValueError: A cell is missing or was asked other questions than the others; names the cell.
+    Arguments and errors as `eval.grids.conditions.summarise`, with inputs in place of train conditions; the order of
+    their `costs` is that of the table.
     """
-    lines, shared = compared(answers, list(costs), questions)
-    seeds = shared["seeds"]
-    return {
-        **shared,
-        "draws": draws,
-        "inputs": {
-            name: {
-                # All are trained on real ECGs: to be asked with anything else is a shift for each of them.
-                "accuracy": {
-                    infer: cell("real", infer, {s: accuracy(lines[name, s][infer]) for s in seeds}) for infer in ASKED
-                },
-                "real_minus_swap": {str(s): gap(lines[name, s], draws, seed) for s in seeds},
-                **asdict(cost),
-            }
-            for name, cost in costs.items()
-        },
-    }
-
-
-# --- what people read -------------------------------------------------------------------------------------------------
+    lines, shared = grid.compared(answers, list(costs), questions)
+    seeds, by_input = shared["seeds"], {}
+    for name, cost in costs.items():
+        # All are trained on real ECGs: to be asked with anything else is a shift for each of them.
+        right = {i: grid.cell("real", i, {s: grid.accuracy(lines[name, s][i]) for s in seeds}) for i in ASKED}
+        differences = {str(s): grid.gap(lines[name, s], draws, seed) for s in seeds}
+        by_input[name] = {"accuracy": right, "real_minus_swap": differences, **asdict(cost)}
+    return {**shared, "draws": draws, "inputs": by_input}
 
 
 def write(out: Path, numbers: Numbers) -> list[Path]:
     """Write `inputs.png`, `inputs.md` and `inputs.json` into a folder; each appears whole or not at all."""
-    return write_whole(out, "inputs", numbers, draw, markdown(numbers))
+    return grid.write(out, "inputs", numbers, draw(numbers), markdown(numbers))
 
 
 def table(numbers: Numbers) -> str:
@@ -161,7 +109,7 @@ def table(numbers: Numbers) -> str:
     lines = [[*head, "tokens per ECG", "seconds per step", "trained parameters"]]
     majority = f"{100 * numbers['majority_by_question']:.1f}"
     for name, row in numbers["inputs"].items():
-        cells = [cell_text(row["accuracy"][infer]) for infer in conditions]
+        cells = [" ".join(grid.cell_parts(row["accuracy"][infer])) for infer in conditions]
         costs = [_tokens_text(row), _seconds_text(row["seconds"]), f"{row['trained']:,}"]
         lines.append([name, *cells, majority, *costs])
     return markdown_table(lines)
@@ -170,27 +118,28 @@ def table(numbers: Numbers) -> str:
 def gaps(numbers: Numbers) -> str:
     """Real minus swap, in points, of every training: its difference and its interval over patients."""
     of_rows = {name: row["real_minus_swap"] for name, row in numbers["inputs"].items()}
-    return gap_table(of_rows, numbers["seeds"], "real minus another patient's ECG")
+    return grid.gap_table(of_rows, numbers["seeds"], "real minus another patient's ECG")
 
 
 def summary(numbers: Numbers) -> str:
     """What is printed at the end."""
-    parts = [*([DEV] if numbers.get("dev") else []), table(numbers), f"† {SHIFT}", gaps(numbers)]
-    return "\n\n".join(parts)
+    dev = [grid.DEV] if numbers.get("dev") else []
+    return "\n\n".join([*dev, table(numbers), f"† {grid.SHIFT}", gaps(numbers)])
 
 
 def markdown(numbers: Numbers) -> str:
     """`inputs.md`."""
     rows = {name: json.dumps(changes, ensure_ascii=False) for name, changes in numbers["settings"]["inputs"].items()}
-    measured_on = _measured_on(numbers)
-    return page("inputs", numbers, rows=rows, table=table(numbers), gaps=gaps(numbers), measured_on=measured_on)
+    devices = sorted({device for row in numbers["inputs"].values() for device in row["measured_on"]})
+    at_a_time = f"{numbers['jobs']} trainings at a time" if numbers["jobs"] > 1 else "one training at a time"
+    measured_on = f"on {'; '.join(devices) or 'nothing that was timed'}, {at_a_time}"
+    return grid.page("inputs", numbers, rows=rows, table=table(numbers), gaps=gaps(numbers), measured_on=measured_on)
 
 
-def draw(numbers: Numbers, path: Path) -> None:
+def draw(numbers: Numbers) -> Figure:
     """`inputs.png`: a group of bars per input, each the mean over seeds, with a dot for every seed."""
     inputs, shown = numbers["inputs"], list(_COLOURS)
     figure = Figure(figsize=(1.6 + 1.9 * len(inputs), 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     width = 0.8 / len(shown)
     for place, infer in enumerate(shown):
@@ -203,19 +152,16 @@ def draw(numbers: Numbers, path: Path) -> None:
     majority = 100 * numbers["majority_by_question"]
     axes.axhline(majority, color="#222222", linestyle="--", linewidth=1, label="most common answer")
     axes.set_xticks(range(len(inputs)), [f"{name}\n{_tokens_text(row)} tokens" for name, row in inputs.items()])
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("right answers, per cent")
+    axes.set(ylim=(0, 100), ylabel="right answers, per cent")
     axes.tick_params(axis="x", length=0)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
+    return figure
 
 
 def _tokens_text(row: Numbers) -> str:
-    if row["fewest"] == row["most"]:
-        return f"{row['most']}"
-    return f"{row['tokens']:.1f} ({row['fewest']} to {row['most']})"
+    fewest, most = row["fewest"], row["most"]
+    return f"{most}" if fewest == most else f"{row['tokens']:.1f} ({fewest} to {most})"
 
 
 def _seconds_text(by_seed: Mapping[str, float | None]) -> str:
@@ -224,9 +170,3 @@ def _seconds_text(by_seed: Mapping[str, float | None]) -> str:
         return "not timed"
     spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
-
-
-def _measured_on(numbers: Numbers) -> str:
-    devices = sorted({device for row in numbers["inputs"].values() for device in row["measured_on"]})
-    at_a_time = f"{numbers['jobs']} trainings at a time" if numbers["jobs"] > 1 else "one training at a time"
-    return f"on {'; '.join(devices) or 'nothing that was timed'}, {at_a_time}"

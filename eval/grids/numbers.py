@@ -5,14 +5,13 @@ spread over seeds is mean, lowest and highest, intervals over patients are of ea
 pooled into one interval.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from matplotlib.figure import Figure  # no pyplot: no global state, no window
 
 from data.conversations.rows import QuestionSet
 from data.support.files import written_whole
@@ -73,9 +72,8 @@ def compared(
     first = lines[trained[0], seeds[0]]["real"]
     for (train, number), by_condition in lines.items():
         if by_condition["real"].keys() != first.keys():
-            raise ValueError(
-                f"{train}, seed {number} was asked other questions than {trained[0]}, seed {seeds[0]}: ask both again"
-            )
+            other = f"{trained[0]}, seed {seeds[0]}"
+            raise ValueError(f"{train}, seed {number} was asked other questions than {other}: ask both again")
     rows = {row["id"]: row for row in questions.test}
     if unknown := sorted(first.keys() - rows.keys()):
         raise ValueError(f"question {unknown[0]!r} was asked, but {questions.name} has no such held-out question")
@@ -110,16 +108,10 @@ def cell(train: str, infer: str, by_seed: Mapping[int, tuple[float | None, int]]
     """One cell from a number per seed and how many answers it is of."""
     values = [value for value, _ in by_seed.values() if value is not None]
     mean, lowest, highest = (rounded(of(values)) if values else None for of in (np.mean, np.min, np.max))
-    result: Cell = {
-        "by_seed": {str(s): None if value is None else rounded(value) for s, (value, _) in by_seed.items()},
-        "n": {str(s): n for s, (_, n) in by_seed.items()},
-        "mean": mean,
-        "lowest": lowest,
-        "highest": highest,
-    }
-    if MATCHED[train] != infer:
-        result["warning"] = SHIFT
-    return result
+    of_seeds = {str(s): None if value is None else rounded(value) for s, (value, _) in by_seed.items()}
+    numbers = {str(s): n for s, (_, n) in by_seed.items()}
+    result: Cell = {"by_seed": of_seeds, "n": numbers, "mean": mean, "lowest": lowest, "highest": highest}
+    return result if MATCHED[train] == infer else {**result, "warning": SHIFT}
 
 
 def accuracy(lines: Lines) -> tuple[float | None, int]:
@@ -136,37 +128,25 @@ def gap(lines: Mapping[str, Lines], draws: int, seed: int) -> Gap:
     return {"difference": rounded(np.mean(real - swap)), "interval": limits, "n": len(both)}
 
 
-# --- what people read -------------------------------------------------------------------------------------------------
-
-
-def write(out: Path, name: str, numbers: Numbers, draw: Callable[[Numbers, Path], None], markdown: str) -> list[Path]:
+def write(out: Path, name: str, numbers: Numbers, figure: Figure, markdown: str) -> list[Path]:
     """Write numbers into a folder as `name.png`, `name.md` and `name.json`; each appears whole or not at all."""
     paths = [out / f"{name}.{kind}" for kind in ("png", "md", "json")]
-    draw(numbers, paths[0])
-    with written_whole(paths[1], "w") as file:
-        file.write(markdown)
-    with written_whole(paths[2], "w") as file:
-        file.write(json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    with written_whole(paths[0]) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+    data = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
+    for path, text in zip(paths[1:], (markdown, data + "\n")):
+        with written_whole(path, "w") as file:
+            file.write(text)
     return paths
 
 
-def mark(train: str, infer: str) -> str:
-    """A dagger where a model is asked with another input than it was trained on."""
-    return "" if MATCHED[train] == infer else " †"
-
-
-def cell_parts(cell: Cell) -> tuple[str, str]:
-    """A cell's mean and its spread over seeds, per cent; no spread of a single seed."""
+def cell_parts(cell: Cell) -> list[str]:
+    """A cell's mean and, of several seeds, its spread over them, per cent."""
     dagger = " †" if "warning" in cell else ""
     if cell["mean"] is None or cell["lowest"] is None or cell["highest"] is None:
-        return f"says nothing{dagger}", ""
-    spread = f"({100 * cell['lowest']:.1f} to {100 * cell['highest']:.1f})" if len(cell["by_seed"]) > 1 else ""
-    return f"{100 * cell['mean']:.1f}{dagger}", spread
-
-
-def cell_text(cell: Cell) -> str:
-    """A cell of a table."""
-    return " ".join(part for part in cell_parts(cell) if part)
+        return [f"says nothing{dagger}"]
+    spread = [f"({100 * cell['lowest']:.1f} to {100 * cell['highest']:.1f})"] if len(cell["by_seed"]) > 1 else []
+    return [f"{100 * cell['mean']:.1f}{dagger}", *spread]
 
 
 def gap_table(of_rows: Mapping[str, Mapping[str, Gap]], seeds: Sequence[int], head: str) -> str:

@@ -1,16 +1,14 @@
 """The linear-probe protocol of ECG encoder papers: six tasks, 1, 10 and 100 % of the training data.
 
-The encoder is frozen, or trained with a linear head; beside each stands its architecture with random weights, and the
-difference in the same resamples of test patients.
+Beside each encoder stands its architecture with random weights, and the difference in the same resamples of patients.
 """
-
-from __future__ import annotations
 
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -19,8 +17,8 @@ from data.support.commands import command_of
 from encoders import load_encoder, new_encoder
 from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.registry import find_config
-from eval.probing.areas import Areas, Floats, Numbers, compared, with_interval
 from eval.probing.finetune import Inputs, finetune
+from eval.probing.numbers import Areas, Floats, Numbers, compared, with_interval
 from eval.probing.settings import ProbeSettings, Protocol
 from eval.probing.tasks import Task, drawn, lacking, task_of
 from eval.probing.text import reasons
@@ -69,8 +67,7 @@ def run(settings: ProbeSettings) -> Numbers:
         train, test, notes = transferred(train, task_of(settings, test_name))
     encoders = {name: _load(name, train, settings.seed) for name in settings.encoder}
     numbers = measure(encoders, train, test, settings.cache, settings.protocol())
-    command = command_of("eval.probe", settings)
-    return {"command": command, **numbers, "notes": [*notes, *numbers["notes"]]}
+    return {"command": command_of("eval.probe", settings), **numbers, "notes": [*notes, *numbers["notes"]]}
 
 
 def _load(name: str, train: Task, seed: int) -> Pair:
@@ -87,12 +84,8 @@ def _load(name: str, train: Task, seed: int) -> Pair:
 def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path | str, protocol: Protocol) -> Numbers:
     """Probe or fine-tune encoders on a task, and test them on it or on another with the same classes.
 
-    Args:
-        encoders: By name, each with its feature extractor.
-        train: Gives training and validation records.
-        test: Gives test records: the same task, or one of another corpus (`eval.probing.transfer.transferred`).
-        cache: Folder in which vectors are kept.
-        protocol: What is done.
+    Encoders are by name, each with its feature extractor; `train` gives training and validation records, `test` the
+    test records: the same task, or one of another corpus (`eval.probing.transfer.transferred`).
 
     Raises:
         ValueError: No class can be learned and tested, or no encoder was given; or as `eval.probing.tasks.drawn`.
@@ -118,37 +111,19 @@ def measure(encoders: Mapping[str, Pair], train: Task, test: Task, cache: Path |
         with scorer.finetuned() if protocol.finetune else nullcontext(scorer.linear) as score:
             scored[name] = [
                 {draw.percent: score(model, draw) for draw in draws if draw.classes}
-                for model in _with_random(name, encoder, extractor, train, protocol)
+                for model in scorer.with_random(name, encoder)
             ]
+    settings: Numbers = {"head": "fine-tuned" if protocol.finetune else "linear probe", "features": protocol.features}
+    settings |= {"percents": [draw.percent for draw in draws], "random_seeds": protocol.random_seeds}
+    settings |= {"draws": protocol.draws, "seed": protocol.seed}
     return {
         "train_task": _described(train),
         "test_task": _described(test),
-        "protocol": {
-            "head": "fine-tuned" if protocol.finetune else "linear probe",
-            "features": protocol.features,
-            "percents": [draw.percent for draw in draws],
-            "random_seeds": protocol.random_seeds,
-            "draws": protocol.draws,
-            "seed": protocol.seed,
-            **({"finetune": protocol.finetune.to_json()} if protocol.finetune else {}),
-        },
+        "protocol": {**settings, **({"finetune": protocol.finetune.to_json()} if protocol.finetune else {})},
         "encoders": about,
         "results": [_result(draw, scored, train, test, protocol) for draw in draws],
         "notes": notes,
     }
-
-
-def _with_random(
-    name: str, encoder: EcgEncoder, extractor: EcgFeatureExtractor, train: Task, protocol: Protocol
-) -> Iterator[EcgEncoder]:
-    """The encoder, then its architecture with random weights, one seed after the other."""
-    logger.info("%s", name)
-    yield encoder
-    for i in range(1, protocol.random_seeds + 1):
-        model = random_like(encoder, protocol.seed + i)
-        settle_batch_norm(model, extractor, train.source, train.splits["train"])
-        logger.info("%s, random weights %d of %d", name, i, protocol.random_seeds)
-        yield model
 
 
 @dataclass(frozen=True)
@@ -161,15 +136,23 @@ class _Scorer:
     cache: Path
     protocol: Protocol
 
+    def with_random(self, name: str, encoder: EcgEncoder) -> Iterator[EcgEncoder]:
+        """The encoder, then its architecture with random weights, one seed after the other."""
+        logger.info("%s", name)
+        yield encoder
+        for i in range(1, self.protocol.random_seeds + 1):
+            model = random_like(encoder, self.protocol.seed + i)
+            settle_batch_norm(model, self.extractor, self.train.source, self.train.splits["train"])
+            logger.info("%s, random weights %d of %d", name, i, self.protocol.random_seeds)
+            yield model
+
     def linear(self, encoder: EcgEncoder, draw: Draw) -> Scored:
         """Probe the frozen encoder."""
         train, valid = self.train, self.train.splits["valid"]
-        x = {
-            split: vectors(
-                encoder, self.extractor, of.source, of.source_key, of.splits[split], self.cache, self.protocol.features
-            )
-            for split, of in (("train", train), ("valid", train), ("test", self.test))
-        }
+        x, kind = {}, self.protocol.features
+        for split, of in (("train", train), ("valid", train), ("test", self.test)):
+            records = of.splits[split]
+            x[split] = vectors(encoder, self.extractor, of.source, of.source_key, records, self.cache, kind)
         place = {record: i for i, record in enumerate(train.splits["train"])}
         probe = fit_probe(
             x["train"][[place[record] for record in draw.records]],
@@ -187,14 +170,10 @@ class _Scorer:
         assert settings is not None
         valid, tested = train.splits["valid"], self.test.splits["test"]
         self.cache.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix="inputs-", dir=self.cache) as learned_from,
-            tempfile.TemporaryDirectory(prefix="inputs-", dir=self.cache) as tested_on,
-        ):
-            inputs = (
-                Inputs(self.extractor, train.source, (*train.splits["train"], *valid), Path(learned_from)),
-                Inputs(self.extractor, self.test.source, tested, Path(tested_on)),
-            )
+        with tempfile.TemporaryDirectory(prefix="inputs-", dir=self.cache) as folder:
+            learned_from = (*train.splits["train"], *valid)
+            of_train = Inputs(self.extractor, train.source, learned_from, Path(folder) / "train")
+            inputs = of_train, Inputs(self.extractor, self.test.source, tested, Path(folder) / "test")
 
             def score(encoder: EcgEncoder, draw: Draw) -> Scored:
                 labels = train.matrix(draw.records, draw.classes), train.matrix(valid, draw.classes)
@@ -206,28 +185,17 @@ class _Scorer:
             yield score
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
 def _described(task: Task) -> Numbers:
-    return {
-        "name": task.name,
-        "recordings": task.source_key,
-        "splits": {
-            split: {
-                "records": len(records),
-                "patients": len({task.patient_of[record] for record in records}),
-                "positives": task.counts(records),
-            }
-            for split, records in task.splits.items()
-        },
-    }
+    splits = {}
+    for split, records in task.splits.items():
+        patients = {task.patient_of[record] for record in records}
+        splits[split] = {"records": len(records), "patients": len(patients), "positives": task.counts(records)}
+    return {"name": task.name, "recordings": task.source_key, "splits": splits}
 
 
 def _result(
     draw: Draw, scored: Mapping[str, Sequence[Mapping[float, Scored]]], train: Task, test: Task, protocol: Protocol
 ) -> Numbers:
-    """What came of one draw."""
     numbers: Numbers = {
         "percent": draw.percent,
         "records": len(draw.records),
@@ -252,22 +220,17 @@ def _result(
             "fit": of_draw[0].fit,
             "random_fits": [run.fit for run in of_draw[1:]],
         }
-    names = list(areas)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            (a, of_a), (b, of_b) = areas[first].macro, areas[second].macro
-            difference = with_interval("difference", a - b, of_a - of_b)
-            numbers["pairs"].append({"first": first, "second": second, **difference})
+    for first, second in combinations(areas, 2):
+        (a, of_a), (b, of_b) = areas[first].macro, areas[second].macro
+        difference = with_interval("difference", a - b, of_a - of_b)
+        numbers["pairs"].append({"first": first, "second": second, **difference})
     return numbers
 
 
 def _by_class(classes: Sequence[str], model: Areas, random: Areas) -> Numbers:
-    difference = model - random
-    return {
-        name: {
-            **with_interval("auroc", model.point[k], model.resampled[k]),
-            "random": rounded(random.point[k]),
-            "difference": with_interval("value", difference.point[k], difference.resampled[k]),
-        }
-        for k, name in enumerate(classes)
-    }
+    difference, rows = model - random, {}
+    for k, name in enumerate(classes):
+        area = with_interval("auroc", model.point[k], model.resampled[k])
+        above = with_interval("value", difference.point[k], difference.resampled[k])
+        rows[name] = {**area, "random": rounded(random.point[k]), "difference": above}
+    return rows

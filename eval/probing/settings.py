@@ -3,8 +3,6 @@
 Nothing heavy is imported here: `--help` need not wait for torch.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -25,19 +23,9 @@ class Recordings:
     cpsc2018: Path | None = option("recordings of CPSC2018, as published", default=None, metavar="DIR")
     csn: Path | None = option("recordings of CSN, as published", default=None, metavar="DIR")
     splits: Path | None = option("split tables of CPSC2018 and CSN", default=None, metavar="DIR")
-    folds: str = option(
-        "folds of PTB-XL and simulated patients: training, validation, test", default=PUBLISHED_FOLDS, metavar="A/B/C"
-    )
+    folds: str = option("folds of PTB-XL and simulated patients", default=PUBLISHED_FOLDS, metavar="TRAIN/VALID/TEST")
     rate: int = option("which records of PTB-XL: those of 100 or of 500 Hz", default=500)
     leave_out_missing: bool = option("leave out records of the split tables that are not on disk", default=False)
-
-    @property
-    def folders(self) -> dict[str, Path | None]:
-        """Folders by corpus."""
-        return {"ptbxl": self.ptbxl, "cpsc2018": self.cpsc2018, "csn": self.csn}
-
-
-# --- probe ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -102,9 +90,7 @@ class _ProbeTask:
     train_task: str | None = option("with --test_task: learn on one corpus ...", default=None, metavar="TASK")
     test_task: str | None = option("... and test on another, findings matched by name", default=None, metavar="TASK")
     encoder: tuple[str, ...] = option(
-        "folder, checkpoint or hub id, or a type for a new one (ecg_cnn); repeat it to compare",
-        metavar="NAME",
-        append=True,
+        "folder, checkpoint, hub id, or type of a new one (ecg_cnn); repeat it to compare", metavar="NAME", append=True
     )
 
 
@@ -112,13 +98,9 @@ class _ProbeTask:
 class ProbeSettings(Recordings, _ProbeTask):
     """Settings of `eval.probe`."""
 
-    percent: tuple[float, ...] = option(
-        "per cent of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P"
-    )
+    percent: tuple[float, ...] = option("% of training patients (1 10 100)", default=(1.0, 10.0, 100.0), metavar="P")
     features: str = option(
-        "paper (what the encoder's paper probes, else mean), mean, max, or a vector of its output",
-        default="paper",
-        metavar="KIND",
+        "paper (its paper's, else mean), mean, max, or a vector of its output", default="paper", metavar="KIND"
     )
     finetune: bool = option("train the whole encoder", default=False)
     epochs: int | None = option("with --finetune (default: 30)", default=None, metavar="N")
@@ -156,9 +138,6 @@ class ProbeSettings(Recordings, _ProbeTask):
         return Protocol(self.percent, self.features, finetune, self.random_seeds, seed=self.seed)
 
 
-# --- zero-shot --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class _ZeroShotModel:
     """The first flags of `eval.zero_shot`."""
@@ -175,15 +154,11 @@ class ZeroShotSettings(Recordings, _ZeroShotModel):
     """Settings of `eval.zero_shot`."""
 
     patients: int = option("patients of the task synthetic, in all folds", default=2000, metavar="N")
-    prompts: Path | None = option(
-        "JSON with the prompt of each class (default: plain words)", default=None, metavar="FILE"
-    )
+    prompts: Path | None = option("JSON of prompts by class (default: plain words)", default=None, metavar="FILE")
     prompt: tuple[str, ...] = option(
         "score records by a prompt of your own; repeat it to compare", default=(), metavar="TEXT", append=True
     )
-    ecg: tuple[str, ...] = option(
-        "with --prompt: recordings, WFDB or any format that is read", default=(), metavar="PATH"
-    )
+    ecg: tuple[str, ...] = option("with --prompt: recordings in any format that is read", default=(), metavar="PATH")
     random_seeds: int = option("models of random weights beside it; 0 for none", default=3, metavar="N")
     seed: int = option("seed of the resamples and of random weights", default=0)
     cache: Path = option("folder of vectors (default: out/cache)", default=Path("out/cache"), metavar="DIR")
@@ -196,9 +171,6 @@ class ZeroShotSettings(Recordings, _ZeroShotModel):
             raise ValueError("--ecg needs --prompt: what the recordings are compared with")
         if self.prompt and self.prompts:
             raise ValueError("--prompts is of a task's classes and --prompt of your own: give one of them")
-
-
-# --- vocabulary -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ not in the task. That gives, record by record, the splits that MERL, MELP and He
 are split by those tables (`data/corpora/cpsc2018.py`, `csn.py`), recordings without any label included.
 """
 
-from __future__ import annotations
-
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,21 +26,11 @@ from eval.probing.settings import PUBLISHED_FOLDS, Recordings
 
 SYNTHETIC = "synthetic"
 
-# Names of the label kinds of PTB-XL, as `PtbXl.labels` knows them, and the classes of each in the benchmarks' order.
-_PTBXL_CLASSES = {
-    "ptbxl-super": ("super_class", "HYP NORM MI CD STTC"),
-    "ptbxl-sub": (
-        "sub_class",
-        "AMI LAFB/LPFB LVH STTC IMI SEHYP CRBBB WPW LAO/LAE NORM AVB RAO/RAE ISC LMI ISCI ISCA NST CLBBB ILBBB IRBBB "
-        "PMI RVH IVCD",
-    ),
-    "ptbxl-form": (
-        "form",
-        "PAC DIG HVOLT STD LPR QWAVE VCLVH NDT TAB LOWT ABQRS LNGQT PRC(S) NT STE NST PVC INVT LVOLT",
-    ),
-    "ptbxl-rhythm": ("rhythm", "SVARR BIGU STACH SARRH SBRAD TRIGU AFIB SR SVTAC PSVT AFLT PACE"),
+# By task, the label kind as `PtbXl.labels` has it, and its classes in the benchmarks' order.
+_PTBXL: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    name: (kind, tuple(classes.split()))
+    for name, (kind, classes) in json.loads(Path(__file__).with_name("ptbxl.json").read_text(encoding="utf-8")).items()
 }
-_PTBXL = {name: (kind, tuple(classes.split())) for name, (kind, classes) in _PTBXL_CLASSES.items()}
 _STATEMENTS = "ptbxl-all"  # all SCP-ECG statements: what transfer between corpora needs
 _WFDB: Mapping[str, type[LabelledWfdb]] = {corpus.name: corpus for corpus in (Cpsc2018, Csn)}
 _STATED = "csn-stated"  # CSN by its diagnoses, without the labels that its tables have too many
@@ -52,28 +41,19 @@ TASKS = (*_PTBXL, _STATEMENTS, *_WFDB, _STATED)
 class Task:
     """Recordings with labels, to learn from and to be tested on.
 
-    Attributes:
-        name: One of `TASKS`, or `synthetic`.
-        corpus: `ptbxl`, `cpsc2018`, `csn` or `synthetic`.
-        source: Gives the recordings.
-        source_key: A name for these recordings, for caches.
-        classes: Names of the labels; `labels` has those of each record.
-        splits: Records of `train`, `valid` and `test`.
-        notes: What was left out, in sentences.
-
     Raises:
         ValueError: A split is empty, or a patient is in two; names them.
     """
 
-    name: str
-    corpus: str
+    name: str  # one of `TASKS`, or `synthetic`
+    corpus: str  # `ptbxl`, `cpsc2018`, `csn` or `synthetic`
     source: EcgSource
-    source_key: str
+    source_key: str  # a name for these recordings, for caches
     classes: tuple[str, ...]
-    labels: Mapping[str, frozenset[str]]
+    labels: Mapping[str, frozenset[str]]  # names of the classes of each record
     patient_of: Mapping[str, str]
-    splits: Mapping[str, tuple[str, ...]]
-    notes: tuple[str, ...] = ()
+    splits: Mapping[str, tuple[str, ...]]  # records of `train`, `valid` and `test`
+    notes: tuple[str, ...] = ()  # what was left out, in sentences
 
     def __post_init__(self) -> None:
         owner: dict[str, str] = {}
@@ -94,11 +74,8 @@ class Task:
 
     def unvaried(self, records: Sequence[str], what: str) -> dict[str, str]:
         """Classes that none or all of these (test, training) records have, and which of the two."""
-        return {
-            name: f"{'every' if count else 'no'} {what} record has it"
-            for name, count in self.counts(records).items()
-            if count in (0, len(records))
-        }
+        counts = self.counts(records).items()
+        return {name: f"{'every' if n else 'no'} {what} record has it" for name, n in counts if n in (0, len(records))}
 
 
 def task_of(recordings: Recordings, name: str) -> Task:
@@ -108,17 +85,11 @@ def task_of(recordings: Recordings, name: str) -> Task:
         ValueError: As `load_task`; or the folder of its corpus is not there.
     """
     corpus = name.partition("-")[0]
-    root = recordings.folders.get(corpus)
+    root: Path | None = getattr(recordings, corpus, None)
     if name in TASKS and root is None:
         raise ValueError(f"{name}: pass the folder of its recordings (--{corpus})")
-    return load_task(
-        name,
-        root or Path(),
-        tables=recordings.splits,
-        folds=recordings.folds,
-        rate=recordings.rate,
-        leave_out=recordings.leave_out_missing,
-    )
+    tables, leave_out = recordings.splits, recordings.leave_out_missing
+    return load_task(name, root or "", tables=tables, folds=recordings.folds, rate=recordings.rate, leave_out=leave_out)
 
 
 def load_task(
@@ -130,15 +101,10 @@ def load_task(
     rate: int = 500,
     leave_out: bool = False,
 ) -> Task:
-    """A task on the recordings of a folder.
+    """A task of `TASKS` on the recordings of a folder.
 
-    Args:
-        name: One of `TASKS`.
-        root: Folder of the corpus.
-        tables: Folder of the split tables of CPSC2018 and CSN.
-        folds: Folds of PTB-XL that train, validate and test.
-        rate: Which records of PTB-XL are read, 100 or 500 Hz. The other corpora have 500 Hz alone.
-        leave_out: Leave out, and count, recordings that tables list and the folder lacks; else they are an error.
+    `folds` and `rate`, 100 or 500 Hz, are of PTB-XL; `tables` is the folder of the split tables of CPSC2018 and CSN.
+    With `leave_out`, recordings that these list and the folder lacks are left out and counted; else they are an error.
 
     Raises:
         ValueError: There is no such task, no record in a split, or a record missing; says what to do.
@@ -159,7 +125,7 @@ def load_task(
             f"{wrong:,} records have labels in the published tables that their diagnoses do not name (docs/probe.md): "
             "csn-stated is the task without these."
         )
-        task = replace(task, notes=(*task.notes, *([note] if wrong else [])))
+        return replace(task, notes=(*task.notes, note)) if wrong else task
     return task
 
 
@@ -181,9 +147,8 @@ def _from_tables(
         counts = ", ".join(f"{split} {len(records):,} of {len(labels[split]):,}" for split, records in missing.items())
         notes.append(f"Records of the split tables that are not on disk were left out: {counts}.")
     splits = {split: tuple(sorted(set(labels[split]) & on_disk)) for split in SPLITS}
-    for split in SPLITS:
-        if not splits[split]:
-            raise ValueError(f"{corpus.root}: none of the {len(labels[split]):,} {split} records is on disk")
+    if empty := [split for split in SPLITS if not splits[split]]:
+        raise ValueError(f"{corpus.root}: none of the {len(labels[empty[0]]):,} {empty[0]} records is on disk")
     present = {record: names for part in labels.values() for record, names in part.items() if record in on_disk}
     return Task(name, corpus.name, corpus, corpus.key, corpus.classes, present, corpus.patient_of, splits, tuple(notes))
 
@@ -191,11 +156,8 @@ def _from_tables(
 def _ptbxl(name: str, root: Path | str, folds: str, rate: int) -> Task:
     parts = parse_folds(folds)
     ptbxl = PtbXl(root, rate)
-    if name == _STATEMENTS:
-        classes, of_kind = ptbxl.code_names, ptbxl.codes()
-    else:
-        kind, classes = _PTBXL[name]
-        of_kind = ptbxl.labels(kind)
+    kind, classes = _PTBXL.get(name, ("", ptbxl.code_names))
+    of_kind = ptbxl.labels(kind) if kind else ptbxl.codes()
     notes = []
     if len(ptbxl) < ptbxl.listed:
         notes.append(f"{len(ptbxl):,} of the {ptbxl.listed:,} records of PTB-XL's table are on disk.")
@@ -208,11 +170,9 @@ def _ptbxl(name: str, root: Path | str, folds: str, rate: int) -> Task:
     labels = {record: frozenset(names) for record, names in of_kind.items() if names}
     if strange := sorted(set().union(*labels.values()) - set(classes)):
         raise ValueError(f"{ptbxl.root}: labels {', '.join(strange)} are none of the classes of {name}")
-    splits = {
-        split: tuple(record for record in ptbxl.records if record in labels and ptbxl.fold_of[record] in chosen)
-        for split, chosen in zip(SPLITS, parts)
-    }
+    splits: dict[str, tuple[str, ...]] = {}
     for split, chosen in zip(SPLITS, parts):
+        splits[split] = tuple(r for r in ptbxl.records if r in labels and ptbxl.fold_of[r] in chosen)
         if not splits[split]:
             wanted, filled = (", ".join(map(str, sorted(f))) for f in (chosen, {ptbxl.fold_of[r] for r in labels}))
             raise ValueError(
@@ -252,21 +212,19 @@ def parse_folds(text: str) -> list[tuple[int, ...]]:
         ValueError: It is not of that form, a fold is not from 1 to 10, or one is there twice.
     """
     wrong = f"folds {text!r}: expected training, validation and test such as {PUBLISHED_FOLDS} or 1,3,5-8/2/9"
-    parts = []
+    parts: list[tuple[int, ...]] = []
     for part in text.split("/"):
-        folds: list[int] = []
+        parts.append(())
         for piece in part.split(","):
             if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", piece.strip())):
                 raise ValueError(wrong)
             first, last = int(match[1]), int(match[2] or match[1])
             if not 1 <= first <= last <= 10:
                 raise ValueError(f"{wrong}, from 1 to 10")
-            folds += range(first, last + 1)
-        parts.append(tuple(folds))
-    every = [fold for part in parts for fold in part]
+            parts[-1] += tuple(range(first, last + 1))
     if len(parts) != len(SPLITS):
         raise ValueError(wrong)
-    if len(set(every)) < len(every):
+    if len(set().union(*parts)) < sum(map(len, parts)):
         raise ValueError(f"folds {text!r}: a fold is there twice, and its patients would be on both sides")
     return parts
 

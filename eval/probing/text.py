@@ -1,13 +1,11 @@
 """What people read of a probe and of zero-shot classification: the numbers in Markdown."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from data.support.files import written_whole
-from eval.probing.areas import Numbers
+from eval.probing.numbers import Numbers
 from eval.report.parts import Table, auroc_span, markdown_table, signed_span
 from eval.report.templates import filled_in
 
@@ -43,18 +41,14 @@ def _area(numbers: Numbers) -> str:
     return auroc_span(numbers["auroc"], numbers["interval"])
 
 
-# --- probe ------------------------------------------------------------------------------------------------------------
-
-
 def probe_text(numbers: Numbers) -> str:
     """The numbers of `eval.probing.probe.measure`."""
     train, test = numbers["train_task"], numbers["test_task"]
     splits = [(train, "train"), (train, "valid"), (test, "test")]
-    rows = [[unit, *(f"{task['splits'][split][unit]:,}" for task, split in splits)] for unit in ("patients", "records")]
-    rows += [
-        [name, *(f"{task['splits'][split]['positives'][name]:,}" for task, split in splits)]
-        for name in train["splits"]["train"]["positives"]
-    ]
+    counts = [task["splits"][split] for task, split in splits]
+    rows = [[unit, *(f"{of_split[unit]:,}" for of_split in counts)] for unit in ("patients", "records")]
+    for name in counts[0]["positives"]:
+        rows.append([name, *(f"{of_split['positives'][name]:,}" for of_split in counts)])
     head = ["", *(f"{task['name']}, {split}" for task, split in splits)]
     return _page(
         "probe",
@@ -84,12 +78,10 @@ def probe_tables(numbers: Numbers) -> list[Table]:
             ["difference", *(_difference(one["difference"]) for one in of_draws)],
         ]
     tables = [Table(head, rows)]
-    if any(result["pairs"] for result in results):
-        of_pairs = [
-            [f"{pairs[0]['first']} − {pairs[0]['second']}"]
-            + [signed_span(pair["difference"], pair["interval"], 3) for pair in pairs]
-            for pairs in zip(*(result["pairs"] for result in results))
-        ]
+    if of_pairs := [
+        [f"{pairs[0]['first']} − {pairs[0]['second']}", *(_difference(pair, "difference") for pair in pairs)]
+        for pairs in zip(*(result["pairs"] for result in results))
+    ]:
         tables.append(Table(["difference of encoders", *head[1:]], of_pairs))
     return [*tables, _class_table(numbers, results[-1])]
 
@@ -105,11 +97,8 @@ def _class_table(numbers: Numbers, result: Numbers) -> Table:
     return Table([f"class ({result['percent']:g} %)", "in training", "in test", *columns], rows)
 
 
-def _difference(numbers: Numbers) -> str:
-    return signed_span(numbers["value"], numbers["interval"], 3)
-
-
-# --- zero-shot --------------------------------------------------------------------------------------------------------
+def _difference(numbers: Numbers, name: str = "value") -> str:
+    return signed_span(numbers[name], numbers["interval"], 3)
 
 
 def zero_shot_text(numbers: Numbers) -> str:
@@ -123,16 +112,9 @@ def zero_shot_text(numbers: Numbers) -> str:
         rows[-1] += [f"{one['random']:.3f}"] if random else []
     head = ["class", "prompt", "positives", "AUROC", *(["random weights"] if random else [])]
     outside = _by_reason({name: one["apart"] for name, one in classes.items() if "apart" in one})
-    difference = numbers.get("difference", {})
-    return _page(
-        "zero_shot",
-        numbers,
-        inside=len(inside),
-        table=markdown_table([head, *rows], 2),
-        random=random,
-        span=signed_span(difference["value"], difference["interval"]) if random else "",
-        outside=outside,
-    )
+    words = {"inside": len(inside), "table": markdown_table([head, *rows], 2), "random": random, "outside": outside}
+    span = signed_span(numbers["difference"]["value"], numbers["difference"]["interval"]) if random else ""
+    return _page("zero_shot", numbers, **words, span=span)
 
 
 def score_text(numbers: Numbers) -> str:

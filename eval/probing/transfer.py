@@ -1,6 +1,4 @@
-"""Transfer of findings from one corpus to another, and which corpora an encoder has seen."""
-
-from __future__ import annotations
+"""What corpora call their classes: transfer from one to another, the ones an encoder has seen, and prompts in words."""
 
 import json
 import logging
@@ -8,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eval.probing.tasks import Task
+from eval.probing.tasks import SYNTHETIC, Task
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +19,18 @@ _ALIASES = {
 
 # Findings that corpora name differently, by what each calls them. Rarer labels that mean no more than one of another
 # corpus are left out, and so is CPSC2018's normal ECG beside CSN, which has sinus rhythm but no label for a normal ECG.
-FINDINGS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads(
-    Path(__file__).with_name("findings.json").read_text(encoding="utf-8")
-)
+_HERE = Path(__file__).parent
+FINDINGS: Mapping[str, Mapping[str, Sequence[str]]] = json.loads((_HERE / "findings.json").read_text(encoding="utf-8"))
+
+# What classes are called where no file of prompts is given. No name means one thing in one corpus and another in
+# another, but for what a label takes in: STE of PTB-XL is its non-specific ST elevation.
+WORDS: Mapping[str, str] = json.loads((_HERE / "prompts.json").read_text(encoding="utf-8"))
 
 
 def transferred(train: Task, test: Task) -> tuple[Task, Task, list[str]]:
-    """Two tasks of different corpora with the findings of `FINDINGS` that both have for classes, and the table.
+    """Two tasks of different corpora with the findings of `FINDINGS` that both have for classes.
 
-    Returns:
-        The tasks, and sentences: which label of one is which of the other, and which have no counterpart.
+    And sentences: which label of one is which of the other, and which have no counterpart.
 
     Raises:
         ValueError: They are of one corpus, or have no finding in common.
@@ -82,3 +82,31 @@ def seen_notes(who: str, pretrained_on: str, tasks: Sequence[Task]) -> list[str]
     for note in notes:
         logger.warning("%s", note)
     return notes
+
+
+def read_prompts(path: Path | str) -> dict[str, str]:
+    """Prompts by class name from a JSON file such as MELP's and MERL's CKEPE_prompt.json.
+
+    Raises:
+        ValueError: It is not an object of names and texts; names the file.
+    """
+    try:
+        prompts = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) and text.strip() for text in prompts.values()):
+        raise ValueError(f'{path}: expected one text for each class, as in {{"AFIB": "atrial fibrillation"}}')
+    return prompts
+
+
+def prompts_of(task: Task, prompts: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The prompt of each class of a task: from `prompts`, else in plain words.
+
+    Raises:
+        ValueError: A class has none; names those.
+    """
+    if prompts is None:
+        prompts = dict(zip(task.classes, task.classes)) if task.name == SYNTHETIC else WORDS  # findings are words
+    if missing := [name for name in task.classes if name not in prompts]:
+        raise ValueError(f"{task.name}: no prompt for {', '.join(missing)}: add them to the file of prompts")
+    return {name: prompts[name] for name in task.classes}

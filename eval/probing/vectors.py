@@ -5,8 +5,6 @@ Kinds of vector: `paper` takes the vector that the encoder's own paper gives to 
 those tokens; any other name is that of a `[B, P]` tensor of the output, such as MELP's `rhythm`.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging
@@ -83,8 +81,7 @@ def vectors(
     shards.refresh(lambda path: computed.update(_read(path)))
     missing = [record for record in dict.fromkeys(records) if record not in computed]
     shard: dict[str, Floats] = {}
-    saved = time.monotonic()
-    training = encoder.training
+    saved, training = time.monotonic(), encoder.training
     encoder.eval()
     try:
         with tqdm(total=len(missing), desc="Encoding ECGs", unit="ECG", disable=not missing) as progress:
@@ -117,24 +114,14 @@ def _read(path: Path) -> dict[str, Floats]:
     return dict(zip(names, rows, strict=True))
 
 
-# --- random weights ---------------------------------------------------------------------------------------------------
-
-
 def random_like(encoder: EcgEncoder, seed: int) -> EcgEncoder:
     """An encoder of the same configuration with weights drawn anew, in eval mode, on the same device."""
     config = copy.deepcopy(encoder.config)
     config.pretrained_on = ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32)
-    model.to(encoder.device)
-    model.eval()
+        model: EcgEncoder = AutoModel.from_config(config, dtype=torch.float32).to(encoder.device).eval()
     return model
-
-
-def batch_norms(encoder: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Those layers whose output depends on averages over training recordings."""
-    return [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
 
 
 def settle_batch_norm(
@@ -146,7 +133,8 @@ def settle_batch_norm(
     random row would be weaker than it need be. No label is used. Up to `SETTLED_ON` recordings, evenly spaced; an
     encoder without batch norms stays as it is.
     """
-    layers = batch_norms(encoder)
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    layers = [layer for layer in encoder.modules() if isinstance(layer, batch_norm) and layer.track_running_stats]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -166,9 +154,6 @@ def settle_batch_norm(
 
 def describe(encoder: EcgEncoder) -> dict[str, str | int]:
     """Type, size, weights and pretraining of an encoder, for a report."""
-    return {
-        "model_type": encoder.config.model_type,
-        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "weights": weights_hash(encoder),
-        "pretrained_on": encoder.config.pretrained_on,
-    }
+    config, parameters = encoder.config, sum(parameter.numel() for parameter in encoder.parameters())
+    about = {"model_type": config.model_type, "parameters": parameters, "weights": weights_hash(encoder)}
+    return about | {"pretrained_on": config.pretrained_on}

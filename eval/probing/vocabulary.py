@@ -1,7 +1,5 @@
 """The rows of a language model's table that stand for ECG-Byte's tokens, beside those of words."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -33,17 +31,13 @@ LABELS = {"words": "words", "upstream": "upstream's rows", "content": "rows by c
 class Measured:
     """Numbers of a set of rows.
 
-    Attributes:
-        raw: Cosines of random pairs of rows, at `QUANTILES`.
-        centred: The same with the mean row taken away.
-        off_mean: Median distance of a row from their mean, in units of the words'.
-        moved: Relative change of the last logits when what is read of these rows is exchanged, the median of pairs.
-        least: The least of the pairs; `most` is the greatest.
+    `moved` is the relative change of the last logits when what is read of these rows is exchanged: the median of
+    pairs, beside the least and the most.
     """
 
-    raw: tuple[float, ...]
-    centred: tuple[float, ...]
-    off_mean: float
+    raw: tuple[float, ...]  # cosines of random pairs of rows, at `QUANTILES`
+    centred: tuple[float, ...]  # the same with the mean row taken away
+    off_mean: float  # median distance of a row from their mean, in units of the words'
     moved: float
     least: float
     most: float
@@ -70,8 +64,8 @@ def run(settings: VocabularySettings) -> list[str]:
     language.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     measured = compare(language, byte, words, trained, tokens=settings.tokens, exchanges=settings.exchanges)
     who = name or f"a small Llama with random weights ({LAYERS} layers, hidden size {HIDDEN})"
-    count = len(byte.table.llm_order)
-    return [f"{who}, {settings.dtype}: {words:,} words, {count:,} ECG tokens.\n", *table(measured)]
+    about = f"{who}, {settings.dtype}: {words:,} words, {len(byte.table.llm_order):,} ECG tokens.\n"
+    return [about, *table(measured)]
 
 
 def _tokenizer(path: Path | None) -> EcgByteTokenizer:
@@ -85,17 +79,9 @@ def _tokenizer(path: Path | None) -> EcgByteTokenizer:
 
 def _small_llama(dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        max_position_embeddings=4096,
-        initializer_range=0.06,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config).to(dtype)
+    sizes = {"vocab_size": WORDS, "hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": LAYERS}
+    layout = {"num_attention_heads": 4, "max_position_embeddings": 4096, "tie_word_embeddings": False}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **layout, initializer_range=0.06)).to(dtype)
 
 
 def compare(
@@ -109,13 +95,8 @@ def compare(
 ) -> dict[str, Measured]:
     """All kinds of rows in one language model, whose table becomes as long as words and tokens need.
 
-    Args:
-        language: A causal language model. Its rows from `words` on are overwritten.
-        byte: The tokenizer.
-        words: How many rows are words.
-        trained: Rows of the tokens as they were learned, in the order of the tokenizer's table.
-        tokens: How many tokens of a recording are read; fewer where one of them has fewer.
-        exchanges: How often a recording is exchanged.
+    The first `words` rows are words; those behind them are overwritten. `trained` are rows of the tokens as they were
+    learned, in the order of the tokenizer's table. So many `tokens` of a recording are read, fewer where one has fewer.
     """
     cohort = SyntheticCohort(2 * exchanges, records_per_patient=1, seed=1)
     number = {token: n for n, token in enumerate(byte.table.llm_order)}
@@ -131,8 +112,7 @@ def compare(
     rows_of = _table(language)
     word_rows = rows_of[:words].clone()
     kinds = {"upstream": rows_of[words:].clone(), "content": content_rows(byte, word_rows.cpu())}
-    if trained is not None:
-        kinds["trained"] = trained
+    kinds |= {} if trained is None else {"trained": trained}
     measured = {"words": measure(word_rows, word_rows, relative_changes(language, word_pairs, words))}
     for kind, rows in kinds.items():
         rows_of[words:] = rows.to(rows_of.device, rows_of.dtype)
@@ -153,8 +133,7 @@ def relative_changes(
     Each pair are two sequences of ids of one length, read between the same words. Ids below `words` are words; frame
     and logits are of them alone.
     """
-    generator = torch.Generator().manual_seed(1)
-    before, behind = torch.randint(words, (2, FRAME), generator=generator)
+    before, behind = torch.randint(words, (2, FRAME), generator=torch.Generator().manual_seed(1))
     changes = []
     for pair in pairs:
         ids = torch.stack([torch.cat([before, torch.as_tensor(body), behind]) for body in pair])
@@ -167,13 +146,9 @@ def relative_changes(
 def measure(rows: Tensor, words: Tensor, changes: Sequence[float]) -> Measured:
     """Numbers of one set of rows `[N, H]` beside the words `[V, H]`, and of what its exchange changes."""
     rows, words = rows.float().cpu(), words.float().cpu()
-
-    def distance(some: Tensor) -> float:
-        return float((some - some.mean(0)).norm(dim=1).median())
-
     raw, centred = (tuple(np.quantile(_cosines(some), QUANTILES).tolist()) for some in (rows, rows - rows.mean(0)))
-    moved = statistics.median(changes)
-    return Measured(raw, centred, distance(rows) / distance(words), moved, min(changes), max(changes))
+    distance, usual = (float((some - some.mean(0)).norm(dim=1).median()) for some in (rows, words))
+    return Measured(raw, centred, distance / usual, statistics.median(changes), min(changes), max(changes))
 
 
 def _cosines(rows: Tensor, pairs: int = 20_000) -> NDArray[np.float32]:
@@ -182,8 +157,7 @@ def _cosines(rows: Tensor, pairs: int = 20_000) -> NDArray[np.float32]:
     first = rng.integers(len(rows), size=pairs)
     second = (first + rng.integers(1, len(rows), size=pairs)) % len(rows)
     unit = nn.functional.normalize(rows.float(), dim=1)
-    cosines: NDArray[np.float32] = (unit[first] * unit[second]).sum(1).numpy()
-    return cosines
+    return np.asarray((unit[first] * unit[second]).sum(1).numpy(), dtype=np.float32)
 
 
 def table(measured: Mapping[str, Measured]) -> list[str]:
@@ -200,9 +174,5 @@ def table(measured: Mapping[str, Measured]) -> list[str]:
         numbers = "".join(f"{value:>9.2%}" for value in (one.moved, one.least, one.most))
         lines.append(f"{LABELS[kind]:<34}{numbers}{one.moved / usual:>10.2g}")
     ratios = [f"{one.moved / usual:.2g} with {LABELS[kind]}" for kind, one in measured.items() if kind != "words"]
-    return [
-        *lines,
-        "",
-        f"Another patient's ECG moves the next word, in parts of what other words do: {', '.join(ratios)}.",
-        "The smaller it is, the less is told of an ECG beside how many tokens it has.",
-    ]
+    meaning = f"Another patient's ECG moves the next word, in parts of what other words do: {', '.join(ratios)}."
+    return [*lines, "", meaning, "The smaller it is, the less is told of an ECG beside how many tokens it has."]

@@ -1,10 +1,7 @@
 """Zero-shot classification: which words does a MELP with its text side find a recording to be like?
 
-Nothing is fitted: the score of a class is the cosine of the recording and of the class's prompt in lower case, and each
-class is ranked by itself. The number is the macro AUROC on the test records.
+Nothing is fitted (docs/zero_shot.md).
 """
-
-from __future__ import annotations
 
 import copy
 import json
@@ -15,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from data.ecg import EcgSource
@@ -26,12 +24,11 @@ from encoders.melp import MelpFeatureExtractor, MelpForPretraining
 from encoders.melp.files import load_pretraining
 from encoders.melp.pretraining import zero_shot
 from encoders.melp.text import tokenize_texts
-from eval.probing.areas import Areas, Floats, Numbers, compared, with_interval
-from eval.probing.prompts import prompts_of, read_prompts
+from eval.probing.numbers import Areas, Floats, Numbers, compared, with_interval
 from eval.probing.settings import ZeroShotSettings
 from eval.probing.tasks import SYNTHETIC, Task, simulated, task_of
-from eval.probing.transfer import seen_notes
-from eval.probing.vectors import describe, vectors
+from eval.probing.transfer import prompts_of, read_prompts, seen_notes
+from eval.probing.vectors import vectors
 from eval.statistics import rounded
 
 PUBLISHED = "fuyingw/MELP_Encoder"
@@ -73,17 +70,14 @@ def run(settings: ZeroShotSettings) -> Numbers:
         source = {path: read_ecg(path) for path in settings.ecg}
         with tempfile.TemporaryDirectory() as folder:  # a path may hold another recording tomorrow
             return command | score(loaded, source, "files", list(source), settings.prompt, folder)
-    outside = None
-    if settings.task == SYNTHETIC:
-        task, outside = simulated(settings.patients, settings.folds, settings.cache), OUTSIDE
-    else:
-        task = task_of(settings, settings.task)
+    simulation = settings.task == SYNTHETIC
+    folds, cache, seed = settings.folds, settings.cache, settings.seed
+    task = simulated(settings.patients, folds, cache) if simulation else task_of(settings, settings.task)
     if settings.prompt:
-        records = task.splits["test"]
-        return command | score(loaded, task.source, task.source_key, records, settings.prompt, settings.cache)
-    random = [random_like(loaded, settings.seed + i) for i in range(1, settings.random_seeds + 1)]
-    numbers = measure(loaded, task, settings.cache, prompts=prompts, outside=outside, random=random, seed=settings.seed)
-    return command | numbers
+        return command | score(loaded, task.source, task.source_key, task.splits["test"], settings.prompt, cache)
+    random = [random_like(loaded, seed + i) for i in range(1, settings.random_seeds + 1)]
+    outside = OUTSIDE if simulation else None
+    return command | measure(loaded, task, cache, prompts=prompts, outside=outside, random=random, seed=seed)
 
 
 def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
@@ -108,49 +102,32 @@ def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
 
 def random_like(loaded: TextAndEcg, seed: int) -> TextAndEcg:
     """The same architecture with weights drawn anew on both sides: what ranking by such a model is worth."""
-    config = copy.deepcopy(loaded.model.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = type(loaded.model)(config).eval()
+        model = type(loaded.model)(copy.deepcopy(loaded.model.config)).eval()
     return loaded._replace(model=model.to(loaded.model.device))
 
 
-def text_vectors(loaded: TextAndEcg, texts: Sequence[str]) -> Floats:
-    """Texts in the shared space, of unit length `[texts, D]`; in lower case, as upstream has prompts.
+def cosines(
+    loaded: TextAndEcg, source: EcgSource, key: str, records: Sequence[str], texts: Sequence[str], cache: Path | str
+) -> Floats:
+    """How like each text, in lower case as upstream has prompts, each recording is: `[records, texts]`.
+
+    Recordings are encoded once and kept in the folder `cache`, under the name `key` (`eval.probing.vectors`).
 
     Raises:
-        ValueError: A text has no words.
+        ValueError: A text has no words, or a recording's vector is not finite; names it.
     """
-    model, _, tokenizer = loaded
-    parts = []
+    model, extractor, tokenizer = loaded
+    of_texts = []  # first: a prompt without words need not wait for the recordings
     with torch.no_grad():
         for start in range(0, len(texts), TEXTS):
             lower = [text.lower() for text in texts[start : start + TEXTS]]
             tokens = tokenize_texts(tokenizer, lower, model.config.text_length)
             inputs = {name: tensor.to(model.encoder.device) for name, tensor in tokens.items()}
-            parts.append(model.encode_text(**inputs).double().cpu().numpy())
-    return np.concatenate(parts)
-
-
-def cosines(
-    loaded: TextAndEcg,
-    source: EcgSource,
-    source_key: str,
-    records: Sequence[str],
-    texts: Sequence[str],
-    cache: Path | str,
-) -> Floats:
-    """How like each text each recording is, `[records, texts]`.
-
-    Recordings are encoded once and kept in the folder `cache`, under the name `source_key` (`eval.probing.vectors`).
-
-    Raises:
-        ValueError: A text has no words, or a recording's vector is not finite; names it.
-    """
-    model, extractor, _ = loaded
-    of_texts = text_vectors(loaded, texts)  # first: a prompt without words need not wait for the recordings
-    of_ecgs = vectors(model.encoder, extractor, source, source_key, records, cache, "rhythm")
-    scores = zero_shot(torch.from_numpy(of_ecgs).double(), torch.from_numpy(of_texts))
+            of_texts.append(model.encode_text(**inputs).double().cpu())
+    of_ecgs = vectors(model.encoder, extractor, source, key, records, cache, "rhythm")
+    scores = zero_shot(torch.from_numpy(of_ecgs).double(), torch.cat(of_texts))
     return np.asarray(scores.numpy(), dtype=np.float64)
 
 
@@ -167,15 +144,9 @@ def measure(
 ) -> Numbers:
     """Macro AUROC of a task's classes on its test records, each class ranked by its prompt.
 
-    Args:
-        loaded: The model.
-        task: Only its test records are looked at.
-        cache: Folder for what recordings are encoded to.
-        prompts: By class name; plain words without.
-        outside: Classes that are measured and kept out of the mean, by why.
-        random: Models of random weights to set beside it (`random_like`).
-        draws: Resamples of test patients.
-        seed: Seed of the resamples.
+    Prompts are by class name (plain words without); `outside` are classes that are measured and kept out of the mean,
+    by why; `random` are models of random weights to set beside it (`random_like`). No record is looked at but the
+    test's; `draws` are resamples of its patients, and what recordings are encoded to is kept in `cache`.
 
     Raises:
         ValueError: No class is there in some test records and not in others; or as `prompts_of` and `cosines`.
@@ -196,9 +167,8 @@ def measure(
 
     areas, others = areas_of(loaded), [areas_of(model) for model in random]
     inside, beside = areas[headline], Areas.mean(others) if others else None
-    notes = list(task.notes)
-    if task.name != SYNTHETIC:
-        notes += seen_notes("The model", loaded.model.encoder.config.pretrained_on, [task])
+    pretrained_on = loaded.model.encoder.config.pretrained_on
+    notes = [*task.notes, *(seen_notes("The model", pretrained_on, [task]) if task.name != SYNTHETIC else ())]
     if cut := _cut(loaded, used):
         notes.append(f"Prompts longer than the model reads, which are cut: {', '.join(cut)}.")
     of_task = {"name": task.name, "recordings": task.source_key, "records": len(records)}
@@ -220,38 +190,22 @@ def measure(
 
 
 def score(
-    loaded: TextAndEcg,
-    source: EcgSource,
-    source_key: str,
-    records: Sequence[str],
-    prompts: Sequence[str],
-    cache: Path | str,
+    loaded: TextAndEcg, source: EcgSource, key: str, records: Sequence[str], prompts: Sequence[str], cache: Path | str
 ) -> Numbers:
     """How like each prompt each recording is; arguments and errors as `cosines`.
 
     Per record its cosines and, of two or more prompts, the softmax over them at the model's temperature: how it would
     divide the recording among them if exactly one of them were true.
     """
-    scores = cosines(loaded, source, source_key, records, prompts, cache)
-    rows: list[Numbers] = [
-        {"record": record, "cosines": [rounded(x) for x in row]} for record, row in zip(records, scores)
-    ]
+    scores = cosines(loaded, source, key, records, prompts, cache)
     scale = float(np.exp(loaded.model.logit_scale.item()))
-    if len(prompts) > 1:
-        logits = scale * scores
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        for row, of_prompts in zip(rows, shares):
-            row["softmax"] = [rounded(x) for x in of_prompts]
-    cut = _cut(loaded, dict(zip(prompts, prompts)))
-    return {
-        "model": _described(loaded),
-        "recordings": source_key,
-        "prompts": list(prompts),
-        "scale": rounded(scale),
-        "records": rows,
-        "notes": [f"Longer than the model reads, and cut: {prompt!r}." for prompt in cut],
-    }
+    rows: list[Numbers] = []
+    for record, row, shares in zip(records, scores, softmax(scale * scores, axis=1)):
+        rows.append({"record": record, "cosines": [rounded(x) for x in row]})
+        rows[-1] |= {"softmax": [rounded(x) for x in shares]} if len(prompts) > 1 else {}
+    notes = [f"Longer than the model reads, and cut: {text!r}." for text in _cut(loaded, dict(zip(prompts, prompts)))]
+    about = {"model": _described(loaded), "recordings": key, "prompts": list(prompts), "scale": rounded(scale)}
+    return {**about, "records": rows, "notes": notes}
 
 
 def _cut(loaded: TextAndEcg, prompts: Mapping[str, str]) -> list[str]:
@@ -262,10 +216,10 @@ def _cut(loaded: TextAndEcg, prompts: Mapping[str, str]) -> list[str]:
 
 
 def _described(loaded: TextAndEcg) -> Numbers:
-    encoder = describe(loaded.model.encoder)
-    return {
+    encoder, parameters = loaded.model.encoder, sum(parameter.numel() for parameter in loaded.model.parameters())
+    weights = {
         "weights": weights_hash(loaded.model),
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "encoder_weights": encoder["weights"],
-        "pretrained_on": encoder["pretrained_on"],
+        "parameters": parameters,
+        "encoder_weights": weights_hash(encoder),
     }
+    return weights | {"pretrained_on": encoder.config.pretrained_on}

@@ -3,18 +3,16 @@
 The same report gives the same bytes: no dates, no versions, the font that comes with matplotlib.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no window
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure  # no pyplot: no global state, no window
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
@@ -68,19 +66,16 @@ def _gap_rows(report: Report) -> list[tuple[str, str, str, list[_GapRow]]]:
     verdict = report.verdict
     if verdict is None or (evidence := verdict.evidence).gap is None:
         return []
-    whole = "all questions but noise" if NOISE in verdict.groups else "all questions"
+    name = "all questions but noise" if NOISE in verdict.groups else "all questions"
     groups = [
         _GapRow(name, g.evidence.pairs, g.evidence.gap, g.evidence.gap_interval, g.verdict, g.counts)
         for name, g in verdict.groups.items()
         if g.evidence.gap is not None
     ]
-    kinds = [
-        _GapRow(name, flips.n, flips.gap, flips.gap_interval)
-        for name, block in report.by_type.items()
-        if (flips := block.flips)
-    ]
+    by_kind = {name: block.flips for name, block in report.by_type.items() if block.flips}
+    kinds = [_GapRow(name, flips.n, flips.gap, flips.gap_interval) for name, flips in by_kind.items()]
     return [
-        ("", BLUE, "o", [_GapRow(whole, evidence.pairs, evidence.gap, evidence.gap_interval, verdict.verdict)]),
+        ("", BLUE, "o", [_GapRow(name, evidence.pairs, evidence.gap, evidence.gap_interval, verdict.verdict)]),
         ("groups of findings", ORANGE, "D", groups),
         ("kinds of question", GREY, "s", kinds if len(kinds) > 1 else []),
     ]
@@ -108,8 +103,7 @@ def _gap(report: Report) -> Figure | None:
         axes.axvline(at_gap, color=INK, linewidth=1.1, linestyle=line, zorder=2)
     axes.set_yticks(list(labels), list(labels.values()))
     axes.set_ylim(y - 0.4, -0.6)
-    lows = [row.interval.low for _, _, _, rows in parts for row in rows]
-    lowest = min([0.0, *(low for low in lows if not math.isnan(low))])
+    lowest = float(np.nanmin([0.0, *(row.interval.low for _, _, _, rows in parts for row in rows)]))
     axes.set_xlim(lowest - 0.06, 1.04)
     _plain(axes)
     ticks = [20 * i for i in range(-5, 6) if i / 5 >= lowest - 0.06]
@@ -173,8 +167,7 @@ def _dose(report: Report) -> Figure | None:
     """Probability of yes over what was planted, one panel each."""
     if not (curves := report.dose_response):
         return None
-    columns = min(3, len(curves))
-    rows = -(-len(curves) // columns)
+    rows, columns = math.ceil(len(curves) / 3), min(3, len(curves))
     figure = _canvas(0.7 + 2.5 * rows, max(5.0, 2.9 * columns))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, (name, response) in zip(grid, curves.items()):
@@ -182,16 +175,14 @@ def _dose(report: Report) -> Figure | None:
         doses = [point.dose for point in response.curve]
         yes = [point.right_answer == "yes" for point in response.curve]
         edges = [doses[0], *((a + b) / 2 for a, b in zip(doses, doses[1:])), doses[-1]]
-        for left, right, inside in zip(edges, edges[1:], yes):
+        for left, right, inside, after in zip(edges, edges[1:], yes, [*yes[1:], yes[-1]]):
             if inside:
                 axes.axvspan(left, right, color="#dbe8f2", linewidth=0, zorder=0)
-        for at, before, after in zip(edges[1:], yes, yes[1:]):
-            if before != after:
-                axes.axvline(at, color=INK, linewidth=1.1, linestyle=DASHED, zorder=1)
+            if inside != after:
+                axes.axvline(right, color=INK, linewidth=1.1, linestyle=DASHED, zorder=1)
         axes.plot(doses, [point.p_yes for point in response.curve], "-o", color=BLUE, markersize=5, zorder=3)
-        head = "\n".join(textwrap.wrap(question, 32))
         beneath = f"correlation {signed(response.correlation)}, {response.patients:,} patients"
-        axes.set_title(f"{head}\n{beneath}", fontsize=9)
+        axes.set_title("\n".join([*textwrap.wrap(question, 32), beneath]), fontsize=9)
         axes.set_xlabel(f"{parameter} ({unit})" if unit else parameter, fontsize=9)
         axes.set_ylim(-0.03, 1.03)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
@@ -218,9 +209,9 @@ def _ladder(report: Report) -> Figure | None:
     for line in lines:
         axes.plot(range(len(rungs)), line, color="#b5b5b5", linewidth=1, zorder=2)
     for place, rung in enumerate(rungs.values()):
-        low, high = _limits(rung.auroc, rung.interval)
-        axes.plot([place] * 2, [low, high], color=BLUE, linewidth=3, solid_capstyle="round", zorder=3)
-        _number(axes, f"{rung.auroc:.2f}", (place, low), (0, -11), ha="center")
+        limits = _limits(rung.auroc, rung.interval)
+        axes.plot([place] * 2, limits, color=BLUE, linewidth=3, solid_capstyle="round", zorder=3)
+        _number(axes, f"{rung.auroc:.2f}", (place, limits[0]), (0, -11), ha="center")
     means = [rung.auroc for rung in rungs.values()]
     axes.plot(range(len(rungs)), means, "-o", color=BLUE, markersize=8, markeredgecolor="white", linewidth=2, zorder=4)
     axes.axhline(0.5, color=INK, linewidth=1.1, linestyle=DASHED, zorder=2)
@@ -236,13 +227,8 @@ def _ladder(report: Report) -> Figure | None:
     return figure
 
 
-# --- parts of pictures ------------------------------------------------------------------------------------------------
-
-
 def _canvas(height: float, width: float = WIDTH) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def _title(figure: Figure, text: str) -> None:
@@ -251,7 +237,6 @@ def _title(figure: Figure, text: str) -> None:
 
 
 def _head(axes: Axes, text: str, y: float) -> None:
-    """Draw the head of some rows beside the axis."""
     words = axes.annotate(text, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points")
     words.set(ha="right", va="center", fontsize=9, fontweight="bold", color=INK)
 
@@ -290,14 +275,11 @@ def _share(axes: Axes, value: float, limits: Interval, y: float, mark: _Mark) ->
 
 
 def _number(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], ha: str = "left") -> None:
-    axes.annotate(
-        text, at, xytext=offset, textcoords="offset points", ha=ha, va="center", fontsize=8, color=INK, zorder=5,
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
-    )  # fmt: skip
+    words = axes.annotate(text, at, xytext=offset, textcoords="offset points", ha=ha, va="center", fontsize=8)
+    words.set(color=INK, zorder=5, path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
-    """Explain the colours where rows have no names, and the dashed line."""
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=7, label=CONDITIONS[name].label)
         for name, (colour, marker) in ((name, STYLE.get(name, OTHER)) for name in names)
@@ -306,10 +288,9 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     figure.legend(handles=[*handles, majority], loc="outside lower left", ncols=2, frameon=False, fontsize=9)
 
 
-def _limits(value: float, limits: Interval | None) -> tuple[float, float]:
+def _limits(value: float, limits: Interval | None) -> list[float]:
     """Limits of an interval; the value itself where there are none."""
-    low, high = limits or (math.nan, math.nan)
-    return value if math.isnan(low) else low, value if math.isnan(high) else high
+    return [value if math.isnan(limit) else limit for limit in limits or (value, value)]
 
 
 def _png(figure: Figure) -> bytes:

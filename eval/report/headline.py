@@ -1,22 +1,11 @@
 """The first words of a report: what was asked and why, the verdict, and the three numbers it rests on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from eval.report.parts import Fact, p_value, percent, points, span
+from eval.report.parts import Fact, p_value, percent, points, span, words
+from eval.scoring import verdict as rule
 from eval.scoring.results import TEXT_ONLY, Report
-from eval.scoring.verdict import (
-    LEAST_ANSWERED,
-    LEAST_GAP,
-    LEAST_PAIRS,
-    LEAST_PATIENTS,
-    LEVEL,
-    SENTENCES,
-    Evidence,
-    ModelVerdict,
-    judge,
-)
+from eval.scoring.verdict import LEAST_GAP, LEVEL, SENTENCES, Evidence, ModelVerdict, judge
 
 DISCLAIMER = "Research use only. Not a medical device. Not for diagnosis or treatment."
 VERDICTS = {  # in the order of docs/audit.md's scale, from least to most reading
@@ -63,11 +52,7 @@ def purpose(report: Report) -> str:
     if set(names) - {"real", "swap", "swap-flip", "swap-same", TEXT_ONLY}:
         other.append("with the ECG altered or taken away")
     again = f", and the same questions {' and '.join(other)}" if other else ""
-    return (
-        "A model that answers questions about ECGs can often be right without looking at them, because many "
-        f"questions have a usual answer. So it was asked held-out questions about the ECGs they belong to{again}. If "
-        "it reads the ECG, its answers follow the ECG; if it guesses from the question, they stay the same."
-    )
+    return words("purpose", again=again)
 
 
 def asked(report: Report) -> str:
@@ -75,10 +60,7 @@ def asked(report: Report) -> str:
     about, overall = report.about, report.overall
     text = f"{overall.n:,} held-out questions about {overall.patients:,} patients of {about.dataset}"
     if about.limit is not None and about.limit < about.available:
-        text += (
-            f" (a sample of {about.limit:,} of {about.available:,}, evenly over templates, controls included: another "
-            "mixture of questions than the whole set)"
-        )
+        text += " " + words("sample", about=about)
     return text
 
 
@@ -86,35 +68,32 @@ def facts(report: Report) -> list[Fact]:
     """The three numbers of the rule, with what `reads` asks of each; none without flip pairs."""
     if report.verdict is None or (pair := report.verdict.evidence.pair_numbers) is None:
         return []
-    evidence = report.verdict.evidence
-    (gap, both, exchanged), p = pair, evidence.p
+    evidence, (gap, both, exchanged) = report.verdict.evidence, pair
+    p = f"p = {p_value(evidence.p)}".replace("= <", "<")
     return [
         Fact(
-            "swap-flip gap",
-            f"{points(gap)} points",
-            f"95 % {span(evidence.gap_interval, points)}; {pairs(evidence)}",
-            f"lower limit at least {points(LEAST_GAP, 0)}",
-            evidence.gap_interval.low >= LEAST_GAP,
-            "How much more often the answer that is right about the real ECG is given when that ECG is shown than "
-            "when the other ECG of the pair is. 100 points: always follows the ECG. 0: never looks.",
+            name="swap-flip gap",
+            value=f"{points(gap)} points",
+            detail=f"95 % {span(evidence.gap_interval, points)}; {pairs(evidence)}",
+            needed=f"lower limit at least {points(LEAST_GAP, 0)}",
+            holds=evidence.gap_interval.low >= LEAST_GAP,
+            meaning=words("fact gap"),
         ),
         Fact(
-            "paired-flip accuracy",
-            percent(both),
-            f"{percent(exchanged)} with the two ECGs exchanged; {f'p = {p_value(p)}'.replace('= <', '<')}",
-            f"p below {LEVEL:g}",
-            p is not None and p < LEVEL,
-            "How often both answers of a pair are right. Who does not look is as often right when the two ECGs are "
-            "exchanged; p is how easily the difference would arise by chance.",
+            name="paired-flip accuracy",
+            value=percent(both),
+            detail=f"{percent(exchanged)} with the two ECGs exchanged; {p}",
+            needed=f"p below {LEVEL:g}",
+            holds=evidence.p is not None and evidence.p < LEVEL,
+            meaning=words("fact paired"),
         ),
         Fact(
-            "over the most common answer",
-            f"{points(evidence.over_majority)} points",
-            f"95 % {span(evidence.over_majority_interval, points)}; {evidence.questions:,} questions",
-            "lower limit above 0",
-            evidence.over_majority_interval.low > 0,
-            "How much more often the model is right with the real ECG than someone who gives each question its most "
-            "common answer in training.",
+            name="over the most common answer",
+            value=f"{points(evidence.over_majority)} points",
+            detail=f"95 % {span(evidence.over_majority_interval, points)}; {evidence.questions:,} questions",
+            needed="lower limit above 0",
+            holds=evidence.over_majority_interval.low > 0,
+            meaning=words("fact majority"),
         ),
     ]
 
@@ -133,9 +112,10 @@ def _why(verdict: ModelVerdict) -> str:
         return f"By all questions together the verdict would be `reads`, but {few}."
     if verdict.verdict != "inconclusive":
         return ""
-    if evidence.pairs < LEAST_PAIRS or evidence.patients < LEAST_PATIENTS:
-        return f"There are {pairs(evidence)}; it takes {LEAST_PAIRS} pairs of {LEAST_PATIENTS} patients to judge."
-    if evidence.answered < LEAST_ANSWERED:
+    if evidence.pairs < rule.LEAST_PAIRS or evidence.patients < rule.LEAST_PATIENTS:
+        least = f"{rule.LEAST_PAIRS} pairs of {rule.LEAST_PATIENTS} patients"
+        return f"There are {pairs(evidence)}; it takes {least} to judge."
+    if evidence.answered < rule.LEAST_ANSWERED:
         return ""  # the verdict's own sentence says so
     limits = span(evidence.gap_interval, points)
     return f"The interval of the gap, {limits} points, excludes neither reading nor guessing."

@@ -1,20 +1,18 @@
 """Sections of a report on measures of the whole: likelihoods, planted doses, the ladder, the super-classes, reports."""
 
-from __future__ import annotations
-
 from data.experiment.conditions import CONDITIONS
 from eval.report.parts import (
     Items,
-    Part,
-    Picture,
     Section,
     Table,
     auroc_span,
     percent,
     percent_span,
+    picture,
     points,
     signed_span,
     span,
+    words,
 )
 from eval.report.tables import conditions_of, super_class_sentences, super_class_table
 from eval.scoring.results import RUNGS, Report
@@ -34,8 +32,8 @@ def super_classes(report: Report) -> Section | None:
     if (numbers := report.super_classes) is None:
         return None
     about, *others = super_class_sentences(numbers)
-    parts: list[Part] = [about, super_class_table(numbers), *others]
-    return Section("super-classes", "PTB-XL's super-classes, beside a plain CNN", parts)
+    table = super_class_table(numbers)
+    return Section("super-classes", "PTB-XL's super-classes, beside a plain CNN", [about, table, *others])
 
 
 def likelihood(report: Report) -> Section | None:
@@ -48,14 +46,8 @@ def likelihood(report: Report) -> Section | None:
             rows.append([CONDITIONS[name].label, right, signed_span(lift.mean, lift.interval) if lift else ""])
     if not rows:
         return None
-    text = (
-        "Judged by probabilities, not by what the model writes: how often the likeliest of a closed question's "
-        "options is right; and how much likelier the right answer is with the real ECG than under a condition, as "
-        "the natural logarithm of the ratio (0.7 is twice as likely). That shows reading even where it does not "
-        "change an answer yet."
-    )
     head = ["the model is given", "likeliest option right", "right answer likelier with the real ECG"]
-    return Section("likelihood", "Probabilities of the answers", [text, Table(head, rows)])
+    return Section("likelihood", "Probabilities of the answers", [words("likelihood"), Table(head, rows)])
 
 
 def calibration(report: Report) -> Section | None:
@@ -66,11 +58,7 @@ def calibration(report: Report) -> Section | None:
         ["all" if share == "1" else f"surest {percent(float(share), 0)}", percent(right)]
         for share, right in certainty.selective.items()
     ]
-    text = (
-        f"Of {certainty.n:,} yes/no questions about the real ECG. Brier score {certainty.brier:.3f}: the mean squared "
-        "distance between the probability of yes and the truth; 0 is perfect, 0.25 is what always saying 50 % gets. "
-        "If the model knows what it knows, it is right more often among the answers it is surest of:"
-    )
+    text = words("calibration", certainty=certainty)
     return Section("calibration", "Does the model know when it is right?", [text, Table(["answers", "right"], rows)])
 
 
@@ -83,12 +71,9 @@ def shapley(report: Report) -> Section | None:
         ["its own ECG", percent(value["both"]), percent(value["ecg"])],
         ["another patient's ECG", percent(value["question"]), percent(value["neither"])],
     ]
-    text = (
-        f"How often the likeliest option of {values.n:,} closed questions is right, with ECG and question each kept "
-        "or exchanged for another. Of the difference between both kept and both exchanged, "
-        f"{points(value['both'] - value['neither'])} points, the ECG brings {points(values.ecg)} and the question "
-        f"{points(values.question)} (their Shapley values: the mean of what each adds alone and beside the other)."
-    )
+    difference = points(value["both"] - value["neither"])
+    ecg, question = points(values.ecg), points(values.question)
+    text = words("shapley", n=values.n, difference=difference, ecg=ecg, question=question)
     table = Table(["", "its own question", "another question"], rows)
     return Section("shapley", "What ECG and question bring", [text, table])
 
@@ -104,12 +89,8 @@ def reports(report: Report) -> Section | None:
         scores = [result.scores[name] for name in names]
         shares = [percent_span(s.value, s.interval) if s.interval else percent(s.value) for s in scores]
         rows.append([CONDITIONS[condition].label, f"{result.n:,}", *shares])
-    text = (
-        "The model was asked for the report of each recording, and what it wrote was compared with a reader's. Shared "
-        'words say little about findings, since "ST elevation" and "no ST elevation" share most of theirs: look at '
-        "what the real ECG adds to another patient's."
-    )
-    return Section("reports", "Reports", [text, Table(["the model is given", "reports", *names.values()], rows)])
+    table = Table(["the model is given", "reports", *names.values()], rows)
+    return Section("reports", "Reports", [words("reports"), table])
 
 
 def dose(report: Report) -> Section | None:
@@ -120,72 +101,39 @@ def dose(report: Report) -> Section | None:
     for name, response in report.dose_response.items():
         parameter, unit, question = dose_name(name)
         first, last = response.curve[0], response.curve[-1]
-        rows.append(
-            [
-                f"{parameter}: {question}",
-                f"{response.patients:,}",
-                f"{first.dose:g} to {last.dose:g} {unit}".rstrip(),
-                f"{percent(first.p_yes, 0)} to {percent(last.p_yes, 0)}",
-                signed_span(response.correlation, response.interval),
-            ]
-        )
-    text = (
-        "One thing about simulated ECGs is moved in steps while all else stays. The correlation (Spearman, mean over "
-        "patients) is 1 where the probability of yes moves as it should with every step, 0 where it does not follow, "
-        "and negative where it moves the wrong way."
-    )
+        moved = f"{first.dose:g} to {last.dose:g} {unit}".rstrip()
+        p_yes = f"{percent(first.p_yes, 0)} to {percent(last.p_yes, 0)}"
+        correlation = signed_span(response.correlation, response.interval)
+        rows.append([f"{parameter}: {question}", f"{response.patients:,}", moved, p_yes, correlation])
+    text = words("dose")
     if any(name.startswith("gain: ") for name in report.dose_response):
-        text += " An encoder that is blind to gain cannot follow the gain: its curve is expected to be flat."
-    picture = Picture(
-        "dose.png",
-        "Probability of yes over the planted value, one panel for each parameter; numbers in the table",
-        "Mean probability of yes. Shaded: where yes is right. A reader's curve is low outside and high inside.",
-    )
+        text += " " + words("dose of gain")
     head = ["what is moved: question", "patients", "moved", "p(yes)", "correlation"]
-    return Section("dose", "Does the answer follow a planted finding?", [text, Table(head, rows), picture])
+    return Section("dose", "Does the answer follow a planted finding?", [text, Table(head, rows), picture("dose")])
 
 
 def ladder(report: Report) -> Section | None:
     """Where a finding is lost between encoder and answer."""
     if (numbers := report.ladder) is None:
         return None
-    rows = [
-        [
-            RUNGS[name],
-            auroc_span(rung.auroc, rung.interval),
-            "" if rung.change is None else signed_span(rung.change, rung.change_interval, 3),
-        ]
-        for name, rung in numbers.rungs.items()
-    ]
-    text = (
-        "Where is a finding lost on its way through the model? How well it can be told at four places, on the same "
-        f"{numbers.n:,} yes/no questions ({numbers.findings_in_headline} findings, {numbers.patients:,} patients): "
-        f"by a linear probe, fitted to at most {numbers.max_train:,} training questions of a finding, and at last by "
-        "the answer itself."
-    )
-    fraction = numbers.fraction_read
-    if fraction is None:
-        read = (
-            "The encoder's features do not tell these findings from chance, so there is nothing to be read from them."
-        )
-    else:
+    rows = []
+    for name, rung in numbers.rungs.items():
+        change = "" if rung.change is None else signed_span(rung.change, rung.change_interval, 3)
+        rows.append([RUNGS[name], auroc_span(rung.auroc, rung.interval), change])
+    read = words("ladder unread")
+    if numbers.fraction_read is not None:
         limits = span(numbers.fraction_interval, lambda value: f"{100 * value:.0f}")
-        read = (
-            f"The answers hold {percent(fraction, 0)} (95 % {limits}) of what the encoder's features tell above "
-            "chance. More than 100 % is possible: a linear probe may miss what the model finds."
-        )
-    picture = Picture(
-        "ladder.png",
-        "AUROC at each place from encoder to answer, mean with its 95 % interval and each finding; numbers in the "
-        "table",
-        "AUROC from the encoder to the answer. Grey: single findings. A step down shows where signal is lost.",
-    )
-    parts: list[Part] = [text, Table(["told from", "AUROC", "change"], rows), picture, read]
-    details = [f"An ECG's {numbers.representation}.", *numbers.notes]
-    return Section("ladder", "From encoder to answer", [*parts, Items(details)])
+        read = words("ladder read", fraction=percent(numbers.fraction_read, 0), limits=limits)
+    table = Table(["told from", "AUROC", "change"], rows)
+    details = Items([f"An ECG's {numbers.representation}.", *numbers.notes])
+    text = words("ladder", ladder=numbers)
+    return Section("ladder", "From encoder to answer", [text, table, picture("ladder"), read, details])
 
 
 def dose_name(name: str) -> tuple[str, str, str]:
     """Parameter, unit and finding of a name in `dose_response`."""
     parameter, question = name.split(": ", 1)
     return *PARAMETERS.get(parameter, (parameter.replace("_", " "), "")), question
+
+
+INSTRUMENTS = (super_classes, likelihood, calibration, shapley, reports, dose, ladder)

@@ -3,8 +3,6 @@
 Written for a reader who knows ECGs and not this project. Everything that comes from data is escaped by the template.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Mapping, Sequence
@@ -24,14 +22,7 @@ PIXEL = 0.72  # of a figure on the page: sharp on fine screens, its letters a li
 def page(
     report: Report, sections: Sequence[Section], pictures: Mapping[str, bytes], examples: Sequence[Example]
 ) -> str:
-    """The page.
-
-    Args:
-        report: The numbers.
-        sections: What it says (`eval.report.sections.sections`).
-        pictures: PNG files by name (`eval.report.figures.draw`).
-        examples: Flip pairs to be shown.
-    """
+    """The page of these sections, with PNG files by name (`eval.report.figures.draw`) and flip pairs to be shown."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(code=_code, together=_together)
     template = environment.from_string(Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8"))

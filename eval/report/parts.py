@@ -5,31 +5,28 @@ In texts, `this` is code; everything else is plain text, which whoever sets it m
 come from data.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import yaml
 
 Limits = Sequence[float | None] | None  # of an interval, None or NaN where there are none
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows of cells under a head; the first `words` columns are words, the others numbers."""
 
-    kind: ClassVar[str] = "table"
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure, by the name of its file."""
 
-    kind: ClassVar[str] = "picture"
     name: str
     alt: str
     caption: str
@@ -46,43 +43,34 @@ class Fact(NamedTuple):
     meaning: str
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """The numbers of the rule."""
 
-    kind: ClassVar[str] = "facts"
     facts: Sequence[Fact]
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """Words and what they mean."""
 
-    kind: ClassVar[str] = "terms"
     terms: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Items:
+class Items(NamedTuple):
     """A list of sentences."""
 
-    kind: ClassVar[str] = "items"
     items: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command line."""
 
-    kind: ClassVar[str] = "command"
     text: str
 
 
 Part = str | Table | Picture | Facts | Terms | Items | Command
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the report; `key` is its name in links."""
 
     key: str
@@ -90,7 +78,20 @@ class Section:
     parts: Sequence[Part]
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+@cache
+def _texts() -> Mapping[str, str]:
+    path = Path(__file__).with_name("words.yaml")
+    return cast(Mapping[str, str], yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def words(key: str, **values: object) -> str:
+    """A text of `words.yaml`, with these values in its braces."""
+    return _texts()[key].format(**values)
+
+
+def picture(name: str, **values: object) -> Picture:
+    """A figure with its words."""
+    return Picture(f"{name}.png", words(f"{name} alt"), words(f"{name} caption", **values))
 
 
 def percent(value: float, places: int = 1) -> str:
@@ -136,20 +137,15 @@ def auroc_span(value: float, limits: Limits) -> str:
 
 def p_value(p: float | None) -> str:
     """A p-value, as a table has it."""
-    if p is None:
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def markdown_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """A table in Markdown, its first row the head; the first `words` columns are words, the others numbers."""
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]  # aligned: it is also printed
     rule = ["-" * width if i < words else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            cell.ljust(width) if i < words else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
-        )
-        + " |"
-        for row in (rows[0], rule, *rows[1:])
-    )
+    lines = []
+    for row in (rows[0], rule, *rows[1:]):
+        cells = [cell.ljust(widths[i]) if i < words else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

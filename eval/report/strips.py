@@ -1,9 +1,6 @@
 """Flip pairs as a page shows them: the leads of two ECGs one below the other on paper, at the same scale."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +14,6 @@ MARGIN = 15  # mm left of the trace, for the lead's name and the pulse; whole la
 LEAST_ABOVE, LEAST_BELOW, MOST = 15, 5, 40  # mm of paper above and below the baseline of a lead
 
 
-@dataclass(frozen=True)
 class ShownEcg(Json):
     """One ECG of a flip pair."""
 
@@ -30,7 +26,6 @@ class ShownEcg(Json):
     p: Mapping[str, float] | None  # probability of each option; None where they were not scored
 
 
-@dataclass(frozen=True)
 class Example(Json):
     """One question and two ECGs whose right answers to it differ."""
 

@@ -1,14 +1,12 @@
 """The short of a report, for the model card and the chat page (`elm.saved.audit`)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
 from data.experiment.conditions import CONDITIONS, FAST
 from elm.saved.audit import AuditSummary, Result
 from eval.report.headline import headline
-from eval.report.parts import p_value, percent, points, span
+from eval.report.parts import p_value, percent, points, span, words
 from eval.report.tables import BY_QUESTION, WITHOUT_ECGS
 from eval.scoring.results import TEXT_ONLY, Report
 from eval.scoring.verdict import Evidence
@@ -51,11 +49,9 @@ def _results(report: Report, evidence: Evidence | None) -> list[Result]:
             ("paired_flip", "both answers of a flip pair right", evidence.paired_flip, None, evidence.pairs),
             ("over_majority", over, evidence.over_majority, evidence.over_majority_interval, evidence.questions),
         ]
-        results += [
-            Result(kind, label, value, _finite(limits), n)
-            for kind, label, value, limits, n in numbers
-            if value is not None
-        ]
+        for kind, label, value, limits, n in numbers:
+            if value is not None:
+                results.append(Result(kind, label, value, _finite(limits), n))
     return results
 
 
@@ -64,16 +60,12 @@ def _card(report: Report, evidence: Evidence | None) -> str:
     overall = report.overall
     lines = [] if report.verdict is None else [f"**{report.verdict.sentence}**", ""]
     if evidence and (pair := evidence.pair_numbers):
-        gap_value, both, exchanged = pair
+        gap, both, exchanged = f"{points(pair[0])} points", percent(pair[1]), percent(pair[2])
         p = "unknown" if evidence.p is None else f"= {p_value(evidence.p)}".replace("= <", "<")
-        gap = f"{points(gap_value)} points{_limits(evidence.gap_interval)}"
         over = f"{points(evidence.over_majority)} points{_limits(evidence.over_majority_interval)}"
         lines += [
-            f"- Swap-flip gap: {gap}. So much more often an answer is given "
-            "about the ECG it is right about than about one whose right answer is another: "
-            f"{evidence.pairs:,} pairs of ECGs, {evidence.patients:,} patients.",
-            f"- Both answers of a pair right: {percent(both)}; with the two ECGs exchanged "
-            f"{percent(exchanged)}, p {p}.",
+            words("card gap", gap=gap + _limits(evidence.gap_interval), evidence=evidence),
+            f"- Both answers of a pair right: {both}; with the two ECGs exchanged {exchanged}, p {p}.",
             f"- Over the {BY_QUESTION}: {over}.",
             "",
         ]
@@ -90,9 +82,9 @@ def _card(report: Report, evidence: Evidence | None) -> str:
     return "\n".join([*lines, "", f"{asked}. Intervals are 95 %, by patient."])
 
 
-def _limits(limits: Interval, words: Callable[[float], str] = points) -> str:
+def _limits(limits: Interval, in_words: Callable[[float], str] = points) -> str:
     """An interval in brackets; nothing where there is none."""
-    return "" if _finite(limits) is None else f" ({span(limits, words)})"
+    return "" if _finite(limits) is None else f" ({span(limits, in_words)})"
 
 
 def _finite(limits: Interval | None) -> list[float] | None:

@@ -1,11 +1,9 @@
 """The tables that several sections, figures and the model card share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from data.experiment.conditions import CONDITIONS, FAST
-from eval.report.parts import Table, auroc_span, p_value, percent, percent_span, points_span, signed_span
+from eval.report.parts import Table, auroc_span, p_value, percent, percent_span, points_span, signed_span, words
 from eval.scoring.results import TEXT_ONLY, Block, ClassResult, SuperClasses
 
 BY_QUESTION = "most common answer to each question"
@@ -40,12 +38,7 @@ def main_table(block: Block) -> Table:
 
 def without_text_only(block: Block) -> str | None:
     """How to get the row of reference that is missing, if it is."""
-    if TEXT_ONLY in block.conditions:
-        return None
-    return (
-        "The fairest reference is missing: a model trained alike, but without ECGs. Train one with "
-        "`--train_condition none`, and give its folder to the audit with `--text_only DIR`."
-    )
+    return None if TEXT_ONLY in block.conditions else words("text-only missing")
 
 
 def comparison(overall: Block, blocks: Mapping[str, Block], heading: str) -> Table:
@@ -75,24 +68,16 @@ def corrected_p(block: Block) -> float | None:
     return None if block.swap_test is None else block.swap_test.swap_p_corrected
 
 
-# --- PTB-XL's super-classes -------------------------------------------------------------------------------------------
-
-
 def super_class_table(numbers: SuperClasses) -> Table:
     """One line per class, and their means."""
 
     def line(name: str, result: ClassResult) -> list[str]:
         model, cnn, difference = result.model, result.cnn, result.auroc_difference
-        return [
-            name,
-            "" if result.positives is None else f"{result.positives}",
-            auroc_span(model.auroc.value, model.auroc.interval),
-            auroc_span(cnn.auroc.value, cnn.auroc.interval),
-            signed_span(difference.value, difference.interval, 3),
-            percent(model.balanced_accuracy.value),
-            percent(cnn.balanced_accuracy.value),
-            f"{result.swap.auroc.value:.3f}",
-        ]
+        areas = [auroc_span(scores.auroc.value, scores.auroc.interval) for scores in (model, cnn)]
+        accuracies = [percent(scores.balanced_accuracy.value) for scores in (model, cnn)]
+        change = signed_span(difference.value, difference.interval, 3)
+        positives = "" if result.positives is None else f"{result.positives}"
+        return [name, positives, *areas, change, *accuracies, f"{result.swap.auroc.value:.3f}"]
 
     head = ["class", "positives", "AUROC", "AUROC, CNN", "difference"]
     head += ["balanced accuracy", "the same, CNN", "AUROC, another's ECG"]
@@ -101,17 +86,14 @@ def super_class_table(numbers: SuperClasses) -> Table:
 
 def super_class_sentences(numbers: SuperClasses) -> list[str]:
     """Sentences on the table's questions, and the numbers that do not fit into it."""
-    flips, macro, trained_on = numbers.flips, numbers.macro, numbers.trained_on
-    model, difference = macro.model.balanced_accuracy, macro.balanced_accuracy_difference
+    flips, model = numbers.flips, numbers.macro.model.balanced_accuracy
+    difference = numbers.macro.balanced_accuracy_difference
+    beside_cnn = points_span(difference.value, difference.interval)
+    folds, trained_on = _folds(numbers.folds), _folds(numbers.trained_on.folds)
     return [
-        f"All five questions about each of {numbers.records:,} records ({numbers.items:,} items, "
-        f"{numbers.patients:,} patients, {_folds(numbers.folds)}), scored by log p(yes) − log p(no). The CNN was "
-        f"trained on the labels of {trained_on.records:,} records of {_folds(trained_on.folds)}, and no language. "
-        "Intervals are 95 %, by patient.",
-        f"Mean balanced accuracy of what the model says (yes where it is likelier than no): "
-        f"{percent(model.value)}, {points_span(difference.value, difference.interval)} points beside the CNN.",
-        f"Swap-flip gap: {points_span(flips.gap, flips.interval)} points, {flips.pairs:,} flip pairs of "
-        f"{flips.patients:,} patients.",
+        words("super-classes", numbers=numbers, folds=folds, trained_on=trained_on),
+        words("super-classes accuracy", accuracy=percent(model.value), difference=beside_cnn),
+        words("super-classes flips", gap=points_span(flips.gap, flips.interval), flips=flips),
     ]
 
 

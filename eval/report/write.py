@@ -1,7 +1,5 @@
 """The audit as people read it: `report.html` (one page), `report.md`, figures, `report.json`, `predictions.jsonl`."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -23,16 +21,7 @@ from eval.scoring.results import Block, Report, SuperClasses
 def write(out: Path, report: Report, predictions: Iterable[Line], examples: Sequence[Example] = ()) -> list[Path]:
     """Write a report into a folder; each file appears whole or not at all, `report.json` last.
 
-    Figures of an earlier report that this one has no data for are removed.
-
-    Args:
-        out: The folder.
-        report: The numbers.
-        predictions: The lines of `predictions.jsonl`.
-        examples: Flip pairs to be shown, with their ECGs.
-
-    Returns:
-        The paths of what was written.
+    Figures of an earlier report that this one has no data for are removed. Returns the paths of what was written.
 
     Raises:
         ValueError: A number is not finite, which JSON cannot hold.
@@ -115,9 +104,8 @@ def _part(part: Part) -> str:
 
 
 def _table(table: Table) -> str:
-    return markdown_table(
-        [[_safe(cell).replace("|", "\\|") for cell in row] for row in (table.head, *table.rows)], table.words
-    )
+    cells = [[_safe(cell).replace("|", "\\|") for cell in row] for row in (table.head, *table.rows)]
+    return markdown_table(cells, table.words)
 
 
 def _safe(text: str) -> str:

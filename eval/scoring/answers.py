@@ -5,8 +5,6 @@ not count; every other difference does. A comma in brackets is part of a term: "
 ventricular)" is one answer of ECG-QA.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -53,19 +51,12 @@ def normalise(text: str) -> str:
 
 
 def parse(text: str, vocabulary: Collection[str] | None = None) -> AnswerSet | None:
-    """The set of terms in a model's words.
+    """The set of normalised terms in a model's words, split at commas.
 
-    Args:
-        text: Terms with commas between them.
-        vocabulary: The terms that are answers (`vocabulary(rows)`). Text with any other term is not an answer.
-
-    Returns:
-        The normalised terms; None where there is no answer: an empty text, or one outside the vocabulary.
+    None where there is no answer: an empty text, or one with a term that is not in the vocabulary (`vocabulary(rows)`).
     """
     terms = frozenset(term for part in _COMMA.split(text) if (term := normalise(part)))
-    if not terms or (vocabulary is not None and not terms.issubset(vocabulary)):
-        return None
-    return terms
+    return terms if terms and (vocabulary is None or terms.issubset(vocabulary)) else None
 
 
 def answer_set(answer: Iterable[str]) -> AnswerSet:
@@ -87,12 +78,8 @@ def is_abstention(prediction: str, vocabulary: Collection[str] | None = None) ->
     """Whether the prediction declines to answer: it has one of the phrases of `ABSTENTIONS`, or ends in "no ECG".
 
     Contractions, adverbs and other ways to say "cannot" do not matter. Meant for short answers: a sentence of a report
-    may say that one finding cannot be assessed.
-
-    Args:
-        prediction: Words of the model.
-        vocabulary: The terms that are answers. What consists of them is an answer and no abstention, however it sounds:
-            "not sure" is one of the answers of ECG-QA.
+    may say that one finding cannot be assessed. What consists of terms of the vocabulary is an answer and no
+    abstention, however it sounds: "not sure" is one of the answers of ECG-QA.
     """
     if vocabulary is not None and parse(prediction, vocabulary) is not None:
         return False
@@ -105,9 +92,8 @@ def is_abstention(prediction: str, vocabulary: Collection[str] | None = None) ->
 def outcome(prediction: str, answer: Iterable[str], vocabulary: Collection[str]) -> Outcome:
     """Outcome of one question; exactly one of `OUTCOMES`.
 
-    `"right"`: exactly this set of terms (`is_correct`). `"wrong"`: another answer. `"abstained"`: `is_abstention`.
-    `"empty"`: nothing said (`is_empty`). `"unparsed"`: any other text, with terms that are no answer to any question.
-    All but the first count as not right.
+    `"wrong"` is another answer, `"unparsed"` any other text, with terms that are no answer to any question. All but
+    `"right"` count as not right.
     """
     if is_empty(prediction):
         return "empty"
@@ -124,10 +110,8 @@ def upstream_accuracy(predictions: Sequence[str], answers: Sequence[Sequence[str
     A prediction is right if it equals the answer's terms joined by single spaces, in their order and case, after
     stripping both. Pairs with an empty prediction or answer are left out, which flatters a model that says nothing, and
     no other wording is accepted. A set of several terms is right only in its own order and without commas: a model that
-    was trained on `answer_text` never says it so.
-
-    Returns:
-        The accuracy, None where no pair is left; and the number of pairs that were counted.
+    was trained on `answer_text` never says it so. Returns the accuracy, None where no pair is left, and the number of
+    pairs that were counted.
 
     Raises:
         ValueError: There are not as many predictions as answers.
@@ -144,14 +128,13 @@ def vocabulary(rows: Iterable[Row]) -> frozenset[str]:
     return frozenset(term for row in rows for term in answer_set(row["answer"]))
 
 
-def _by_question(row: Row) -> list[Hashable]:
-    """Keys of a row's majority answer, most specific first."""
-    kind = row["question_type"]
-    return [("question", normalise(row["question"])), ("attribute", row["attribute"], kind), *_by_type(row)]
-
-
 def _by_type(row: Row) -> list[Hashable]:
     return [("type", row["question_type"]), ("all",)]
+
+
+def _by_question(row: Row) -> list[Hashable]:
+    attribute = ("attribute", row["attribute"], row["question_type"])
+    return [("question", normalise(row["question"])), attribute, *_by_type(row)]
 
 
 @dataclass(frozen=True)
@@ -163,7 +146,7 @@ class Majority:
     """
 
     answers: dict[Hashable, AnswerSet]
-    keys: Callable[[Row], list[Hashable]] = _by_question
+    keys: Callable[[Row], list[Hashable]] = _by_question  # most specific first
 
     def __call__(self, row: Row) -> AnswerSet:
         """The answer to this row's question."""
@@ -171,23 +154,18 @@ class Majority:
 
 
 def majority_by_question(train_rows: Sequence[Row]) -> Majority:
-    """Learn the most common answer set of every question; of two equally common ones, the first in alphabetical order.
+    """Learn the most common answer set of every question. Ties and errors as `majority`."""
+    return majority(train_rows, _by_question)
+
+
+def majority(train_rows: Sequence[Row], keys: Callable[[Row], list[Hashable]] = _by_type) -> Majority:
+    """Learn the most common answer set of every question type, whatever is asked: the plainest baseline.
+
+    Of two equally common ones it is the first in alphabetical order.
 
     Raises:
         ValueError: There are no training rows. (The test rows must not stand in: their majority is an upper bound.)
     """
-    return _learn(train_rows, _by_question)
-
-
-def majority(train_rows: Sequence[Row]) -> Majority:
-    """Learn the most common answer set of every question type, whatever is asked: the plainest baseline.
-
-    Ties and errors as `majority_by_question`.
-    """
-    return _learn(train_rows, _by_type)
-
-
-def _learn(train_rows: Sequence[Row], keys: Callable[[Row], list[Hashable]]) -> Majority:
     if not train_rows:
         raise ValueError("the majority answer is learned from training rows, and there are none")
     counts: dict[Hashable, Counter[AnswerSet]] = {}

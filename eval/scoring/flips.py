@@ -1,7 +1,5 @@
 """Effects of another ECG: flip pairs, changed answers, likelihoods, and the verdict that follows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,12 +16,8 @@ def flips(lines: Lines, ids: Sequence[str], seed: int) -> Flips | None:
     pairs = _beside_real(lines, "swap-flip", ids)
     if not pairs:
         return None
-    clusters = clusters_of([flip for _, flip in pairs])
     answers = _answers(lines, [real.id for real, _ in pairs])
-    both = (answers.real & answers.flip_follows).astype(float)
-    exchanged = (answers.real_as_flip & answers.flip_still).astype(float)
-    gap = answers.real.astype(float) - answers.flip_still
-    follows = answers.flip_follows.astype(float)
+    (clusters, gap, both, exchanged), follows = answers.pairs, answers.flip_follows.astype(float)
     return Flips(
         n=len(pairs),
         patients=len(patients_of(clusters)),
@@ -110,9 +104,6 @@ def _is(line: Line, answer: Sequence[str] | None) -> bool:
 
 def _terms(line: Line) -> tuple[str, ...] | str:
     return tuple(line.parsed) if line.parsed is not None else score.normalise(line.prediction)
-
-
-# --- columns of numbers -----------------------------------------------------------------------------------------------
 
 
 def clusters_of(lines: Sequence[Line]) -> list[list[str]]:

@@ -1,7 +1,5 @@
 """Measures of the whole that rest on probabilities, simulated recordings or written reports."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -85,21 +83,16 @@ def shapley(lines: Lines, ids: Sequence[str]) -> Shapley | None:
     coalitions = {"both": "real", "question": "swap", "ecg": "question-swap", "neither": "both-swap"}
     if not all(condition in lines for condition in coalitions.values()):
         return None
-    closed = [
-        id
-        for id in ids
-        if all(id in lines[c] and lines[c][id].logp is not None for c in coalitions.values())
-        and lines["real"][id].options is not None
-    ]
-    if not closed:
+    asked = [lines[condition] for condition in coalitions.values()]
+    answers = [[by_id[id] for by_id in asked] for id in ids if all(id in by_id for by_id in asked)]
+    # One row for each closed question that was scored under all.
+    right = [row for some in answers if None not in (row := [likeliest_is_right(line) for line in some])]
+    if not right:
         return None
-    value = {
-        name: float(np.mean([likeliest_is_right(lines[condition][id]) for id in closed]))
-        for name, condition in coalitions.items()
-    }
+    value = dict(zip(coalitions, np.array(right, dtype=float).mean(axis=0).tolist()))
     ecg = ((value["both"] - value["question"]) + (value["ecg"] - value["neither"])) / 2
     question = ((value["both"] - value["ecg"]) + (value["question"] - value["neither"])) / 2
-    return Shapley(len(closed), value, ecg, question)
+    return Shapley(len(right), value, ecg, question)
 
 
 def dose_response(planted: Mapping[str, Line], draws: int, seed: int) -> dict[str, DoseResponse]:
@@ -139,24 +132,14 @@ def _curve(patients: Mapping[str, Sequence[tuple[float, Line]]], draws: int, see
 
 def reports(lines: Lines, draws: int, seed: int) -> dict[str, ReportScores] | None:
     """How much the reports a model writes have in common with those of a reader, about the real ECG and others."""
-    written = {c: [line for line in by_id.values() if line.question_type == REPORT] for c, by_id in lines.items()}
     results = {}
-    for condition, some in written.items():
-        if not some:
+    for condition, by_id in lines.items():
+        if not (written := [line for line in by_id.values() if line.question_type == REPORT]):
             continue
-        scores = text.report_scores(
-            [line.prediction for line in some], [". ".join(line.answer) for line in some], text.installed()
-        )
-        clusters = clusters_of(some)
-        results[condition] = ReportScores(
-            len(some),
-            {
-                name: TextResult(
-                    metric.value,
-                    None if metric.each is None else cluster_interval(metric.each, clusters, draws, seed),
-                    metric.settings,
-                )
-                for name, metric in scores.items()
-            },
-        )
+        predictions, references = zip(*((line.prediction, ". ".join(line.answer)) for line in written))
+        clusters, metrics = clusters_of(written), {}
+        for name, (value, each, settings) in text.report_scores(predictions, references, text.installed()).items():
+            interval = None if each is None else cluster_interval(each, clusters, draws, seed)
+            metrics[name] = TextResult(value, interval, settings)
+        results[condition] = ReportScores(len(written), metrics)
     return results or None

@@ -1,13 +1,11 @@
 """Frozen dataclasses as JSON objects and back: the fields are the keys, in their order."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass
-from typing import Self, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 from eval.statistics import Interval, rounded
 
@@ -17,9 +15,14 @@ OPTIONAL = {"json": "optional"}  # left out where it is None
 EXACT = {"exact": True}  # not rounded by `rounded`
 
 
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 class Json:
-    """A dataclass that is a JSON object. An interval is a list of two numbers, each null where there is none."""
+    """A JSON object: each subclass is a frozen dataclass. An interval is two numbers, each null where there is none."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __init_subclass__(cls, *, kw_only: bool = False) -> None:
+        dataclass(frozen=True, kw_only=kw_only)(cls)
 
     def to_json(self) -> dict[str, object]:
         """The object, of dicts, lists, text and numbers."""
@@ -104,10 +107,9 @@ def _typed_fields(cls: type[Json]) -> list[tuple[Field[object], object, bool]]:
 
 
 def _without_none(hint: object) -> tuple[object, bool]:
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint, False
-    parts = [part for part in get_args(hint) if part is not types.NoneType]
-    return (parts[0] if len(parts) == 1 else object), True
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    parts = [kind for kind in kinds if kind is not types.NoneType]
+    return parts[0] if len(parts) == 1 else object, len(parts) < len(kinds)
 
 
 def _read(kind: object, data: object) -> object:

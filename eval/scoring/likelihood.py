@@ -1,14 +1,13 @@
 """Probabilities of a closed question's options: the likeliest one, the margin of yes over no, calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from eval.scoring.answers import is_correct, normalise
 from eval.scoring.lines import Line
+from eval.statistics import Floats
 
 
 def likeliest_is_right(line: Line) -> bool | None:
@@ -32,11 +31,7 @@ def p_yes(line: Line) -> float:
 
 
 def choice(options: Sequence[str], logp: ArrayLike) -> str:
-    """The option with the highest log probability; of equal ones the first.
-
-    Args:
-        options: Answer texts.
-        logp: Natural log of the probability of each `[options]`.
+    """The option with the highest natural log of its probability `[options]`; of equal ones the first.
 
     Raises:
         ValueError: There is no option, or not one finite number or -inf for each; names the option.
@@ -44,7 +39,7 @@ def choice(options: Sequence[str], logp: ArrayLike) -> str:
     return options[int(np.argmax(_checked(options, logp)))]
 
 
-def probabilities(logp: ArrayLike) -> NDArray[np.float64]:
+def probabilities(logp: ArrayLike) -> Floats:
     """Probabilities `[options]` that sum to 1, given that the answer is one of the options (softmax of `logp`).
 
     Raises:
@@ -54,8 +49,7 @@ def probabilities(logp: ArrayLike) -> NDArray[np.float64]:
     if np.isneginf(logp).all():
         raise ValueError(f"all {len(logp)} options have probability zero: there is nothing to compare")
     weights = np.exp(logp - logp.max())
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
+    return np.asarray(weights / weights.sum())
 
 
 def yes_margin(options: Sequence[str], logp: ArrayLike) -> float | None:
@@ -63,17 +57,16 @@ def yes_margin(options: Sequence[str], logp: ArrayLike) -> float | None:
 
     Errors as `choice`; also where both are impossible.
     """
-    logp = _checked(options, logp)
-    place = {normalise(option): i for i, option in enumerate(options)}
-    if not {"yes", "no"} <= place.keys():
+    by_option = dict(zip(map(normalise, options), _checked(options, logp)))
+    if not {"yes", "no"} <= by_option.keys():
         return None
-    yes, no = logp[place["yes"]], logp[place["no"]]
+    yes, no = by_option["yes"], by_option["no"]
     if np.isneginf(yes) and np.isneginf(no):
         raise ValueError("yes and no both have probability zero: there is nothing to compare")
     return float(yes - no)
 
 
-def _checked(options: Sequence[str] | None, logp: ArrayLike) -> NDArray[np.float64]:
+def _checked(options: Sequence[str] | None, logp: ArrayLike) -> Floats:
     logp = np.asarray(logp, dtype=np.float64)
     if logp.ndim != 1 or not len(logp) or (options is not None and len(options) != len(logp)):
         wanted = "" if options is None else f" for {len(options)} options"
@@ -99,18 +92,10 @@ def brier(p_yes: ArrayLike, is_yes: ArrayLike) -> float:
 
 
 def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Sequence[float]) -> list[float]:
-    """Accuracy among the most confident share of the answers (El-Yaniv and Wiener, JMLR 2010).
+    """Accuracy among the most confident share of the answers, by share (El-Yaniv and Wiener, JMLR 2010).
 
     Answers of equal confidence each count with the mean of their group, which is what choosing among them at random
     gives on average: the result does not depend on their order. A share that ends within an answer counts it in part.
-
-    Args:
-        confidence: The higher, the surer `[n]`.
-        right: Whether each answer is right `[n]`.
-        coverages: Shares of the answers to keep, above 0 and up to 1.
-
-    Returns:
-        One accuracy per share; the last is the accuracy of all answers where the share is 1.
 
     Raises:
         ValueError: No answers, shapes that do not match, a confidence that is NaN, or a share outside that range.
@@ -127,12 +112,9 @@ def selective_accuracy(confidence: ArrayLike, right: ArrayLike, coverages: Seque
     return [float(accuracy) for accuracy in np.interp(wanted, answers, hit) / wanted]
 
 
-def _paired(
-    name: str, values: ArrayLike, other_name: str, others: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _paired(name: str, values: ArrayLike, other_name: str, others: ArrayLike) -> tuple[Floats, Floats]:
     first, second = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
-        raise ValueError(
-            f"{name} and {other_name} must be one number per answer, got shapes {first.shape} and {second.shape}"
-        )
+        shapes = f"{first.shape} and {second.shape}"
+        raise ValueError(f"{name} and {other_name} must be one number per answer, got shapes {shapes}")
     return first, second

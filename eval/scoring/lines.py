@@ -1,13 +1,11 @@
 """Scored answers: the lines of predictions.jsonl, one per question and condition, from which every number follows."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from data.conversations.rows import QuestionSet, Row
 from data.experiment.donors import Donor
@@ -25,7 +23,6 @@ class Answer(NamedTuple):
     gold_logp: float | None  # log p of the right answer's text, or `None` where the responder does not score
 
 
-@dataclass(frozen=True)
 class Planted(Json):
     """Parameter moved in a simulated recording, its value, and the direction in which "yes" lies."""
 
@@ -45,7 +42,6 @@ class Asked:
     planted: Planted | None = None  # what was moved in the recording, if anything
 
 
-@dataclass(frozen=True)
 class Line(Json):
     """One scored answer."""
 
@@ -69,8 +65,7 @@ class Line(Json):
     gold_logp: float | None  # the same of the right answer
     majority_right: bool  # whether the most common answer to this kind of question is right
     majority_by_question_right: bool  # whether the most common answer to this question is right
-    # What was moved in the recording, under the condition `planted`.
-    planted: Planted | None = field(default=None, metadata=INLINE)
+    planted: Planted | None = field(default=None, metadata=INLINE)  # what was moved, under the condition of that name
     parsed: Sequence[str] | None = None  # terms of the prediction; None where it is no answer
     outcome: Outcome = "unparsed"  # what became of it
     correct: bool = False  # whether it is right about the question's own ECGs
@@ -89,12 +84,8 @@ class Key:
     majority_by_question: Majority  # most common answer of each question
 
     @classmethod
-    def of(cls, questions: QuestionSet) -> Key:
-        """The key to a question set.
-
-        Raises:
-            ValueError: It has no training rows to learn from.
-        """
+    def of(cls, questions: QuestionSet) -> Self:
+        """The key to a question set; a `ValueError` where it has no training rows to learn from."""
         return cls(
             score.vocabulary([*questions.train, *questions.test]),
             score.options_by_question(questions.train),
@@ -118,9 +109,9 @@ def line(condition: str, asked: Asked, answer: Answer, key: Key) -> Line:
         control=row["control"],
         patient_ids=row["patient_ids"],
         ecgs=row["ecgs"],
+        answer=row["answer"],
         donors=[] if donor is None else donor.ecgs,
         donor_patients=asked.donor_patients,
-        answer=row["answer"],
         shown_answer=row["answer"] if donor is None else donor.answer or None,
         prediction=answer.text,
         options=asked.options,

@@ -4,8 +4,6 @@ Numbers are given for all ordinary questions, for each kind, group of attributes
 controls apart from all of these.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,11 +33,7 @@ APART = ("planted", "question-swap", "both-swap")
 
 
 def measure(lines: Lines, about: About) -> Report:
-    """All numbers of a report.
-
-    Args:
-        lines: Scored answers. Questions of `planted` recordings are a dose-response of their own.
-        about: What was audited; its `draws` and `seed` are those of resamples and sign flips.
+    """All numbers of a report; the `draws` and `seed` of `about` are those of resamples and sign flips.
 
     Raises:
         ValueError: No ordinary question was asked.
@@ -129,13 +123,9 @@ def _condition(lines: Sequence[Line], accuracy: float, interval: Interval) -> Co
     """How the answers fall: right, wrong, or no valid answer at all, which counts as wrong."""
     counts = {name: sum(line.outcome == name for line in lines) for name in ("abstained", "empty", "unparsed")}
     valid = 1 - sum(counts.values()) / len(lines)
-    return ConditionResult(accuracy, interval, len(lines), valid, **counts, by_likelihood=_by_likelihood(lines))
-
-
-def _by_likelihood(lines: Sequence[Line]) -> Likelihood | None:
-    """Accuracy of the likeliest option of closed questions; needs no words to be generated or understood."""
     right = [right for line in lines if (right := likeliest_is_right(line)) is not None]
-    return Likelihood(float(np.mean(right)), len(right)) if right else None
+    likeliest = Likelihood(float(np.mean(right)), len(right)) if right else None
+    return ConditionResult(accuracy, interval, len(lines), valid, **counts, by_likelihood=likeliest)
 
 
 def _swap_test(gap: Floats, clusters: Clusters, seed: int) -> SwapTest:
@@ -150,10 +140,7 @@ def _swap_test(gap: Floats, clusters: Clusters, seed: int) -> SwapTest:
 def _corrected(blocks: Mapping[str, Block]) -> dict[str, Block]:
     """Blocks with Holm's correction of the p-values of real against swap, over kinds of question."""
     tests = {name: block.swap_test for name, block in blocks.items() if block.swap_test is not None}
-    corrected = dict(zip(tests, holm([test.swap_p for test in tests.values()])))
-    return {
-        name: dataclasses.replace(block, swap_test=dataclasses.replace(tests[name], swap_p_corrected=corrected[name]))
-        if name in tests
-        else block
-        for name, block in blocks.items()
-    }
+    corrected = dict(blocks)
+    for (name, test), p in zip(tests.items(), holm([test.swap_p for test in tests.values()])):
+        corrected[name] = dataclasses.replace(blocks[name], swap_test=dataclasses.replace(test, swap_p_corrected=p))
+    return corrected

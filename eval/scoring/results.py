@@ -1,9 +1,7 @@
 """The numbers of an audit, typed: `report.json` is `Report.to_json()`. Shares are of 1, intervals 95 % by patient."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Self
 
 from eval.scoring.jsonable import EXACT, INLINE, OPTIONAL, Json
@@ -20,10 +18,6 @@ RUNGS = {  # places between encoder and answer at which the ladder measures
 }
 
 
-# --- one group of questions -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
 class Likelihood(Json):
     """How often the likeliest option of `n` closed questions is right."""
 
@@ -31,7 +25,6 @@ class Likelihood(Json):
     n: int
 
 
-@dataclass(frozen=True)
 class ConditionResult(Json):
     """Answers under one condition: how many are right, and how the others fall (`eval.scoring.answers.outcome`)."""
 
@@ -45,7 +38,6 @@ class ConditionResult(Json):
     by_likelihood: Likelihood | None
 
 
-@dataclass(frozen=True)
 class Difference(Json):
     """Right answers about the real ECG minus those under another condition, on the `n` questions asked under both."""
 
@@ -54,7 +46,6 @@ class Difference(Json):
     n: int
 
 
-@dataclass(frozen=True)
 class Flips(Json):
     """`n` flip pairs; see `eval.scoring.verdict.Evidence`. `follows`: right about the other ECG."""
 
@@ -70,7 +61,6 @@ class Flips(Json):
     follows_interval: Interval
 
 
-@dataclass(frozen=True)
 class Changed(Json):
     """How often the answer is another one than about the real ECG."""
 
@@ -78,7 +68,6 @@ class Changed(Json):
     n: int
 
 
-@dataclass(frozen=True)
 class Lift(Json):
     """Mean of log p(right answer | real ECG) - log p(right answer | this condition), in nats."""
 
@@ -87,7 +76,6 @@ class Lift(Json):
     n: int
 
 
-@dataclass(frozen=True)
 class Certainty(Json):
     """Brier score of yes/no answers, and accuracy among the surest share of them, by that share."""
 
@@ -96,7 +84,6 @@ class Certainty(Json):
     selective: Mapping[str, float]
 
 
-@dataclass(frozen=True)
 class SwapTest(Json):
     """Tests of the real ECG against another patient's: the least difference that would be seen, and p-values.
 
@@ -109,7 +96,6 @@ class SwapTest(Json):
     swap_p_corrected: float | None = field(default=None, metadata=OPTIONAL)
 
 
-@dataclass(frozen=True)
 class Block(Json):
     """The numbers of one group of questions."""
 
@@ -128,10 +114,6 @@ class Block(Json):
     swap_test: SwapTest | None = field(default=None, metadata=INLINE)  # where `real` and `swap` were asked
 
 
-# --- instruments ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
 class FindingResult(Json):
     """How well the model's probabilities tell ECGs with a finding from those without."""
 
@@ -145,7 +127,6 @@ class FindingResult(Json):
     auroc_swap: float | None = field(default=None, metadata=OPTIONAL)
 
 
-@dataclass(frozen=True)
 class Shapley(Json):
     """Accuracy with ECG and question each kept or exchanged, and what either adds (`eval.scoring.instruments`)."""
 
@@ -155,7 +136,6 @@ class Shapley(Json):
     question: float
 
 
-@dataclass(frozen=True)
 class DosePoint(Json):
     """Mean probability of yes at one dose, and the right answer there."""
 
@@ -164,7 +144,6 @@ class DosePoint(Json):
     right_answer: str
 
 
-@dataclass(frozen=True)
 class DoseResponse(Json):
     """How the answer follows a parameter of simulated recordings: Spearman's correlation, mean over patients."""
 
@@ -174,7 +153,6 @@ class DoseResponse(Json):
     curve: Sequence[DosePoint]
 
 
-@dataclass(frozen=True)
 class TextResult(Json):
     """One metric of written reports; no interval for a metric that is no mean."""
 
@@ -183,7 +161,6 @@ class TextResult(Json):
     settings: str
 
 
-@dataclass(frozen=True)
 class ReportScores(Json):
     """Metrics of `n` reports written under one condition, by name."""
 
@@ -197,11 +174,9 @@ class ReportScores(Json):
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Self:
         """The scores that an object was made of."""
-        scores = {name: value for name, value in data.items() if name != "n"}
-        return super().from_json({"n": data["n"], "scores": scores})
+        return super().from_json({"n": data["n"], "scores": {name: data[name] for name in data if name != "n"}})
 
 
-@dataclass(frozen=True)
 class Rung(Json):
     """Mean AUROC over findings at one of `RUNGS`, and its change from the rung before; None where there is none."""
 
@@ -212,7 +187,6 @@ class Rung(Json):
     change_interval: Interval | None
 
 
-@dataclass(frozen=True)
 class LadderFinding(Json):
     """AUROC of one finding by rung, and how many questions it rests on; `headline` is false for noise."""
 
@@ -225,13 +199,11 @@ class LadderFinding(Json):
     patients: int
 
 
-@dataclass(frozen=True)
 class Ladder(Json):
     """Where the signal is lost between encoder and answer (`eval.audit.ladder`)."""
 
     rungs: Mapping[str, Rung]  # by name
-    # (AUROC of the answer - 0.5) / (AUROC at the encoder - 0.5); None where the encoder's interval reaches
-    # chance.
+    # (AUROC of the answer - 0.5) / (AUROC at the encoder - 0.5); None where the encoder's interval reaches chance.
     fraction_read: float | None
     fraction_interval: Interval | None  # its interval
     n: int  # held-out questions of the headline
@@ -243,7 +215,6 @@ class Ladder(Json):
     notes: Sequence[str] = ()  # what was left out, and why
 
 
-@dataclass(frozen=True)
 class Estimate(Json):
     """A number and its interval."""
 
@@ -251,7 +222,6 @@ class Estimate(Json):
     interval: Interval
 
 
-@dataclass(frozen=True)
 class ClassScores(Json):
     """AUROC and balanced accuracy of one answerer."""
 
@@ -259,7 +229,6 @@ class ClassScores(Json):
     balanced_accuracy: Estimate
 
 
-@dataclass(frozen=True)
 class ClassResult(Json):
     """One super-class, or the mean of all: the model, a CNN, the model with another patient's ECG, model minus CNN."""
 
@@ -271,7 +240,6 @@ class ClassResult(Json):
     balanced_accuracy_difference: Estimate
 
 
-@dataclass(frozen=True)
 class TrainedOn(Json):
     """Folds of PTB-XL that the CNN learned from, and how many records they hold."""
 
@@ -279,7 +247,6 @@ class TrainedOn(Json):
     records: int
 
 
-@dataclass(frozen=True)
 class ClassFlips(Json):
     """Swap-flip gap of questions about super-classes."""
 
@@ -289,7 +256,6 @@ class ClassFlips(Json):
     interval: Interval
 
 
-@dataclass(frozen=True)
 class SuperClasses(Json):
     """PTB-XL's super-classes asked about every record of some folds, beside a plain CNN."""
 
@@ -303,11 +269,7 @@ class SuperClasses(Json):
     flips: ClassFlips
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class About(Json):
+class About(Json, kw_only=True):
     """The model that was audited, and the settings."""
 
     model: str  # its folder, or hub id
@@ -323,7 +285,6 @@ class About(Json):
     vocabulary: Sequence[str]  # every term that is an answer
 
 
-@dataclass(frozen=True)
 class Unscored(Json):
     """The parts of a report that do not follow from its answers: they outlast another scoring."""
 
@@ -332,7 +293,6 @@ class Unscored(Json):
     super_classes: SuperClasses | None = field(metadata=OPTIONAL)
 
 
-@dataclass(frozen=True)
 class Report(Json):
     """Everything an audit measured. What was not asked is None or empty."""
 

@@ -10,10 +10,9 @@ All scores lie between 0 and 1 (BLEU is sacrebleu's divided by 100), but for BER
 prediction scores 0 and is never left out: leaving it out would flatter a model that says nothing.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,18 +29,14 @@ _EDGES = ".,;:!?()[]{}\"'*"  # not the sign of "-30 degrees"
 
 
 class TextScore(NamedTuple):
-    """One metric.
+    """One metric."""
 
-    Attributes:
-        value: Score of the whole set.
-        each: Score of every prediction `[n]`, with `value` as their mean: patients can be resampled over it. None for
-            corpus BLEU, which is no mean.
-        settings: Words to state beside the number, so that it can be repeated.
-    """
+    value: float  # score of the whole set
+    each: NDArray[np.float64] | None  # of every prediction `[n]`, whose mean `value` is; None for corpus BLEU
+    settings: str  # words to state beside the number, so that it can be repeated
 
-    value: float
-    each: NDArray[np.float64] | None
-    settings: str
+
+Metric = Callable[[Sequence[str], Sequence[str]], dict[str, TextScore]]
 
 
 def report_scores(
@@ -63,15 +58,8 @@ def report_scores(
       Porter stemmer. A text that equals its reference scores less than 1, the shorter the less.
     - `bertscore` gives `bertscore`: Zhang et al., ICLR 2020, F, by bert-score, neither idf-weighted nor rescaled.
 
-    Args:
-        predictions: What was written `[n]`.
-        references: What should have been written `[n]`.
-        which: Names of `METRICS`.
-        bert_model: Hub name or folder of the model that BERTScore compares embeddings of.
-        bert_layers: The layer whose output is compared; needed for a model that bert-score does not know by name.
-
-    Returns:
-        Scores by name, in the order of `which`.
+    `which` are names of `METRICS`. BERTScore compares embeddings of `bert_model`, a hub name or folder, at the layer
+    `bert_layers`, which is needed for a model that bert-score does not know by name.
 
     Raises:
         ValueError: Nothing to score, different numbers of texts, an empty reference, an unknown metric, or no
@@ -85,26 +73,21 @@ def report_scores(
         raise ValueError(f"{len(predictions)} predictions but {len(references)} references")
     if not len(predictions):
         raise ValueError("there are no predictions to score")
-    for i, reference in enumerate(references):
-        if is_empty(reference):
-            raise ValueError(f"reference {i} is empty: there is nothing to compare its prediction with")
+    if empty := [i for i, reference in enumerate(references) if is_empty(reference)]:
+        raise ValueError(f"reference {empty[0]} is empty: there is nothing to compare its prediction with")
     # A lone period would match the reference's for BLEU.
     predictions = ["" if is_empty(prediction) else prediction for prediction in predictions]
     scores: dict[str, TextScore] = {}
+    metrics: dict[str, Metric] = {"bleu": _bleu, "rouge": _rouge, "f1": _f1, "meteor": _meteor}
+    metrics["bertscore"] = partial(_bertscore, model=bert_model, layers=bert_layers)
     for name in which:
-        match name:
-            case "bleu":
-                scores |= _bleu(predictions, references)
-            case "rouge":
-                scores |= _rouge(predictions, references)
-            case "f1":
-                each = [token_f1(*pair) for pair in zip(predictions, references)]
-                scores["f1"] = _mean(each, "token F1, lower case, punctuation at the edges of words removed")
-            case "meteor":
-                scores["meteor"] = _meteor(predictions, references)
-            case _:
-                scores["bertscore"] = _bertscore(predictions, references, bert_model, bert_layers)
+        scores |= metrics[name](predictions, references)
     return scores
+
+
+def _f1(predictions: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
+    each = [token_f1(*pair) for pair in zip(predictions, references)]
+    return {"f1": _mean(each, "token F1, lower case, punctuation at the edges of words removed")}
 
 
 def installed() -> list[str]:
@@ -148,21 +131,22 @@ def _rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, T
     return {name: _mean([score[name].fmeasure for score in scored], settings) for name in names}
 
 
-def _meteor(predictions: Sequence[str], references: Sequence[str]) -> TextScore:
+def _meteor(predictions: Sequence[str], references: Sequence[str]) -> dict[str, TextScore]:
     score = _needed("nltk.translate.meteor_score", "METEOR", "text-all").single_meteor_score
     wordnet = import_module("nltk.corpus").wordnet
     try:
         wordnet.ensure_loaded()
     except LookupError as error:
-        raise LookupError(
-            "METEOR needs WordNet, which is downloaded once (about 10 MB): python -m nltk.downloader wordnet"
-        ) from error
+        what = "METEOR needs WordNet, which is downloaded once (about 10 MB)"
+        raise LookupError(f"{what}: python -m nltk.downloader wordnet") from error
     pairs = [(_tokens(reference), _tokens(text)) for text, reference in zip(predictions, references)]
     each = [score(*pair, wordnet=wordnet) for pair in pairs]
-    return _mean(each, f"METEOR of nltk {version('nltk')}, alpha 0.9, beta 3, gamma 0.5")
+    return {"meteor": _mean(each, f"METEOR of nltk {version('nltk')}, alpha 0.9, beta 3, gamma 0.5")}
 
 
-def _bertscore(predictions: Sequence[str], references: Sequence[str], model: str, layers: int | None) -> TextScore:
+def _bertscore(
+    predictions: Sequence[str], references: Sequence[str], model: str, layers: int | None
+) -> dict[str, TextScore]:
     score = _needed("bert_score", "BERTScore", "text-all").score
     if layers is None and model not in import_module("bert_score.utils").model2layers:
         raise ValueError(f"bert-score knows no layer to compare for {model}: pass bert_layers")
@@ -170,15 +154,10 @@ def _bertscore(predictions: Sequence[str], references: Sequence[str], model: str
     words = [i for i, text in enumerate(predictions) if text]  # bert-score fails at an empty text
     settings = f"{model}: nothing to embed"
     if words:
-        (_, _, f), settings = score(
-            [predictions[i] for i in words],
-            [references[i] for i in words],
-            model_type=model,
-            num_layers=layers,
-            return_hash=True,
-        )
+        texts, others = ([some[i] for i in words] for some in (predictions, references))
+        (_, _, f), settings = score(texts, others, model_type=model, num_layers=layers, return_hash=True)
         each[words] = np.asarray(f)
-    return _mean(each, settings)
+    return {"bertscore": _mean(each, settings)}
 
 
 def _mean(each: Sequence[float] | NDArray[np.float64], settings: str) -> TextScore:

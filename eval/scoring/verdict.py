@@ -7,18 +7,25 @@ zeros, decides nothing: a guesser may break there, and a reader need not (`britt
 `eval.calibrate` measures how often the rule errs, on answerers whose reading is known.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.scoring.jsonable import INLINE, Json
-from eval.statistics import Clusters, Interval, cluster_intervals, holm, patients_of, robust_interval, sign_flip_p
+from eval.statistics import (
+    Clusters,
+    Floats,
+    Interval,
+    cluster_intervals,
+    holm,
+    patients_of,
+    robust_interval,
+    sign_flip_p,
+)
 
 Verdict = Literal["reads", "partly", "brittle", "ignores", "inconclusive"]
 Flags = NDArray[np.bool_]
@@ -40,51 +47,43 @@ LEAST_ANSWERED = 0.5  # share of valid answers about the real ECG
 FLIPS = 10_000  # sign flips of the permutation test
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Answers:
-    """Columns that the rule looks at, per question `[n]`.
+    """Columns that the rule looks at, per question `[n]`."""
 
-    Attributes:
-        clusters: Patients of each question.
-        pair_clusters: Patients of each flip pair: the question's, and those of the other ECG. Every ECG is in two
-            pairs, as the question's own and as the other one; without the second patients intervals would be too
-            narrow by a factor of about 1.4.
-        real: Right about the real ECG.
-        answered: A valid answer about the real ECG, right or wrong.
-        majority: The most common answer to the question in training is right.
-        paired: The question was also asked about an ECG whose right answer differs. The next three are read there only.
-        flip_still: The answer about the other ECG is the one that was right about the real ECG.
-        flip_follows: The answer about the other ECG is right about that one.
-        real_as_flip: The answer about the real ECG would have been right about the other one.
-        without: Right under conditions that take the ECG away (`zero`, `none`), where they were asked.
-    """
-
-    clusters: Clusters
+    clusters: Clusters  # patients of each question
+    # Patients of each flip pair: the question's, and those of the other ECG. Every ECG is in two pairs, as the
+    # question's own and as the other one; without the second patients intervals would be too narrow by about 1.4.
     pair_clusters: Clusters
-    real: Flags
-    answered: Flags
-    majority: Flags
-    paired: Flags
-    flip_still: Flags
-    flip_follows: Flags
-    real_as_flip: Flags
-    without: Mapping[str, Flags]
+    real: Flags  # right about the real ECG
+    answered: Flags  # a valid answer about the real ECG, right or wrong
+    majority: Flags  # the most common answer to the question in training is right
+    paired: Flags  # also asked about an ECG whose right answer differs; the next three are read there only
+    flip_still: Flags  # the answer about the other ECG is the one that was right about the real ECG
+    flip_follows: Flags  # the answer about the other ECG is right about that one
+    real_as_flip: Flags  # the answer about the real ECG would have been right about the other one
+    without: Mapping[str, Flags]  # right under conditions that take the ECG away (`zero`, `none`), where asked
 
-    def take(self, index: NDArray[np.intp]) -> Answers:
+    def take(self, index: NDArray[np.intp]) -> Self:
         """The answers to some questions, by their indices."""
-        flags = {
-            name: getattr(self, name)[index]
-            for name in ("real", "answered", "majority", "paired", "flip_still", "flip_follows", "real_as_flip")
-        }
-        return Answers(
-            clusters=[self.clusters[int(i)] for i in index],
-            pair_clusters=[self.pair_clusters[int(i)] for i in index],
+        columns = {name: column[index] for name, column in vars(self).items() if isinstance(column, np.ndarray)}
+        return dataclasses.replace(
+            self,
+            clusters=[self.clusters[i] for i in index.tolist()],
+            pair_clusters=[self.pair_clusters[i] for i in index.tolist()],
             without={name: right[index] for name, right in self.without.items()},
-            **flags,
+            **columns,
         )
 
+    @property
+    def pairs(self) -> tuple[list[Sequence[str]], Floats, Floats, Floats]:
+        """Flip pairs: their patients, and `[pairs]` the gap, both right, both right had the ECGs been exchanged."""
+        paired = np.flatnonzero(self.paired)
+        real, still = self.real[paired].astype(float), self.flip_still[paired].astype(float)
+        clusters = [self.pair_clusters[i] for i in paired.tolist()]
+        return clusters, real - still, real * self.flip_follows[paired], self.real_as_flip[paired] * still
 
-@dataclass(frozen=True)
+
 class Evidence(Json):
     """The numbers a verdict is made of; `judge` derives it from them, and from the p-value after correction."""
 
@@ -123,29 +122,17 @@ def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
     columns = np.column_stack([real - answers.majority, *(real - answers.without[name] for name in names)])
     over, *breaking = cluster_intervals(columns, answers.clusters, draws, seed)
     lows = [interval.low for interval in breaking if not np.isnan(interval.low)]
-    paired = np.flatnonzero(answers.paired)
-    clusters = [answers.pair_clusters[i] for i in paired.tolist()]
-    gap: float | None = None
-    both: float | None = None
-    exchanged: float | None = None
-    gap_interval, p = Interval(np.nan, np.nan), math.nan
-    if len(paired):
-        drop = real[paired] - answers.flip_still[paired]
-        right = answers.real[paired] & answers.flip_follows[paired]
-        crossed = answers.real_as_flip[paired] & answers.flip_still[paired]
-        gap, both, exchanged = float(drop.mean()), float(right.mean()), float(crossed.mean())
-        gap_interval = robust_interval(drop, clusters)
-        p = sign_flip_p(right.astype(float) - crossed, clusters, draws=FLIPS, seed=seed)
+    clusters, gap, both, exchanged = answers.pairs
     return Evidence(
         questions=len(real),
-        pairs=len(paired),
+        pairs=len(gap),
         patients=len(patients_of(clusters)),
         answered=float(answers.answered.mean()),
-        gap=gap,
-        gap_interval=gap_interval,
-        paired_flip=both,
-        exchanged=exchanged,
-        p=p,
+        gap=float(gap.mean()) if len(gap) else None,
+        gap_interval=robust_interval(gap, clusters) if len(gap) else Interval(math.nan, math.nan),
+        paired_flip=float(both.mean()) if len(gap) else None,
+        exchanged=float(exchanged.mean()) if len(gap) else None,
+        p=sign_flip_p(both - exchanged, clusters, draws=FLIPS, seed=seed) if len(gap) else math.nan,
         over_majority=float(columns[:, 0].mean()),
         over_majority_interval=over,
         breaks=max(lows) if lows else None,
@@ -153,12 +140,7 @@ def weigh(answers: Answers, draws: int = 2000, seed: int = 0) -> Evidence:
 
 
 def judge(evidence: Evidence, p: float | None = None) -> Verdict:
-    """The verdict on one set of questions.
-
-    Args:
-        evidence: From `weigh`.
-        p: The p-value after correction for several sets; the evidence's own when not given.
-    """
+    """The verdict on one set of questions; `p` is the p-value after correction for several sets."""
     p = next((value for value in (p, evidence.p) if value is not None), math.nan)
     low, high = evidence.gap_interval
     if (
@@ -178,23 +160,21 @@ def judge(evidence: Evidence, p: float | None = None) -> Verdict:
     return "brittle" if evidence.breaks is not None and evidence.breaks >= LEAST_GAP else "ignores"
 
 
-@dataclass(frozen=True)
 class GroupVerdict(Json):
     """The verdict on one group of questions."""
 
     verdict: Verdict  # by `p_corrected`, the p-value corrected for the number of groups
-    evidence: Evidence = field(metadata=INLINE)  # what it is made of
+    evidence: Evidence = dataclasses.field(metadata=INLINE)  # what it is made of
     p_corrected: float | None
     counts: bool  # whether the group takes part in the verdict on the model
 
 
-@dataclass(frozen=True)
 class ModelVerdict(Json):
     """The verdict on a model: on all questions that count, and on each group of attributes."""
 
     verdict: Verdict  # after the groups' verdicts have corrected that on all questions
     sentence: str  # the verdict in words, with the groups it rests on
-    evidence: Evidence = field(metadata=INLINE)  # numbers of all questions that count
+    evidence: Evidence = dataclasses.field(metadata=INLINE)  # numbers of all questions that count
     groups: Mapping[str, GroupVerdict]  # by name
 
 
@@ -216,15 +196,9 @@ def _sentence(verdict: Verdict, evidence: Evidence, groups: Mapping[str, GroupVe
 def verdict(
     answers: Answers, groups: Sequence[str], excluded: Collection[str] = ("noise",), draws: int = 2000, seed: int = 0
 ) -> ModelVerdict:
-    """The verdict on a model.
+    """The verdict on a model, from the answers to all ordinary questions and the group of attributes of each.
 
-    Args:
-        answers: To all ordinary questions; controls are not among them.
-        groups: The group of attributes of each question.
-        excluded: Groups that are judged and shown, but neither count for nor against the verdict: seeing noise is not
-            reading an ECG.
-        draws: Resamples of the intervals.
-        seed: Seed of resamples and sign flips.
+    Excluded groups are judged and shown, but neither count for nor against it: seeing noise is not reading an ECG.
 
     Raises:
         ValueError: Groups and answers differ in number, or no question counts.
@@ -246,8 +220,6 @@ def verdict(
     overall = judge(everything)
     clear = [group.verdict for group in judged.values() if group.counts and group.verdict != "inconclusive"]
     reading = clear.count("reads")
-    if overall == "reads" and clear and 2 * reading < len(clear):
-        overall = "partly"
-    if overall in ("ignores", "brittle", "inconclusive") and reading:
+    if (overall == "reads" and 2 * reading < len(clear)) or (overall not in ("reads", "partly") and reading):
         overall = "partly"
     return ModelVerdict(overall, _sentence(overall, everything, judged), everything, judged)

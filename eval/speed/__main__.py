@@ -3,10 +3,8 @@
     python -m eval.speed PART [options of the part]
 
 Every file in this folder is a part: the first line of its docstring says what it times, its `main` does so. It takes
-its settings, which are in `_settings.py` lest `--help` wait for torch, or else the words of the command line.
+its settings, which are in `__init__.py` lest `--help` wait for torch, or else the words of the command line.
 """
-
-from __future__ import annotations
 
 import argparse
 import ast
@@ -15,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.support.commands import parse
-from eval.speed._settings import SETTINGS
+from eval.speed import SETTINGS
 
 
 def parts() -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Ways of doing one thing, timed one after the other in every repeat, and the table of them."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import time
@@ -33,10 +31,8 @@ def report(title: str, items: Sequence[object], rows: Rows, repeats: int, record
     print(f"{title}; medians of {repeats} repeats\n{'':<28}{'ms/record':>12}{'records/s':>12}{'ratio':>10}")
     for name, (_, baseline) in rows.items():
         middle = statistics.median(times[name])
-        ratio = ""
-        if baseline:
-            ratios = (base / milliseconds for base, milliseconds in zip(times[baseline], times[name], strict=True))
-            ratio = f"{spread(ratios):>10} of {baseline}"
+        ratios = [base / ours for base, ours in zip(times.get(baseline, ()), times[name])]
+        ratio = f"{spread(ratios):>10} of {baseline}" if baseline else ""
         print(f"{name:<28}{middle:>12.3g}{1000 / middle:>12.3g}{ratio}")
 
 
@@ -54,14 +50,9 @@ def encoder_rows(
     atol: float,
     rtol: float = 0.0,
 ) -> Rows:
-    """Ways to run an encoder: its plain restatement, itself, and itself in bfloat16. Prints how alike they are.
+    """Ways to run an encoder in eval mode: its plain restatement, itself, and itself in bfloat16.
 
-    Args:
-        model: The encoder, in eval mode.
-        plain: Its restatement: outputs by the model's names.
-        inputs: What both are called with.
-        atol: Tolerance of a difference.
-        rtol: Tolerance of a difference in parts of the output.
+    Prints how alike they are. `plain` gives outputs by the model's names; `rtol` is in parts of the output.
 
     Raises:
         RuntimeError: The encoder and its restatement do not give the same.

@@ -1,15 +1,11 @@
 """ECG-Byte: encoding a recording and learning a table, against upstream's procedures restated.
 
-    python -m eval.speed ecg_byte [--table FILE] [--merges 5000] [--recordings 300] [--repeats 21]
-
 Upstream calls a Python function for every sample, then compiled code that builds a trie of all tokens for every
 recording and counts all pairs again for every merge that it learns. The same steps in Python take about as long for
 encoding, of which the function is the larger part, and many times as long for learning: that ratio is about the steps,
-not about upstream's program. In every repeat both ways are timed one after the other, and a ratio is taken within the
-repeat. Learning by upstream's steps takes time in proportion to the recordings; it is timed over a few and scaled.
+not about upstream's program. Ratios are taken within a repeat. Learning by upstream's steps takes time in proportion to
+the recordings; it is timed over a few and scaled.
 """
-
-from __future__ import annotations
 
 import statistics
 import time
@@ -25,8 +21,8 @@ from tqdm.auto import tqdm
 from data.synthetic import SyntheticCohort
 from encoders.ecg_byte import UPSTREAM, EcgByteTokenizer, TokenTable
 from encoders.ecg_byte.training import learn_merges
+from eval.speed import EcgByte
 from eval.speed._rows import spread
-from eval.speed._settings import EcgByte
 
 T = TypeVar("T")
 
@@ -116,10 +112,8 @@ def main(settings: EcgByte) -> None:
     print(f"{len(merges):,} merges. Medians of {settings.repeats} and {LEARNING_REPEATS} repeats; least and")
     print(f"greatest ratio in brackets. Upstream's steps of learning are timed over {FEW} recordings and scaled.")
     print(f"{'':<44}{'here':>12}{'upstream':>12}{'ratio':>9}")
-    for name, unit, pairs in (
-        (f"encode 12 x {signals[0].shape[1]}", "ms", encoding),
-        (f"learn {LEARNED} merges, {len(signals)} x 12 x {SAMPLES}", "s", learning),
-    ):
+    learned = f"learn {LEARNED} merges, {len(signals)} x 12 x {SAMPLES}"
+    for name, unit, pairs in ((f"encode 12 x {signals[0].shape[1]}", "ms", encoding), (learned, "s", learning)):
         ours, direct = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = spread(upstream / ours for ours, upstream in pairs)
         print(f"{name:<44}{ours:>9.3g} {unit:<2}{direct:>9.3g} {unit:<2}{ratio}")

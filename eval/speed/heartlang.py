@@ -1,16 +1,12 @@
 """HeartLang: milliseconds per recording for its tokenizer, beside upstream's procedure, and for its encoder.
 
-    python -m eval.speed heartlang [--records 50] [--repeats 5] [--batch 8]
-
 Upstream calls wfdb's XQRS and cuts word by word; its encoder is restated as plainly as it is written there. Recordings
 are simulated, 12 leads of 10 s at 100 Hz, and not filtered in any of the ways; the encoder has the published size and
-random weights. CPU time of one thread; in every repeat all ways are timed one after the other, and a ratio is taken
-within it.
+random weights. CPU time of one thread; a ratio is taken within a repeat (`eval.speed._rows.report`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +21,8 @@ from data.synthetic import SyntheticCohort
 from encoders.heartlang import HeartLangConfig, HeartLangModel
 from encoders.heartlang.feature_extraction import QrsTokenizer
 from encoders.heartlang.xqrs import find_beats
-from eval.speed import _rows
+from eval.speed import HeartLang, _rows
 from eval.speed._rows import Rows, report
-from eval.speed._settings import HeartLang
 
 Floats = NDArray[np.float64]
 
@@ -37,8 +32,7 @@ def looped_words(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
     """Upstream's sentence of a signal `[leads, samples]`, word by word; `channels` numbers its leads, from 1.
 
-    Returns:
-        Words float32 `[words, length]`, the lead of each and its second, int32 `[words]` each.
+    That is words float32 `[words, length]`, the lead of each and its second, int32 `[words]` each.
     """
     samples, half = signal.shape[1], length // 2
     out = np.zeros((words, length), np.float32)
@@ -74,12 +68,10 @@ def tokenizer_rows(records: int) -> tuple[list[Ecg], Rows]:
     def float64(ecg: Ecg) -> Floats:
         return ecg.signal.astype(np.float64)
 
-    def upstream(ecg: Ecg) -> object:
-        return looped_words(float64(ecg), xqrs_detect(float64(ecg)[0], fs=100, verbose=False), range(1, 13))
-
+    xqrs = partial(xqrs_detect, fs=100, verbose=False)
     return ecgs, {
-        "upstream, all": (upstream, ""),
-        "upstream, XQRS": (lambda ecg: xqrs_detect(float64(ecg)[0], fs=100, verbose=False), ""),
+        "upstream, all": (lambda ecg: looped_words(float64(ecg), xqrs(float64(ecg)[0]), range(1, 13)), ""),
+        "upstream, XQRS": (lambda ecg: xqrs(float64(ecg)[0]), ""),
         "upstream, cutting": (lambda ecg: looped_words(float64(ecg), beats[ecg.record_id], range(1, 13)), ""),
         "parity, all": (parity.sentence, "upstream, all"),
         "parity, XQRS": (lambda ecg: find_beats(float64(ecg)[0], 100), "upstream, XQRS"),
@@ -101,10 +93,8 @@ def plain_encoder(model: HeartLangModel, words: Tensor, in_chan: Tensor, in_time
     x = x + net.spa_embed.embed(in_chan) + net.tem_embed.embed(in_time)
     x = torch.cat([net.cls_token.expand(len(x), 1, -1), x], dim=1) + net.pos_embed
     for attention, feed_forward in layers:
-        q, k, v = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2)
-            for part in attention.to_qkv(attention.norm(x)).chunk(3, dim=-1)
-        )
+        parts = attention.to_qkv(attention.norm(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
         weights = (q @ k.mT * model.config.head_dim**-0.5).softmax(dim=-1)
         x = attention.to_out((weights @ v).transpose(1, 2).flatten(2)) + x
         x = feed_forward.net(x) + x
@@ -123,11 +113,8 @@ def encoder_rows(batch: int, config: HeartLangConfig | None = None) -> tuple[tup
     cohort = SyntheticCohort(batch, records_per_patient=1, seed=0)
     sentences = QrsTokenizer(filter=None)([cohort[record] for record in cohort.records])
     inputs = tuple(sentences[name] for name in ("words", "in_chan", "in_time"))
-
-    def plain(*inputs: Tensor) -> dict[str, Tensor]:
-        return {"words": plain_encoder(model, *inputs)}
-
-    return inputs, _rows.encoder_rows(model, plain, inputs, atol=2e-4, rtol=1e-3)
+    rows = _rows.encoder_rows(model, lambda *x: {"words": plain_encoder(model, *x)}, inputs, atol=2e-4, rtol=1e-3)
+    return inputs, rows
 
 
 def time_tokenizer(records: int, repeats: int) -> None:

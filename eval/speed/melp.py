@@ -1,15 +1,10 @@
 """MELP: milliseconds per recording for its encoder, beside a plain restatement of it.
 
-    python -m eval.speed melp [--batch 8] [--repeats 5]
-
 The restatement computes what upstream's code does, an operation at a time: attention with an explicit softmax, the
 positional convolution with its weight norm applied in every call, the poolers spelled out. Recordings are simulated, 12
 leads of 10 s at 500 Hz; the encoder has the published size and random weights, both ways the same ones, and their
-outputs are compared first. CPU time of one thread; in every repeat all ways are timed one after the other, and a ratio
-is taken within it.
+outputs are compared first. CPU time of one thread; a ratio is taken within a repeat (`eval.speed._rows.report`).
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -19,9 +14,8 @@ from torch import Tensor
 
 from data.synthetic import SyntheticCohort
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpModel
-from eval.speed import _rows
+from eval.speed import Encoder, _rows
 from eval.speed._rows import Rows, report
-from eval.speed._settings import Encoder
 
 OUTPUTS = ("features", "beats", "tokens", "rhythm", "probe")
 TOLERANCE = 5e-5  # that the full-size encoder is held to beside upstream's own outputs
@@ -38,8 +32,7 @@ def weight_norm(model: MelpModel) -> tuple[Tensor, Tensor]:
 def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> dict[str, Tensor]:
     """What upstream's network computes of recordings `[B, 12, L]`, by the name of `MelpOutput`."""
     net: Any = model
-    trunk = net.ecg_encoder
-    length, direction = norm
+    trunk, (length, direction) = net.ecg_encoder, norm
 
     def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
@@ -52,8 +45,7 @@ def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> d
         query = pooler.ln_q(pooler.query).expand(len(frames), -1, -1)
         three = attn.in_proj_weight
         weights = (attn.q_proj_weight, attn.k_proj_weight, attn.v_proj_weight) if three is None else three.chunk(3)
-        parts = zip((query, keys, keys), weights, attn.in_proj_bias.chunk(3))
-        q, k, v = (F.linear(*part) for part in parts)
+        q, k, v = map(F.linear, (query, keys, keys), weights, attn.in_proj_bias.chunk(3))
         out: Tensor = attn.out_proj(attention(q, k, v, attn.num_heads))
         return out
 
@@ -72,13 +64,8 @@ def plain_encoder(model: MelpModel, norm: tuple[Tensor, Tensor], x: Tensor) -> d
         x = layer.final_layer_norm(x + layer.fc2(F.gelu(layer.fc1(x))))
     contrast = net.ln_contrast(pooled(net.attn_pool_contrast, x))
     beats = contrast @ net.proj_contrast
-    return {
-        "features": x,
-        "beats": beats,
-        "tokens": net.ln_caption(pooled(net.attn_pool_caption, x)),
-        "rhythm": beats.mean(dim=1),
-        "probe": contrast.mean(dim=1),
-    }
+    caption = net.ln_caption(pooled(net.attn_pool_caption, x))
+    return dict(zip(OUTPUTS, (x, beats, caption, beats.mean(dim=1), contrast.mean(dim=1))))
 
 
 def encoder_rows(batch: int, config: MelpConfig | None = None) -> tuple[tuple[Tensor, ...], Rows]:

@@ -1,20 +1,16 @@
 """Training: cached encoder output against encoding for every question, and questions that share a row.
 
-    python -m eval.speed sft [--records 8] [--questions 25] [--repeats 3] [--threads 2]
-
 A MELP encoder of the published size and the tiny Llama of the default job, both with random weights, are trained by the
-recipe's trainer (projector and LoRA; collator, forward, backward and optimizer are timed). In every repeat all ways are
-timed one after the other, and a ratio is taken within the repeat. The encoder costs the same for every question that is
-not cached, so that way is timed over fewer of them.
+recipe's trainer (projector and LoRA; collator, forward, backward and optimizer are timed). Ratios are taken within a
+repeat. The encoder costs the same for every question that is not cached: that way is timed over fewer of them.
 """
-
-from __future__ import annotations
 
 import copy
 import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -30,13 +26,12 @@ from elm import ElmConfig, ElmForConditionalGeneration, ElmProcessor
 from elm.inputs.collator import EcgCollator
 from elm.inputs.features import FeatureStore
 from elm.training.build import lora
-from elm.training.rows import as_dataset
-from elm.training.stages import stage_args
+from elm.training.stages import as_dataset, stage_args
 from elm.training.tiny_llama import llama_config, train_tokenizer
 from elm.training.trainer import ElmTrainer
 from encoders.melp import MelpConfig, MelpFeatureExtractor
+from eval.speed import Training
 from eval.speed._rows import spread
-from eval.speed._settings import Training
 
 RECORDS_PER_STEP = 2  # whose questions are an optimizer step
 STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
@@ -44,16 +39,13 @@ STEPS, ENCODING_STEPS = 13, 2  # the first one warms up and is not timed
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained: a copy of the model, on the same number of questions about each recording, one per row.
-
-    Questions about `records_per_step` recordings are an optimizer step.
-    """
+    """What is trained: a copy of the model, on the same number of questions about each recording, one per row."""
 
     model: ElmForConditionalGeneration
     processor: ElmProcessor
     source: dict[str, Ecg]
     rows: list[Row]
-    records_per_step: int
+    records_per_step: int  # whose questions are an optimizer step
 
 
 @dataclass(frozen=True)
@@ -69,21 +61,18 @@ def job(encoder_config: MelpConfig, records: int, questions: int) -> Job:
     cohort = load(patients=max(records, 20), held_out_patients=1, questions=10, held_out_questions=1)
     answers = {row["question"]: row["answer"] for row in cohort.train if len(row["ecgs"]) == 1}
     source = {row["ecgs"][0]: cohort.source[row["ecgs"][0]] for row in cohort.reports[:records]}
+    about = partial(question_row, question_type="t")
     rows = [
-        question_row(
-            id=f"{record}/{i}", ecgs=[record], patient_ids=[record], question_type="t", question=text, answer=answer
-        )
+        about(id=f"{record}/{i}", ecgs=[record], patient_ids=[record], question=text, answer=answer)
         for record in source
         for i, (text, answer) in enumerate(islice(cycle(answers.items()), questions))
     ]
     tokenizer = train_tokenizer([f"{text} {' '.join(answer)}" for text, answer in answers.items()])
-    config = ElmConfig(
-        text_config=llama_config(tokenizer),
-        encoder_config=encoder_config,
-        ecg_token_id=tokenizer.convert_tokens_to_ids("<ecg>"),
-    )
+    text_config, token = llama_config(tokenizer), tokenizer.convert_tokens_to_ids("<ecg>")
     torch.manual_seed(0)
-    model = ElmForConditionalGeneration(config)
+    model = ElmForConditionalGeneration(
+        ElmConfig(text_config=text_config, encoder_config=encoder_config, ecg_token_id=token)
+    )
     model.requires_grad_(False)
     model.model.projector.requires_grad_(True)
     processor = ElmProcessor(MelpFeatureExtractor.from_config(encoder_config), tokenizer)
@@ -108,20 +97,11 @@ def train(job: Job, collator: EcgCollator, steps: int, questions_per_row: int, f
 
     rows = packed(job.rows, questions_per_row)
     per_step = len(job.rows) * job.records_per_step // len(job.source)
-    args = SFTConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=len(rows) * job.records_per_step // len(job.source),
-        dataloader_drop_last=True,
-        max_steps=steps,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        seed=0,
-    )
+    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    plain = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "seed": 0}
+    size = len(rows) * job.records_per_step // len(job.source)
+    batches = {"per_device_train_batch_size": size, "dataloader_drop_last": True, "max_steps": steps}
+    args = SFTConfig(output_dir=str(folder), **batches, **quiet, **plain)
     model = copy.deepcopy(job.model)
     trainer = ElmTrainer(
         model=model,
@@ -145,10 +125,8 @@ def main(args: Training) -> None:
     todo = job(MelpConfig(dropout=0.0, dropout_input=0.0, attention_dropout=0.0), args.records, args.questions)
     count = len(todo.rows)
     rates: dict[str, list[tuple[float, float]]] = {}
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        tqdm(total=3 * args.repeats, desc="Timing", unit="run") as progress,
-    ):
+    bar = tqdm(total=3 * args.repeats, desc="Timing", unit="run")
+    with tempfile.TemporaryDirectory() as temporary, bar as progress:
         folder = Path(temporary)
 
         def timed(collator: EcgCollator, steps: int, questions_per_row: int = 1) -> float:

@@ -1,21 +1,17 @@
 """Clustered statistics: cluster bootstrap, AUROC interval and sign flips, against a loop over the draws.
 
-    python -m eval.speed statistics [--items 10000] [--patients 2000] [--draws 2000] [--flips 10000]
-
 The loops do the same in the way it is explained: throw patients, collect their answers, compute. They are timed over
 fewer draws, in the same run, and scaled to as many.
 """
 
-from __future__ import annotations
-
-import time
 from collections.abc import Callable, Sequence
+from timeit import repeat, timeit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval import statistics
-from eval.speed._settings import Statistics
+from eval.speed import Statistics
 
 Floats = NDArray[np.float64]
 Rng = np.random.Generator
@@ -54,7 +50,7 @@ def main(settings: Statistics) -> None:
     scores, positive = rng.normal(size=settings.items), rng.random(settings.items) < 0.3
 
     def row(name: str, draws: int, ours: Callable[[], object], loop: Callable[[], object]) -> None:
-        seconds, looped = min(_seconds(ours) for _ in range(3)), _seconds(loop) * draws / LOOPED
+        seconds, looped = min(repeat(ours, number=1, repeat=3)), timeit(loop, number=1) * draws / LOOPED
         print(f"{name:<28}{draws:>8,}{seconds:>10.3g} s{looped:>10.3g} s{looped / seconds:>9.3g}x")
 
     print(f"{settings.items:,} answers about {len(answers_of):,} patients; loops timed over {LOOPED} draws and scaled")
@@ -81,9 +77,3 @@ def main(settings: Statistics) -> None:
 
 def _thrown(answers_of: Sequence[NDArray[np.intp]], rng: Rng) -> NDArray[np.intp]:
     return np.concatenate([answers_of[p] for p in rng.integers(len(answers_of), size=len(answers_of))])
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

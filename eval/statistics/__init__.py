@@ -8,10 +8,9 @@ arXiv:2411.00640): every draw gives each patient a multinomial weight, and the m
 patients' weights.
 
 An answer about ECGs of two patients goes together with the other answers about either one. Its weight is the product of
-their two weights (the pigeonhole bootstrap; Owen, Annals of Applied Statistics 2007), which errs to the wide side. The
-mean of the two weights errs to the narrow side: it halves what a patient does to each answer (simulated in
-docs/audit.md). They are percentile intervals: too narrow for fewer than about twenty patients, and of zero width where
-every answer is right (or wrong), as no resampling shows what was never seen.
+their two weights (the pigeonhole bootstrap; Owen, Annals of Applied Statistics 2007), which errs to the wide side, as
+their mean does to the narrow side (docs/audit.md). They are percentile intervals: too narrow for fewer than twenty
+patients or so, and of zero width where every answer is right (or wrong), as no resampling shows what was never seen.
 
 **Standard errors** are sandwiches with one term for every two answers that share a patient (Cameron, Gelbach and
 Miller, JBES 2011; for pairs Aronow, Samii and Assenova, Political Analysis 2015).
@@ -37,26 +36,7 @@ from eval.statistics.partition import Clusters, Floats, patients_of
 from eval.statistics.roc import auroc, auroc_interval, balanced_accuracy, resampled_aurocs, spearman
 from eval.statistics.tests import holm, mcnemar_p, sign_flip_p
 
-__all__ = [
-    "Clusters",
-    "Floats",
-    "Interval",
-    "auroc",
-    "auroc_interval",
-    "balanced_accuracy",
-    "cluster_interval",
-    "cluster_intervals",
-    "cluster_se",
-    "holm",
-    "mcnemar_p",
-    "paired_interval",
-    "patients_of",
-    "percentile_interval",
-    "resampled_aurocs",
-    "resampled_means",
-    "robust_interval",
-    "rounded",
-    "sign_flip_p",
-    "smallest_detectable_difference",
-    "spearman",
-]
+__all__ = ["Clusters", "Floats", "Interval", "patients_of", "rounded"]
+__all__ += ["cluster_interval", "cluster_intervals", "paired_interval", "percentile_interval", "robust_interval"]
+__all__ += ["cluster_se", "resampled_means", "smallest_detectable_difference", "holm", "mcnemar_p", "sign_flip_p"]
+__all__ += ["auroc", "auroc_interval", "balanced_accuracy", "resampled_aurocs", "spearman"]

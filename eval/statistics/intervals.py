@@ -1,7 +1,5 @@
 """Intervals and standard errors of means of answers, by patient."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, SupportsFloat
 
 import numpy as np
@@ -10,7 +8,6 @@ from numpy.typing import ArrayLike
 from eval.statistics.partition import (
     Clusters,
     Floats,
-    Partition,
     check_draws,
     one_each,
     partition_of,
@@ -27,9 +24,6 @@ class Interval(NamedTuple):
     high: float
 
 
-NO_INTERVAL = Interval(np.nan, np.nan)
-
-
 def rounded(value: SupportsFloat) -> float:
     """Six digits, as reports keep: the last digits of a sum depend on the number of threads."""
     return round(float(value), 6)
@@ -40,15 +34,10 @@ def cluster_interval(
 ) -> Interval:
     """Interval of the mean of `values`, resampling patients.
 
-    Args:
-        values: One number per answer `[n]`, such as 1 for a right answer.
-        clusters: Whom each answer is about: a patient, or a sequence of patients.
-        draws: Number of resamples.
-        seed: Seed of the resamples. The same clusters and seed give the same resamples.
-        level: Coverage aimed at.
+    NaN and NaN where all answers are about one patient (or pair), who says nothing about others.
 
-    Returns:
-        The interval; NaN and NaN where all answers are about one patient (or pair), who says nothing about others.
+    Values are one number per answer `[n]`, such as 1 for a right answer; clusters say whom each answer is about, a
+    patient or a sequence of patients. The same clusters and seed give the same resamples.
 
     Raises:
         ValueError: No values, values that are not finite, or clusters that do not match them.
@@ -74,15 +63,12 @@ def cluster_intervals(
     columns: ArrayLike, clusters: Clusters, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> list[Interval]:
     """`cluster_interval` of several columns `[n, k]` at once, with the same resamples."""
-    columns = np.asarray(columns, dtype=np.float64)
-    means = resampled_means(columns, clusters, draws, seed)
-    if means is None:
-        means = np.empty((0, columns.shape[1]))
+    means = resampled_means(np.asarray(columns, dtype=np.float64), clusters, draws, seed)
     return [percentile_interval(column, level) for column in means.T]
 
 
-def resampled_means(columns: Floats, clusters: Clusters, draws: int, seed: int) -> Floats | None:
-    """Means of `columns` `[n, k]` in the resamples: `[draws, k]`, or None where all answers share their patients.
+def resampled_means(columns: Floats, clusters: Clusters, draws: int, seed: int) -> Floats:
+    """Means of `columns` `[n, k]` in the resamples: `[draws, k]`, or `[0, k]` where all answers share their patients.
 
     A resample that holds no answer at all (possible with a handful of pairs) is left out.
     """
@@ -92,7 +78,7 @@ def resampled_means(columns: Floats, clusters: Clusters, draws: int, seed: int) 
     check_draws(draws)
     refuse_unless(np.isfinite(columns).all(axis=1), "finite")
     if partition.groups == 1:
-        return None
+        return np.empty((0, columns.shape[1]))
     # What each group of patients adds to every sum, and to the count, when its weight is 1: [groups, k + 1].
     terms = np.column_stack([columns, np.ones(len(columns))])
     sums = np.column_stack([partition.sums(term) for term in terms.T])
@@ -111,10 +97,9 @@ def percentile_interval(resampled: ArrayLike, level: float = 0.95) -> Interval:
     values: Floats = np.asarray(resampled, dtype=np.float64)
     values = values[~np.isnan(values)]
     if len(values) == 0:
-        return NO_INTERVAL
+        return Interval(np.nan, np.nan)
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(values, [tail, 100 - tail])
-    return Interval(float(low), float(high))
+    return Interval(*np.percentile(values, [tail, 100 - tail]).tolist())
 
 
 def cluster_se(values: ArrayLike, clusters: Clusters) -> float:
@@ -128,8 +113,7 @@ def cluster_se(values: ArrayLike, clusters: Clusters) -> float:
     Raises:
         ValueError: As `cluster_interval`.
     """
-    values = one_each(values)
-    return _standard_error(values, partition_of(units_of(clusters), len(values)))
+    return _sandwich(one_each(values), clusters)[0]
 
 
 def robust_interval(values: ArrayLike, clusters: Clusters, level: float = 0.95) -> Interval:
@@ -143,11 +127,8 @@ def robust_interval(values: ArrayLike, clusters: Clusters, level: float = 0.95) 
 
     _check_level(level)
     values = one_each(values)
-    partition = partition_of(units_of(clusters), len(values))
-    error, mean = _standard_error(values, partition), float(values.mean())
-    if np.isnan(error):
-        return NO_INTERVAL
-    half = float(stdtrit(partition.patients - 1, (1 + level) / 2)) * error
+    error, freedom = _sandwich(values, clusters)
+    mean, half = float(values.mean()), float(stdtrit(freedom, (1 + level) / 2)) * error
     return Interval(mean - half, mean + half)
 
 
@@ -160,14 +141,8 @@ def smallest_detectable_difference(
     freedom less than there are patients: the minimum detectable effect (Bloom, Evaluation Review 1995) of a two-sided
     test. How often `sign_flip_p` finds it is in docs/audit.md.
 
-    Args:
-        differences: Paired differences `[n]`. Their mean plays no part, only how they spread over patients.
-        clusters: As for `cluster_interval`.
-        power: Chance to find a difference of this size.
-        level: Level of the test.
-
-    Returns:
-        The difference, in the unit of `differences`; NaN where all answers share their patients or no patient differs.
+    It is in the unit of the differences `[n]`, whose mean plays no part, only how they spread over patients; NaN where
+    all answers share their patients or no patient differs.
 
     Raises:
         ValueError: As `cluster_interval`; power or level out of range.
@@ -177,18 +152,20 @@ def smallest_detectable_difference(
     if not 0 < level < power < 1:
         raise ValueError(f"0 < level < power < 1 must hold, got level {level} and power {power}")
     values = one_each(differences)
-    partition = partition_of(units_of(clusters), len(values))
-    error, freedom = _standard_error(values, partition), partition.patients - 1
+    error, freedom = _sandwich(values, clusters)
     if not error > 1e-12 * np.abs(values).max():  # what is left of 0 after rounding
         return np.nan
     return float((stdtrit(freedom, 1 - level / 2) + stdtrit(freedom, power)) * error)
 
 
-def _standard_error(values: Floats, partition: Partition) -> float:
+def _sandwich(values: Floats, clusters: Clusters) -> tuple[float, int]:
+    """Standard error of the mean, NaN where all answers share their patients; and one less than the patients."""
+    partition = partition_of(units_of(clusters), len(values))
+    freedom = partition.patients - 1
     if partition.groups == 1:
-        return np.nan
-    correction = partition.patients / (partition.patients - 1)
-    return float(np.sqrt(correction * partition.variance(partition.sums(values - values.mean()))) / len(values))
+        return np.nan, freedom
+    variance = partition.variance(partition.sums(values - values.mean()))
+    return float(np.sqrt(partition.patients / freedom * variance)) / len(values), freedom
 
 
 def _check_level(level: float) -> None:

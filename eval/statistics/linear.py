@@ -13,8 +13,6 @@ All findings are fitted in one search: for ten findings of 4,000 recordings and 
 scikit-learn's `LogisticRegression`, which fits one after the other and finds the same weights (a test compares them).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,23 +21,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Features = NDArray[np.floating]  # [N, D]
+Validation = tuple[ArrayLike, ArrayLike]  # features and labels of other patients
 
 STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the penalty
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Linear scores of several findings: `probe(features)`.
+    """Linear scores of several findings: `probe(features)`."""
 
-    Attributes:
-        weights: `[D, F]`, of the features as they come.
-        intercepts: `[F]`.
-        strengths: `[F]`, the penalty chosen for each finding.
-    """
-
-    weights: Array
-    intercepts: Array
-    strengths: Array
+    weights: Array  # [D, F], of the features as they come
+    intercepts: Array  # [F]
+    strengths: Array  # [F], the penalty chosen for each finding
 
     def __call__(self, features: ArrayLike) -> Array:
         """Log-odds `[N, F]` of each finding, given features `[N, D]`.
@@ -50,8 +44,7 @@ class Probe:
         features = np.asarray(features)
         if features.ndim != 2 or features.shape[1] != len(self.weights):
             raise ValueError(f"the probe was fitted to features [N, {len(self.weights)}], got {features.shape}")
-        scores: Array = features @ self.weights + self.intercepts
-        return scores
+        return np.asarray(features @ self.weights + self.intercepts)
 
 
 def fit_probe(
@@ -63,7 +56,7 @@ def fit_probe(
     folds: int = 5,
     max_width: int = 2048,
     seed: int = 0,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: Validation | None = None,
 ) -> Probe:
     """Fit one logistic regression per finding.
 
@@ -99,7 +92,7 @@ def fit_probe(
         together[rows_present.tobytes()].append(finding)
     of_patient = _folds(patients, folds, seed)
     weights = np.zeros((features.shape[1], labels.shape[1]))
-    intercepts, chosen = np.zeros(labels.shape[1]), np.zeros(labels.shape[1])
+    intercepts, chosen = np.zeros((2, labels.shape[1]))
     for findings in together.values():
         rows = np.flatnonzero(present[:, findings[0]])
         x, back, mean = _coordinates(features[rows], max_width, seed)
@@ -112,12 +105,7 @@ def fit_probe(
 
 
 def _fit_validated(
-    features: NDArray[np.floating],
-    labels: Array,
-    validation: tuple[ArrayLike, ArrayLike],
-    path: Array,
-    max_width: int,
-    seed: int,
+    features: Features, labels: Array, validation: Validation, path: Array, max_width: int, seed: int
 ) -> Probe:
     """`fit_probe` with a validation split. All labels are known on both sides, as those of benchmarks are."""
     held, truth = (np.asarray(side, dtype=np.float64) for side in validation)
@@ -131,16 +119,14 @@ def _fit_validated(
     x, back, mean = _coordinates(features, max_width, seed)
     x_held = (held - mean) @ back(np.eye(x.shape[1]))
     fits = np.stack(list(_along(path, x, labels)))
-    loss = np.stack([_log_loss(_scores(x_held, fit), truth).mean(axis=0) for fit in fits])
+    loss = np.stack([_log_loss(x_held, fit, truth)[0].mean(axis=0) for fit in fits])
     best = np.where(both, np.argmin(loss, axis=0), np.argmin(loss[:, both].sum(axis=1)))
     chosen = fits[best, :, np.arange(labels.shape[1])].T  # [d + 1, F]
     weights = back(chosen[:-1])
     return Probe(weights, chosen[-1] - mean @ weights, path[best])
 
 
-def _check(
-    features: NDArray[np.floating], labels: Array, patients: Sequence[str], strengths: Sequence[float], folds: int
-) -> None:
+def _check(features: Features, labels: Array, patients: Sequence[str], strengths: Sequence[float], folds: int) -> None:
     if features.ndim != 2 or labels.ndim != 2 or not len(features) == len(labels) == len(patients):
         raise ValueError(
             f"features [N, D], labels [N, F] and patients must match: {features.shape}, {labels.shape}, {len(patients)}"
@@ -149,36 +135,28 @@ def _check(
         raise ValueError(f"strengths must be positive numbers, got {list(strengths)}")
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got {folds}")
-    for row, finite in enumerate(np.isfinite(features).all(axis=1)):
-        if not finite:
-            raise ValueError(f"features of row {row} (patient {patients[row]}) are not finite")
+    if len(rows := np.flatnonzero(~np.isfinite(features).all(axis=1))):
+        raise ValueError(f"features of row {rows[0]} (patient {patients[rows[0]]}) are not finite")
     for finding, column in enumerate(labels.T):
         values = np.unique(column[~np.isnan(column)])
-        if not np.isin(values, (0, 1)).all():
-            raise ValueError(
-                f"finding {finding}: labels must be 0, 1 or NaN, got {values[~np.isin(values, (0, 1))][0]}"
-            )
+        if len(wrong := values[~np.isin(values, (0, 1))]):
+            raise ValueError(f"finding {finding}: labels must be 0, 1 or NaN, got {wrong[0]}")
         if len(values) < 2:
             raise ValueError(f"finding {finding}: all known labels are {values}: leave it out, it cannot be learned")
 
 
 def _folds(patients: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
     """The part each recording falls in. Sorted names: their order in the data does not matter."""
-    names = sorted(set(patients))
+    names, place = np.unique(np.asarray(patients), return_inverse=True)
     part = np.empty(len(names), np.int64)
     part[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names)) % folds
-    of = dict(zip(names, part))
-    return np.array([of[patient] for patient in patients])
+    return part[place]
 
 
-def _coordinates(
-    features: NDArray[np.floating], max_width: int, seed: int
-) -> tuple[Array, Callable[[Array], Array], Array]:
-    """Standardised features along their principal axes, no more numerous than recordings.
+def _coordinates(features: Features, max_width: int, seed: int) -> tuple[Array, Callable[[Array], Array], Array]:
+    """Standardised features along their principal axes, no more numerous than recordings: coordinates `[N, d]`.
 
-    Returns:
-        The coordinates `[N, d]`; what turns their weights `[d, F]` into weights of the features `[D, F]`; and the mean
-        of the features `[D]`.
+    And what turns their weights `[d, F]` into weights of the features `[D, F]`; and the mean of the features `[D]`.
     """
     x = features.astype(np.float64)
     mean = x.mean(axis=0)
@@ -210,7 +188,7 @@ def _least_loss(x: Array, y: Array, fold: NDArray[np.int64], path: Array, findin
             continue
         judged += learnable * out.sum()
         for i, fit in enumerate(_along(path, x[~out], y[~out][:, learnable])):
-            loss[i, learnable] += _log_loss(_scores(x[out], fit), y[out][:, learnable]).sum(axis=0)
+            loss[i, learnable] += _log_loss(x[out], fit, y[out][:, learnable])[0].sum(axis=0)
     if not judged.all():
         raise ValueError(
             f"finding {findings[int(np.argmin(judged))]}: all recordings of one label are of too few patients for "
@@ -227,14 +205,10 @@ def _along(path: Array, x: Array, y: Array) -> Iterator[Array]:
         yield weights
 
 
-def _scores(x: Array, weights: Array) -> Array:
-    scores: Array = x @ weights[:-1] + weights[-1]
-    return scores
-
-
-def _log_loss(z: Array, y: Array) -> Array:
-    loss: Array = np.logaddexp(0, z) - y * z
-    return loss
+def _log_loss(x: Array, weights: Array, y: Array) -> tuple[Array, Array]:
+    """Log loss of each recording and finding, and the scores behind it, `[N, F]` both."""
+    scores = x @ weights[:-1] + weights[-1]
+    return np.logaddexp(0, scores) - y * scores, scores
 
 
 def _minimise(x: Array, y: Array, strengths: Array, start: Array) -> Array:
@@ -249,18 +223,14 @@ def _minimise(x: Array, y: Array, strengths: Array, start: Array) -> Array:
 
     def objective(flat: Array) -> tuple[float, Array]:
         w = unit * flat.reshape(start.shape)
-        z = _scores(x, w)
-        pull = strengths * w[:-1]
-        error = (expit(z) - y) / len(x)
-        value = _log_loss(z, y).sum() / len(x) + (pull * w[:-1]).sum() / 2
+        loss, scores = _log_loss(x, w, y)
+        pull, error = strengths * w[:-1], (expit(scores) - y) / len(x)
+        value = loss.sum() / len(x) + (pull * w[:-1]).sum() / 2
         return float(value), (unit * np.vstack([x.T @ error + pull, error.sum(axis=0)])).ravel()
 
+    x0 = (start / unit).ravel()
     result = minimize(
-        objective,
-        (start / unit).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 5000, "maxfun": 10_000, "ftol": 0.0, "gtol": 1e-6},
+        objective, x0, jac=True, method="L-BFGS-B", options={"maxiter": 5000, "maxfun": 10_000, "ftol": 0, "gtol": 1e-6}
     )
     weights: Array = unit * np.asarray(result.x).reshape(start.shape)
     return weights

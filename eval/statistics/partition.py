@@ -1,7 +1,5 @@
 """Whose answers go together: the one place where answers meet patients, and the resamples of patients."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -4,8 +4,6 @@ The area is scikit-learn's (a test compares them), from the same sorted scores a
 Balanced accuracy is written out because scikit-learn's refuses predictions that are no class, such as None.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Iterable
 
@@ -19,9 +17,7 @@ from eval.statistics.partition import Clusters, Floats, Indices, check_draws, pa
 def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
-    Args:
-        scores: One per answer `[n]`; infinite ones are allowed.
-        positive: Whether the finding is there `[n]`, bool (or 0 and 1). The area is NaN where one class is absent.
+    Scores `[n]` may be infinite; `positive` `[n]` is bool, or 0 and 1. The area is NaN where one class is absent.
 
     Raises:
         ValueError: No scores, a score that is NaN, or a class that is neither.

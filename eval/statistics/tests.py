@@ -1,7 +1,5 @@
 """Tests of paired differences by patient, and the correction for many tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 
@@ -31,12 +29,8 @@ def sign_flip_p(
     the variance of the sandwich (as in `cluster_se`, but about 0, the mean under the null hypothesis). With one patient
     per answer that scale is 1. How often it rejects is in docs/audit.md.
 
-    Args:
-        differences: One per answer `[n]`.
-        clusters: As for `cluster_interval`.
-        draws: Random flips. Up to 12 patients, all flips are counted instead.
-        seed: Seed of the flips.
-        alternative: "greater" asks whether the mean is above 0, "two-sided" whether it is not 0.
+    Up to 12 patients, all flips are counted in place of random `draws`. The alternative "greater" asks whether the mean
+    is above 0, "two-sided" whether it is not 0.
 
     Returns:
         `(b + 1) / (draws + 1)` for b flips as extreme as what was seen (Phipson and Smyth, SAGMB 2010), or their share

@@ -12,18 +12,16 @@ from serve.page.recordings import Recording
 MOST_SESSIONS = 200
 
 Condition = Literal["none", "swap"]
-_MEANINGS: dict[tuple[Condition, bool], str] = {  # by condition, and whether the answer stayed
-    ("none", True): "The answer did not change without the ECG: it may be a guess from the question.",
-    (
-        "none",
-        False,
-    ): "Without the ECG the answer is another one: the ECG matters to the model. That does not make it right.",
-    ("swap", True): "The answer did not change with another patient's ECG. Unless both ECGs show the same, it does not "
-    "come from the ECG.",
-    (
-        "swap",
-        False,
-    ): "The answer changed with the ECG, as that of a model that reads it would. That does not make it right.",
+_MEANINGS = {  # by condition: of an answer that changed, of one that stayed
+    "none": (
+        "Without the ECG the answer is another one: the ECG matters to the model. That does not make it right.",
+        "The answer did not change without the ECG: it may be a guess from the question.",
+    ),
+    "swap": (
+        "The answer changed with the ECG, as that of a model that reads it would. That does not make it right.",
+        "The answer did not change with another patient's ECG. Unless both ECGs show the same, it does not come "
+        "from the ECG.",
+    ),
 }
 
 
@@ -130,4 +128,4 @@ def meaning(turn: Turn, condition: Condition) -> str:
     first, second = turn.columns.get("real", turn.answer), turn.columns.get(condition)
     if second is None or second.state != "done" or first.state != "done":
         return ""
-    return _MEANINGS[condition, agree(first.words, second.words)]
+    return _MEANINGS[condition][agree(first.words, second.words)]

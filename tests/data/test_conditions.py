@@ -1,6 +1,7 @@
 """What each condition does to rows, recordings and inputs, and that it does nothing else."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from data.experiment.conditions import CONDITIONS, FAST, Altered, apply, asked_l
 from data.experiment.donors import Donor, Question
 from data.synthetic import SyntheticCohort
 
+AUDIT = Path(__file__).parents[2] / "docs" / "audit.md"
 quick = settings(max_examples=30, deadline=None)
 
 
@@ -122,7 +124,7 @@ def test_territories(question, leads):
 
 
 def test_the_table_is_whole():
-    lines = conditions.__doc__.split("The level says")[0].splitlines()
+    lines = AUDIT.read_text(encoding="utf-8").split("## What is asked")[1].split("What the alterations")[0].splitlines()
     cells = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| `")]
     assert [(name, level) for name, _, level, _ in cells] == [(name, c.level) for name, c in CONDITIONS.items()]
     assert all(condition_named(name).name == name for name in CONDITIONS) and set(FAST) < set(CONDITIONS)

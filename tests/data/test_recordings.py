@@ -2,9 +2,8 @@
 
 import pytest
 
-from data.experiment.folds import fold_ranges, folds_in_words
 from data.experiment.leaks import _letters
-from data.experiment.recordings import FOLDS, evenly, fold_by_patient, load_recordings
+from data.experiment.recordings import FOLDS, evenly, fold_by_patient, fold_ranges, folds_in_words, load_recordings
 
 COHORT = {"patients": 200, "records_per_patient": 2}
 

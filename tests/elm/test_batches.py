@@ -8,8 +8,7 @@ from trl import SFTConfig, SFTTrainer
 
 from data.conversations.rows import packed, question_row
 from elm import EcgCollator
-from elm.training.rows import as_dataset, lengths_of, under_condition
-from elm.training.stages import stage_args
+from elm.training.stages import as_dataset, lengths_of, stage_args, under_condition
 from elm.training.trainer import ElmTrainer
 from encoders.ecg_byte import EcgByteEncoder, EcgByteSettings, EcgByteTokenizer
 

@@ -12,8 +12,7 @@ from trl import SFTConfig
 from data.conversations.rows import question_row
 from elm.inputs.collator import EcgCollator
 from elm.training import hooks
-from elm.training.rows import as_dataset
-from elm.training.stages import stage_args
+from elm.training.stages import as_dataset, stage_args
 from elm.training.trainer import ElmTrainer, LengthGrouped
 
 

@@ -17,8 +17,7 @@ from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
 from elm.saved import publish as publishing
 from elm.saved.folder import resolve, save
-from elm.saved.places import last_parts, pattern_of
-from elm.saved.publish import Publication
+from elm.saved.publish import Publication, last_parts, pattern_of
 from elm.saved.run import SavedRun
 from elm.training.stages import stage_args
 from encoders import load_encoder, save_encoder

@@ -207,7 +207,7 @@ def test_what_is_measured_changes_the_name_of_who_answers(measured_pair, source,
     )
     names = {ModelResponder(model, plain, source).name}
     names |= {ModelResponder(model, p, source, measured=Told()).name for p in (processor, bare)}
-    monkeypatch.setattr("data.measure.version", lambda: "another")
+    monkeypatch.setattr("eval.answerers.model.version", lambda: "another")
     names.add(ModelResponder(model, processor, source, measured=Told()).name)
     assert len(names) == 4
 

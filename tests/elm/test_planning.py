@@ -17,8 +17,8 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.saved.arguments import ElmArguments
 from elm.training import plan as planning
 from elm.training.build import lora
+from elm.training.dev import LANGUAGE_MODELS, language_config
 from elm.training.plan import PlanArguments
-from elm.training.published import LANGUAGE_MODELS, language_config
 from recipes import sft_llava
 
 CONFIGS = Path(recipes.__file__).parent / "configs"

@@ -14,8 +14,7 @@ from elm.inputs.packing import join
 from elm.model.attention import mask_of_questions
 from elm.saved.arguments import ElmArguments
 from elm.training.build import build_collator
-from elm.training.rows import as_dataset, under_condition
-from elm.training.stages import stage_args, train_stage
+from elm.training.stages import as_dataset, stage_args, train_stage, under_condition
 
 ECG = 99
 

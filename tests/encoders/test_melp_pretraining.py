@@ -17,7 +17,7 @@ from transformers import AutoModel, BertConfig, BertModel, BertTokenizer, Traine
 
 from data.support.hub import commit
 from encoders import load_encoder
-from encoders.checkpoints import load_weights
+from encoders.checkpoints import built
 from encoders.melp import MelpConfig, MelpFeatureExtractor, MelpForPretraining, MelpModel, MelpPretrainingConfig
 from encoders.melp.files import load_pretraining, new_pretraining, save_pretraining
 from encoders.melp.losses import local_similarity
@@ -110,9 +110,7 @@ def text_folder(tokenizer, tmp_path):
 
 def published(path, **settings) -> MelpForPretraining:
     found = read_published_pretraining(path, **settings)
-    model = MelpForPretraining(found.config).eval()
-    load_weights(model, found.weights, source=str(path))
-    return model
+    return built(MelpForPretraining(found.config), found.weights, source=str(path))
 
 
 def test_a_configuration_says_what_no_tensor_shows(golden, whole):

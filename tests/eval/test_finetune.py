@@ -10,8 +10,7 @@ from torch import nn
 from data.ecg import LEADS, Ecg
 from elm.inputs.features import weights_hash
 from encoders import new_encoder
-from eval.probing.finetune import Inputs, finetune
-from eval.probing.rates import Group, layer_groups, optimizer_for, stack_of
+from eval.probing.finetune import Group, Inputs, finetune, layer_groups, optimizer_for, stack_of
 from eval.probing.settings import Finetuning
 from eval.probing.vectors import vector_of
 from eval.statistics import auroc

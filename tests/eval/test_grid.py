@@ -8,6 +8,7 @@ import pytest
 
 from data.conversations.rows import QuestionSet, question_row
 from eval.grids import conditions as grid
+from eval.grids.numbers import DEV, INFER_CONDITIONS
 from eval.statistics import paired_interval
 
 TRAINED = ("real", "zero", "none", "shuffled")
@@ -42,9 +43,7 @@ def answers(questions, line_of):
 
     return {
         (train, seed): [
-            line_of(row, infer, said(train, seed, infer, row))
-            for infer in grid.INFER_CONDITIONS
-            for row in questions.test
+            line_of(row, infer, said(train, seed, infer, row)) for infer in INFER_CONDITIONS for row in questions.test
         ]
         for train in TRAINED
         for seed in (0, 1)
@@ -90,7 +89,7 @@ def test_every_cell_off_the_diagonal_comes_with_the_warning(numbers):
     for kind in ("accuracy", "upstream_accuracy"):
         warned = {(t, i) for t, row in numbers[kind].items() for i, cell in row.items() if "warning" in cell}
         matched = {("real", "real"), ("zero", "zero"), ("none", "none"), ("shuffled", "swap")}
-        assert warned == {(t, i) for t in TRAINED for i in grid.INFER_CONDITIONS} - matched
+        assert warned == {(t, i) for t in TRAINED for i in INFER_CONDITIONS} - matched
         assert grid.table(numbers, kind).count("\u2020") == 12
     assert "distribution shift" in grid.markdown(numbers)
 
@@ -138,7 +137,7 @@ def test_the_published_grid_is_shown_only_where_it_belongs(numbers, tmp_path):
     assert "| no ECGs                 |      37.09 † | 28.75 † |   30.05 |" in told
     assert all(word in told for word in ("acc_heatmap.png", "not stated", "sampled"))
     printed = grid.summary({**numbers, "published": "ecg_bench", "dev": True})
-    assert "37.09 †" in printed and "distribution shift" in printed and printed.startswith(grid.DEV)
+    assert "37.09 †" in printed and "distribution shift" in printed and printed.startswith(DEV)
     assert grid.table(numbers, "upstream_accuracy") in printed and grid.gaps(numbers) in printed
     assert "37.09" not in grid.summary(numbers) and grid.table(numbers) in grid.summary(numbers)
 

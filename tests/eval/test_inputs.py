@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from data.conversations.rows import QuestionSet, question_row
-from eval.grids import conditions as grid
 from eval.grids import inputs
+from eval.grids.numbers import DEV, INFER_CONDITIONS
 
 SEEDS = (0, 1)
 
@@ -39,7 +39,7 @@ def answers(questions, line_of):
     return {
         (name, seed): [
             line_of(row, infer, said(name, seed, infer, row))
-            for infer in grid.INFER_CONDITIONS for row in questions.test
+            for infer in INFER_CONDITIONS for row in questions.test
         ]
         for name in ("reads", "guesses") for seed in SEEDS
     }  # fmt: skip
@@ -93,8 +93,8 @@ def test_what_is_written_is_the_same_every_time(numbers, tmp_path):
     told = first[1].decode()
     assert inputs.table(numbers) in told and inputs.gaps(numbers) in told and "A note." in told
     assert "7 steps of 4 rows with at most 3 questions" in told and '`{"encoder": "ecg_byte"}`' in told
-    assert "on a CPU, 1 thread, 2 trainings at a time" in told and grid.DEV not in told
-    assert grid.DEV in inputs.markdown({**numbers, "dev": True})
+    assert "on a CPU, 1 thread, 2 trainings at a time" in told and DEV not in told
+    assert DEV in inputs.markdown({**numbers, "dev": True})
 
 
 def test_incomplete_grids_are_refused(answers, questions):

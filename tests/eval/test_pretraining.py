@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.probing.held_out import Measure, as_lines, ratio_interval, with_intervals
+from eval.probing.numbers import Measure, as_lines, ratio_interval, with_intervals
 from eval.statistics import cluster_interval
 
 

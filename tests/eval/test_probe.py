@@ -20,7 +20,7 @@ from encoders import load_encoder, new_encoder
 from encoders.base import EcgEncoderOutput
 from encoders.hub import save_encoder
 from eval import probe
-from eval.probing import areas
+from eval.probing.numbers import _filled
 from eval.probing.probe import measure
 from eval.probing.settings import Finetuning, Protocol
 from eval.probing.tasks import Task, drawn
@@ -136,8 +136,8 @@ def test_encoders_are_compared_on_the_same_draws(task, cnn, tmp_path):
 
 def test_a_resample_without_a_class_borrows_from_the_next_that_has_it():
     nan = np.nan
-    assert areas._filled(np.array([nan, 0.5, nan, nan, 0.7, nan])).tolist() == [0.5, 0.5, 0.7, 0.7, 0.7, 0.5]
-    assert np.isnan(areas._filled(np.full(3, nan))).all()
+    assert _filled(np.array([nan, 0.5, nan, nan, 0.7, nan])).tolist() == [0.5, 0.5, 0.7, 0.7, 0.7, 0.5]
+    assert np.isnan(_filled(np.full(3, nan))).all()
 
 
 def test_a_class_with_one_positive_does_not_cost_the_interval(task, cnn, tmp_path):

@@ -32,11 +32,10 @@ from encoders.melp.files import new_pretraining, save_pretraining
 from encoders.melp.text import add_bos, tokenize_texts
 from eval import zero_shot as door
 from eval.probing import zero_shot
-from eval.probing.prompts import WORDS as PLAIN
-from eval.probing.prompts import prompts_of, read_prompts
 from eval.probing.tasks import TASKS, Task, simulated
 from eval.probing.text import SHOWN, score_text, zero_shot_text
-from eval.probing.transfer import FINDINGS
+from eval.probing.transfer import FINDINGS, prompts_of, read_prompts
+from eval.probing.transfer import WORDS as PLAIN
 from eval.probing.zero_shot import OUTSIDE, TextAndEcg, measure, score
 from eval.statistics import auroc
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from data.conversations.rows import dialogues
 from elm.inputs.collator import EcgCollator
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training.build import build
-from elm.training.rows import as_dataset, under_condition
+from elm.training.stages import as_dataset, under_condition
 from eval.grids import cells
-from eval.grids import conditions as grid
+from eval.grids.numbers import INFER_CONDITIONS
 from eval.scoring.lines import read
 from helpers.processes import killed_while_saving
 from recipes import ablation_grid
@@ -73,7 +73,7 @@ def test_numbers_are_those_of_the_answers(done):
     for train in ("real", "none"):
         for seed in ("0", "1"):
             lines = read(done / "cells" / f"{train}-{seed}" / "ablation" / "predictions.jsonl")
-            for infer in grid.INFER_CONDITIONS:
+            for infer in INFER_CONDITIONS:
                 right = [line.correct for line in lines if line.condition == infer and not line.control]
                 cell = numbers["accuracy"][train][infer]
                 assert cell["by_seed"][seed] == pytest.approx(np.mean(right), abs=1e-6)
@@ -259,7 +259,7 @@ def test_a_row_per_input_with_its_answers_and_its_costs(done_inputs):
         for seed in ("0", "1"):
             folder = done_inputs / "cells" / f"{name}-{seed}"
             lines = read(folder / "ablation" / "predictions.jsonl")
-            for infer in grid.INFER_CONDITIONS:
+            for infer in INFER_CONDITIONS:
                 right = [line.correct for line in lines if line.condition == infer and not line.control]
                 assert found["accuracy"][infer]["by_seed"][seed] == pytest.approx(np.mean(right), abs=1e-6)
             adapter = load_file(folder / "adapter" / "adapter_model.safetensors")

@@ -13,9 +13,9 @@ from trl import SFTConfig
 import elm
 from data.conversations import load_questions
 from elm.saved.arguments import ElmArguments
-from elm.saved.questions import DEV_NOTE, TEST_ROWS, TRAIN_ROWS, few
+from elm.saved.run import DEV_NOTE, TEST_ROWS, TRAIN_ROWS, few
 from elm.training import dev
-from elm.training.published import LANGUAGE_MODELS, language_config
+from elm.training.dev import LANGUAGE_MODELS, language_config
 from elm.training.settings import for_dev
 from encoders.melp import MelpConfig
 from recipes import ablation_grid, sft_llava

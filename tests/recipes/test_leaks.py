@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from elm.saved.questions import questions_for as load
+from elm.saved.run import questions_for as load
 from recipes import sft_llava
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from elm.saved.questions import DEV_NOTE
+from elm.saved.run import DEV_NOTE
 from elm.training import dev
 from elm.training.resume import newest_whole_checkpoint
 from encoders import load_encoder, new_encoder

@@ -13,7 +13,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 import elm
 from elm.model.quantization import dequantize, is_quantized
 from elm.saved.arguments import ElmArguments
-from elm.saved.questions import questions_for
+from elm.saved.run import questions_for
 from elm.training.build import build
 from helpers.runs import example_of, losses
 

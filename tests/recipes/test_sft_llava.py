@@ -16,8 +16,8 @@ import elm
 from data.conversations import load_questions
 from elm.saved.arguments import ElmArguments
 from elm.training.resume import newest_whole_checkpoint
-from elm.training.rows import under_condition
 from elm.training.settings import check_launch
+from elm.training.stages import under_condition
 from helpers.processes import REPO, in_two_processes, killed_while_saving, python
 from helpers.runs import example_of, losses
 
