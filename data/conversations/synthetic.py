@@ -11,8 +11,6 @@ Questions about voltage are a negative control (`control="voltage"`): voltage is
 encoder blind to gain cannot read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Many questions about each of some pairs of simulated ECGs: they teach to compare, not to know pairs by heart."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import product

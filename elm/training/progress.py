@@ -1,7 +1,5 @@
 """What a training shows: a bar for each stage on a terminal, a few lines elsewhere."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -6,8 +6,6 @@ The language model (`tiny_llama`) learns from text alone to answer from reports;
 Both are written to a cache folder under the hash of their inputs, and are then loaded like any other model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

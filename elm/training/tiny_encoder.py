@@ -1,7 +1,5 @@
 """The tiny encoders: they learn to predict from an ECG which words and word pairs its report holds."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -5,8 +5,6 @@ A row holds one report in words where a recording would stand, or two, and sever
 too early, teach nothing. Some rows ask for the report itself: from that a projector learns what an ECG stands for.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -4,8 +4,6 @@ Donors are asked the same question, so many prompts of `swap` and `swap-flip` st
 same for all recordings, and without an ECG only words differ. So most of an audit is answered from memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
