@@ -82,8 +82,8 @@ class _Asker:
             possible = [(answer, where & may) for answer, where in choices if (where & may).any()]
             self.ask("single-choose", 3, f"{a} / {b}", CHOOSE, one, possible, share=0.15)
         for template, (name, (text, labels)) in enumerate(QUERIES.items(), start=4):
-            may = cohort.askable(ST_SITES[1]) if name == "st" else True
-            value = np.where(may, cohort.categories[name], -1)[self.records]
+            is_askable = cohort.askable(ST_SITES[1]) if name == "st" else True
+            value = np.where(is_askable, cohort.categories[name], -1)[self.records]
             queries = [([label], value == i) for i, label in enumerate(labels)]
             control = "voltage" if name == "voltage" else ""
             self.ask("single-query", template, name, [text], one, queries, control, share=0.35)

@@ -71,7 +71,7 @@ class _Reader(nn.Module):
 
     def __init__(self, words: int) -> None:
         super().__init__()
-        config, (model, extractor) = self.config(), self.parts
+        config, (model, extractor) = type(self).config(), self.parts
         self.encoder, self.extractor = model(config), extractor.from_config(config)
         self.owner = torch.arange(words) * config.max_tokens // words
         width = getattr(config, self.whole[1])

@@ -97,8 +97,10 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 768) -> PreTrainedTo
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    settings = {"vocab_size": vocab_size, "special_tokens": SPECIAL, "initial_alphabet": alphabet}
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(**settings, show_progress=False))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False, initial_alphabet=alphabet
+    )
+    bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
         additional_special_tokens=["<ecg>", "<user>", "<assistant>"], chat_template=CHAT_TEMPLATE,
