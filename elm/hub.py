@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = commands.add_parser("push", help="a trained model with its card and audit")
     rows = commands.add_parser("push-questions", help="the rows of the questions it was trained on; no recordings")
     for command in (model, rows):
-        command.add_argument("folder", type=Path, metavar="FOLDER", help="of a trained model")
+        command.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a trained model")
         command.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the hub; made if it is not there")
         command.add_argument("--private", action="store_true", help="make the repository private")
         command.add_argument("--license", metavar="ID", help="the hub's identifier of a licence, e.g. cc-by-4.0")

@@ -124,7 +124,7 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         super().__init__()
 
     @classmethod
-    def from_config(cls, config: EcgEncoderConfig, **own: Any) -> Self:
+    def from_config(cls, config: EcgEncoderConfig, **extra: Any) -> Self:
         """The extractor that fits an encoder: what follows from `config`, and any of `own_settings`.
 
         Raises:

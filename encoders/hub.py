@@ -58,19 +58,19 @@ def load_encoder(
 
     saved = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if saved.get("model_type") in _PUBLISHED:
-        config, weights, own = _read_published(path, overrides)
+        config, weights, extra = _read_published(path, overrides)
     else:
         prefix = ""  # of the encoder's weights, where they are part of a pretraining model's
         if saved["model_type"] == MelpPretrainingConfig.model_type:
             saved, prefix = saved["encoder_config"], "encoder."
         kind = config_class(saved["model_type"])
-        settings, own = _split(overrides, kind)
-        own = _saved_own_settings(path, kind.from_dict(dict(saved))) | own
+        settings, extra = _split(overrides, kind)
+        extra = _saved_own_settings(path, kind.from_dict(dict(saved))) | extra
         config = kind.from_dict(saved | settings)
         weights = load_file(_existing(path / "model.safetensors"))
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     config.name_or_path = str(name_or_path)
-    extractor = FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config, **own)
+    extractor = FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config, **extra)
     encoder = AutoModel.from_config(config, dtype=torch.float32)
     return built(encoder, weights, source=str(name_or_path)), extractor
 
@@ -82,11 +82,11 @@ def _read_published(path: Path, overrides: Settings) -> tuple[EcgEncoderConfig, 
         file = path / _heartlang_file(overrides)
     if file.is_file() and heartlang.is_heartlang(names := tensor_names(file)):
         kind = HeartLangVQ if heartlang.is_vq(names) else HeartLangModel
-        settings, own = _split(overrides, kind.config_class)
-        return *heartlang.read_published(kind, file, **settings), own
-    settings, own = _split(overrides, MelpConfig)
+        settings, extra = _split(overrides, kind.config_class)
+        return *heartlang.read_published(kind, file, **settings), extra
+    settings, extra = _split(overrides, MelpConfig)
     config, weights, _ = read_published(path, **settings)
-    return config, weights, own
+    return config, weights, extra
 
 
 def _heartlang_file(overrides: Settings) -> str:
@@ -105,9 +105,9 @@ def new_encoder(model_type: str, **settings: Any) -> tuple[EcgEncoder, EcgFeatur
         ValueError: There is no such type, or it has no such setting.
     """
     kind = config_class(model_type)
-    of_config, own = _split(settings, kind)
+    of_config, extra = _split(settings, kind)
     config = kind(**of_config)
-    extractor = FEATURE_EXTRACTOR_MAPPING[kind].from_config(config, **own)
+    extractor = FEATURE_EXTRACTOR_MAPPING[kind].from_config(config, **extra)
     return AutoModel.from_config(config, dtype=torch.float32).eval(), extractor
 
 
@@ -124,22 +124,22 @@ def _split(overrides: Settings, kind: type[EcgEncoderConfig]) -> tuple[Settings,
     if unknown := overrides.keys() - of_config - of_extractor:
         names = ", ".join(sorted(of_config | of_extractor))
         raise ValueError(f"unknown setting {', '.join(sorted(unknown))}: {kind.model_type} has {names}")
-    for_config, own = (
+    for_config, extra = (
         {name: overrides[name] for name in overrides if name in names} for names in (of_config, of_extractor)
     )
-    return for_config, own
+    return for_config, extra
 
 
 def _saved_own_settings(path: Path, config: EcgEncoderConfig) -> Settings:
     """The extractor's own settings of a folder, once the rest of them is found to agree with its configuration."""
     extractor_class = FEATURE_EXTRACTOR_MAPPING[type(config)]
     extractor = extractor_class.from_dict(_read_json(path / "preprocessor_config.json"))
-    saved, own = extractor.to_dict(), extractor.own_values()
-    implied = extractor_class.from_config(config, **own).to_dict()
+    saved, extra = extractor.to_dict(), extractor.own_values()
+    implied = extractor_class.from_config(config, **extra).to_dict()
     differ = [f"{name} {saved[name]!r} but {implied[name]!r}" for name in implied if saved[name] != implied[name]]
     if differ:
         raise ValueError(f"{path}: preprocessor_config.json says {', '.join(differ)} follows from config.json")
-    return own
+    return extra
 
 
 def _read_json(file: Path) -> Settings:

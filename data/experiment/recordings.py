@@ -101,6 +101,6 @@ def load_recordings(
 
 
 def evenly(items: Sequence[Item], limit: int) -> list[Item]:
-    """At most `limit` of the items, evenly over all."""
+    """Pick at most `limit` of the items, evenly over all."""
     count = min(limit, len(items))
     return [items[i * len(items) // count] for i in range(count)]

@@ -10,7 +10,7 @@ from data.ecg import Ecg, canonical_lead
 
 
 def rng_of(record_id: str) -> np.random.Generator:
-    """The same draws for a recording on every machine and in every run."""
+    """A generator that draws the same for a recording on every machine and in every run."""
     return np.random.default_rng(crc32(record_id.encode()))
 
 

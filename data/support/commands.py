@@ -5,7 +5,7 @@ A command states each flag once, as a field of a frozen dataclass:
     @dataclass(frozen=True, kw_only=True)
     class Settings:
         model: Path = option("folder of a trained model", metavar="DIR")
-        seed: int = option("of the resamples", default=0)
+        seed: int = option("seed of the resamples", default=0)
         full: bool = option("everything", default=False)
 
     settings = parse(Settings, "eval.something", __doc__)   # from sys.argv
@@ -72,9 +72,9 @@ def _options(settings: Settings | type[Settings]) -> Iterator[tuple[Field[Any], 
 
 def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m name` whose help is its module's docstring: the first paragraph above, the rest below."""
-    summary, _, rest = (doc or "").partition("\n\n")
+    summary, _, details = (doc or "").partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=rest, formatter_class=layout)
+    return argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=details, formatter_class=layout)
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:

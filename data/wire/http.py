@@ -154,11 +154,11 @@ class Client:
 
 def _lines(reply: httpx.Response) -> Iterator[bytes]:
     """Lines of a stream, split as bytes: `iter_lines` ends them at characters that answers hold, such as U+2028."""
-    rest = b""
+    tail = b""
     for block in reply.iter_bytes():
-        *lines, rest = (rest + block).split(b"\n")
+        *lines, tail = (tail + block).split(b"\n")
         yield from lines
-    yield rest
+    yield tail
 
 
 def _message(reply: httpx.Response) -> str:

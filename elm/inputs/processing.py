@@ -122,8 +122,8 @@ class ElmProcessor(ProcessorMixin):
 
     def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
         if len(lines) != (ecgs if self.measured else 0):
-            made = f"but the processor was made with measured={self.measured}"
-            raise ValueError(f"{len(lines)} lines of measured features are given for {ecgs} ECGs, {made}")
+            expected = f"but the processor was made with measured={self.measured}"
+            raise ValueError(f"{len(lines)} lines of measured features are given for {ecgs} ECGs, {expected}")
 
     def _content(self, content: str | Sequence[Part], ecgs: Iterator[tuple[int, str]]) -> str:
         if isinstance(content, str):

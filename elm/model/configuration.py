@@ -111,7 +111,7 @@ class ElmConfig(PreTrainedConfig):
 
     @classmethod
     def of_folder(cls, folder: Path | str) -> ElmConfig:
-        """The same from a saved model's folder; raises as `of_saved`, naming the folder."""
+        """Read from a saved model's folder; raises as `of_saved`, naming the folder."""
         try:
             return cls.of_saved(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
         except ValueError as error:

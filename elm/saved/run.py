@@ -86,7 +86,7 @@ class SavedRun:
 
     @property
     def processor(self) -> ElmProcessor:
-        """Its processor."""
+        """Processor of the model."""
         return self._loaded[1]
 
     def stores(self, questions: QuestionSet) -> Stores:

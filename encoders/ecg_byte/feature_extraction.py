@@ -48,9 +48,9 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
         self._number = {token: number for number, token in enumerate(self._byte.table.llm_order)}
 
     @classmethod
-    def from_config(cls, config: EcgByteConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration; `own` as in `own_settings`."""
-        extractor, wanted = cls(**own), (config.vocabulary, config.budget, config.zero_token)
+    def from_config(cls, config: EcgByteConfig, **extra: Any) -> Self:
+        """The extractor for an encoder with this configuration; `extra` are `own_settings`."""
+        extractor, wanted = cls(**extra), (config.vocabulary, config.budget, config.zero_token)
         if (sizes := extractor.config()) != wanted:
             raise ValueError(f"the tokenizer has (vocabulary, budget, zero_token) = {sizes}, not {wanted}")
         return extractor

@@ -152,10 +152,10 @@ class QrsTokenizer(EcgFeatureExtractor):
         self.max_words, self.word_length = max_words, word_length
 
     @classmethod
-    def from_config(cls, config: HeartLangConfig, **own: Any) -> Self:
-        """The tokenizer for an encoder with this configuration; `own` as in `own_settings`."""
+    def from_config(cls, config: HeartLangConfig, **extra: Any) -> Self:
+        """The tokenizer for an encoder with this configuration; `extra` are `own_settings`."""
         names = ("output", "sampling_rate", "seconds", "max_words", "word_length")
-        return cls(**{name: vars(config)[name] for name in names}, **own).with_leads(config, "num_leads")
+        return cls(**{name: vars(config)[name] for name in names}, **extra).with_leads(config, "num_leads")
 
     def features(self, ecg: Ecg) -> Features:
         """`words`, `in_chan`, `in_time` and `token_mask` bool `[T]` of one recording."""

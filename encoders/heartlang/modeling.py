@@ -40,10 +40,10 @@ class HeartLangWordEmbedding(nn.Module):
     def forward(self, words: Tensor) -> Tensor:
         """`[B, N, samples] -> [B, N, D]`."""
         # As three products of matrices: torch's convolution first copies the words to pad them, and is slower.
-        left, own, right = self.tokenConv.weight.unbind(-1)
-        turned = F.linear(words, torch.cat([left, own, right]))  # [B, N, 3 D]
-        left, own, right = turned.chunk(3, dim=-1)
-        return left.roll(1, dims=1) + own + right.roll(-1, dims=1)
+        left, centre, right = self.tokenConv.weight.unbind(-1)
+        turned = F.linear(words, torch.cat([left, centre, right]))  # [B, N, 3 D]
+        left, centre, right = turned.chunk(3, dim=-1)
+        return left.roll(1, dims=1) + centre + right.roll(-1, dims=1)
 
 
 class HeartLangAttention(nn.Module):

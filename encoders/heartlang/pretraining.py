@@ -246,18 +246,18 @@ SMALL_VQ = SMALL | {"decoder_layers": 1, "codebook_size": 64, "code_dim": 16}  #
 
 
 def new_masked_model(
-    vqhbr: HeartLangVQ, tokenizer: QrsTokenizer, settings: Settings, own: Settings
+    vqhbr: HeartLangVQ, tokenizer: QrsTokenizer, settings: Settings, extra: Settings
 ) -> tuple[HeartLangForMaskedSentence, QrsTokenizer]:
     """An untrained model that guesses a VQ-HBR's codes, and its tokenizer, which cuts the same words.
 
-    Settings are fields of `HeartLangConfig`, and `own` those of the tokenizer.
+    Settings are fields of `HeartLangConfig`, and `extra` those of the tokenizer.
 
     Raises:
         ValueError: These contradict the VQ-HBR's.
     """
     sizes = {name: vars(vqhbr.config)[name] for name in _SHAPE} | {"vocab_size": vqhbr.config.codebook_size}
     cutting = tokenizer.own_values()
-    wanted = settings | (QrsTokenizer(**own).own_values() if own else {})
+    wanted = settings | (QrsTokenizer(**extra).own_values() if extra else {})
     for name, value in (sizes | cutting).items():
         if name in wanted and wanted[name] != value:
             raise ValueError(

@@ -56,7 +56,7 @@ class Sentences(Dataset[dict[str, torch.Tensor]]):
         return {"words": torch.from_numpy(words), "in_chan": in_chan, "in_time": in_time}
 
     def spread(self, limit: int) -> Self:
-        """At most `limit` of them, evenly over all."""
+        """Pick at most `limit` recordings, evenly over all."""
         some = evenly(range(len(self)), limit)
         return replace(self, records=[self.records[i] for i in some], places=self.places[some])
 

@@ -82,16 +82,16 @@ class Alignment:
 
 def _compared(similarity: Column, others: NDArray[np.bool_]) -> dict[str, Pair]:
     """What cosines `[N, N]` of all recordings and reports tell."""
-    own, count = similarity.diagonal(), others.sum(axis=1)
+    matching, count = similarity.diagonal(), others.sum(axis=1)
     mean = (similarity * others).sum(axis=1) / np.maximum(count, 1)
-    ahead = ((similarity > own[:, None]) & others).sum(axis=1)
+    ahead = ((similarity > matching[:, None]) & others).sum(axis=1)
     compared = (count > 0).astype(float)
     return {
-        "own_similarity": (own * compared, compared),
+        "own_similarity": (matching * compared, compared),
         "other_similarity": (mean * compared, compared),
-        "alignment_gap": ((own - mean) * compared, compared),
-        "own_report_preferred": _wins(similarity, own, others),
-        "own_recording_preferred": (_wins(similarity.T, own, others.T)[0], count),
+        "alignment_gap": ((matching - mean) * compared, compared),
+        "own_report_preferred": _wins(similarity, matching, others),
+        "own_recording_preferred": (_wins(similarity.T, matching, others.T)[0], count),
         "own_report_in_ten": ((ahead < 10) * compared, compared),
         "by_chance_in_ten": (np.minimum(1, 10 / (count + 1)) * compared, compared),
     }
@@ -103,9 +103,9 @@ def _first(allowed: NDArray[np.bool_], start: int) -> int:
     return int((start + np.argmax(turned)) % len(allowed))
 
 
-def _wins(scores: Floats, own: Floats, others: NDArray[np.bool_]) -> Pair:
+def _wins(scores: Floats, matching: Floats, others: NDArray[np.bool_]) -> Pair:
     """How many others in each row score less than its own, a tie being half, and how many there are."""
-    less = (scores < own[:, None]) + 0.5 * (scores == own[:, None])
+    less = (scores < matching[:, None]) + 0.5 * (scores == matching[:, None])
     return (less * others).sum(axis=1), others.sum(axis=1).astype(float)
 
 

@@ -57,10 +57,10 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
         self.layout, self.missing_leads = layout, missing_leads
 
     @classmethod
-    def from_config(cls, config: MelpConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration; `own` may be `leads`, `layout` and `missing_leads`."""
+    def from_config(cls, config: MelpConfig, **extra: Any) -> Self:
+        """The extractor for an encoder with this configuration; `extra` are `leads`, `layout`, `missing_leads`."""
         sizes = config.sampling_rate, config.seconds, config.output, config.max_tokens, config.hop
-        return cls(*sizes, **own).with_leads(config)
+        return cls(*sizes, **extra).with_leads(config)
 
     def features(self, ecg: Ecg) -> Features:
         """`ecg_values` float32 `[12, samples]` and `token_mask` bool `[T]` of one recording."""

@@ -24,9 +24,9 @@ def processes(training: bool) -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, own: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own.contiguous())
+    def forward(ctx: FunctionCtx, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
@@ -36,12 +36,12 @@ class _Gather(torch.autograd.Function):
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather(own: torch.Tensor, training: bool) -> torch.Tensor:
+def gather(rows: torch.Tensor, training: bool) -> torch.Tensor:
     """The rows of all processes, `[B, ...] -> [processes * B, ...]`, in order of their ranks, with gradients.
 
-    Outside of training, or with one process, `own` itself. Shapes must be the same in all processes.
+    Outside of training, or with one process, `rows` itself. Shapes must be the same in all processes.
     """
-    return _Gather.apply(own) if processes(training) > 1 else own
+    return _Gather.apply(rows) if processes(training) > 1 else rows
 
 
 def check_batches(batch: int, training: bool, device: torch.device) -> None:

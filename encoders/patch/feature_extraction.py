@@ -51,12 +51,12 @@ class PatchFeatureExtractor(EcgFeatureExtractor):
         self.normalize, self.scale, self.patches = normalize, scale, patches
 
     @classmethod
-    def from_config(cls, config: PatchConfig, **own: Any) -> Self:
-        """The extractor for an encoder with this configuration; `own` may be `leads`, `normalize` and `scale`."""
+    def from_config(cls, config: PatchConfig, **extra: Any) -> Self:
+        """The extractor for an encoder with this configuration; `extra` are `leads`, `normalize` and `scale`."""
         # The plain convolutional encoder has this extractor too, and tokens of all leads.
         patches = config.patches if isinstance(config, PatchConfig) else "time"
         sizes = config.sampling_rate, config.seconds, config.patch_size
-        return cls(*sizes, patches=patches, **own).with_leads(config)
+        return cls(*sizes, patches=patches, **extra).with_leads(config)
 
     def features(self, ecg: Ecg) -> Features:
         """`ecg_values` float32 `[leads, samples]` and `token_mask` bool `[T]` of one recording."""

@@ -173,7 +173,7 @@ class ModelResponder:
         ids = [torch.tensor(self._ids(text), device=mask.device) for _, text in pairs]
         tokens = pad_sequence(ids, batch_first=True)  # [N, L]
         is_token = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True).bool()
-        hidden = last[rows][:, None]  # foretells the first token
+        hidden = last[rows][:, None]  # predicts the first token
         if tokens.shape[1] > 1:
             before = mask[rows]
             out = self.model.model(

@@ -41,13 +41,13 @@ class Audit:
         return np.asarray(self.question % GROUPS)
 
 
-def draw(asked: int, patients: int, rng: np.random.Generator) -> Audit:
+def draw(questions: int, patients: int, rng: np.random.Generator) -> Audit:
     """A simulated audit. Patients' ECGs are unequally hard to read (beta-distributed, mean `MISREAD`)."""
-    question, patient = rng.integers(QUESTIONS, size=asked), rng.integers(patients, size=asked)
+    question, patient = rng.integers(QUESTIONS, size=questions), rng.integers(patients, size=questions)
     p_yes = rng.uniform(0.1, 0.9, QUESTIONS)
-    answer = (rng.random(asked) < p_yes[question]).astype(int)
-    misread = rng.random(asked) < rng.beta(1, (1 - MISREAD) / MISREAD, patients)[patient]
-    donor = np.full(asked, -1)
+    answer = (rng.random(questions) < p_yes[question]).astype(int)
+    misread = rng.random(questions) < rng.beta(1, (1 - MISREAD) / MISREAD, patients)[patient]
+    donor = np.full(questions, -1)
     for text in range(QUESTIONS):
         yes, no = (rng.permutation(np.flatnonzero((question == text) & (answer == a))) for a in (1, 0))
         count = min(len(yes), len(no))

@@ -15,8 +15,8 @@ LEADS = ("II", "V1", "V5")
 
 def examples(questions: QuestionSet, lines: Sequence[Line], seed: int, count: int = 4) -> list[Example]:
     """Flip pairs to be shown, each of another group, with their ECGs: drawn at random, right answered or not."""
-    asked = by_condition(lines)
-    real, flip = asked.get("real", {}), asked.get("swap-flip", {})
+    by_name = by_condition(lines)
+    real, flip = by_name.get("real", {}), by_name.get("swap-flip", {})
     rng = np.random.default_rng(seed)
     ids = sorted(id for id in real.keys() & flip.keys() if len(real[id].ecgs) == 1 and not real[id].control)
     by_group: dict[str, Example] = {}

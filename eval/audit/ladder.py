@@ -71,7 +71,7 @@ class Finding(NamedTuple):
 
 
 def verify_rows(rows: Sequence[Row]) -> list[Row]:
-    """Those of some rows that ask a yes/no question about one ECG and are no control, sorted by id."""
+    """Rows that ask a yes/no question about one ECG and are no control, sorted by id."""
     fit = (row for row in rows if len(row["ecgs"]) == 1 and not row["control"] and row["answer"] in (["yes"], ["no"]))
     return sorted(fit, key=lambda row: row["id"])
 
@@ -134,8 +134,8 @@ def _findings(
                 "to all yes/no questions about one ECG first"
             )
     if shared := {row["patient_ids"][0] for row in train} & {row["patient_ids"][0] for row in test}:
-        known = "in training and held out: a probe would know whom it is asked about"
-        raise ValueError(f"patient {min(shared)} is {known}")
+        leak = "in training and held out: a probe would know whom it is asked about"
+        raise ValueError(f"patient {min(shared)} is {leak}")
     by_question: dict[tuple[object, ...], tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
     for part, some in enumerate((train, test)):
         for row in some:
@@ -168,7 +168,7 @@ def _listed(names: Sequence[str], most: int = 10) -> str:
 
 
 def _drawn(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """At most so many rows, of both answers the same number where there are as many."""
+    """Pick at most so many rows, as many of one answer as of the other where there are enough."""
     mixed = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
     yes = np.array(_yes(mixed), dtype=bool)
     rank = np.where(yes, np.cumsum(yes), np.cumsum(~yes))  # of each row among those with its answer

@@ -66,13 +66,13 @@ class Plan:
         rows = [row for row in rows if all(by_id is None or row["id"] in by_id for by_id in (donors, other))]
         donor_of_row = None if donors is None else [donors[row["id"]] for row in rows]
         other_of_row = None if other is None else [other[row["id"]] for row in rows]
-        asked = [self._asked(row, responder.scores, (donors or {}).get(row["id"]), planted) for row in rows]
+        entries = [self._asked(row, responder.scores, (donors or {}).get(row["id"]), planted) for row in rows]
         questions = [
             journals.Question(row, about.options, answer_text(about.row["answer"]))
-            for row, about in zip(apply(name, rows, donor_of_row, other_of_row), asked)
+            for row, about in zip(apply(name, rows, donor_of_row, other_of_row), entries)
         ]
         answers = journals.ask_all(responder, name, questions, journal, batch_size)
-        return [line(label or name, about, answer, self.key) for about, answer in zip(asked, answers, strict=True)]
+        return [line(label or name, about, answer, self.key) for about, answer in zip(entries, answers, strict=True)]
 
     def _asked(self, row: Row, scores: bool, donor: Donor | None, planted: Mapping[str, Planted]) -> Asked:
         patients = set() if donor is None else {self.questions.patient_of[ecg] for ecg in donor.ecgs}
@@ -155,7 +155,7 @@ def with_simulated(questions: QuestionSet) -> QuestionSet:
 
 
 def sample(rows: Sequence[Row], limit: int | None, seed: int) -> list[Row]:
-    """At most `limit` rows, one from each template in turn, in their old order; which ones depends on the seed only."""
+    """Pick at most `limit` rows, one from each template in turn, by the seed alone; their order stays."""
     if limit is None or limit >= len(rows):
         return list(rows)
     if limit < 1:

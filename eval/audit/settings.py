@@ -19,7 +19,7 @@ class AuditSettings:
     """Settings of `python -m eval.ablation`; `draws` is the number of resamples of the intervals."""
 
     model: Path = option("folder of a trained model, or its hub id", metavar="DIR")
-    seed: int = option("of donors, sample and resamples", default=0, repeated="always")
+    seed: int = option("seed of donors, sample and resamples", default=0, repeated="always")
     conditions: Sequence[str] | None = option(
         f"what to do to the ECG: {', '.join(CONDITIONS)} (default: {', '.join(FAST)})",
         default=None,
@@ -76,7 +76,7 @@ class SuperClassSettings:
     model: Path = option("folder of a trained model", metavar="DIR")
     ptbxl: Path | None = option("other recordings, in PTB-XL's layout", default=None, metavar="DIR")
     folds: tuple[int, ...] = option("which of them (default: held out)", default=(), metavar="N")
-    seed: int = option("of donors, resamples and the CNN", default=0)
+    seed: int = option("seed of donors, resamples and the CNN", default=0)
     out: Path | None = option("default: MODEL/ablation/super-classes.json", default=None, metavar="FILE")
 
 
@@ -91,7 +91,7 @@ def _size(text: str) -> tuple[int, int]:
 class CalibrateSettings:
     """Settings of `python -m eval.calibrate`."""
 
-    audits: int = option("of each size", default=200, metavar="N")
+    audits: int = option("simulated audits of each size", default=200, metavar="N")
     sizes: Sequence[tuple[int, int]] = option(
         "default: " + " ".join(f"{questions}x{patients}" for questions, patients in SIZES),
         default=SIZES,

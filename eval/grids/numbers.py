@@ -91,7 +91,7 @@ def compared(
 
 
 def _by_condition(answers: Answers, train: str, seed: int) -> dict[str, Lines]:
-    """Under each condition, the answers of one model to ordinary questions, by question."""
+    """Answers of one model to ordinary questions, by condition and question."""
     if (train, seed) not in answers:
         raise ValueError(f"the grid has no answers of the model trained on {train}, seed {seed}: train and ask it")
     lines: dict[str, dict[str, Line]] = {infer: {} for infer in INFER_CONDITIONS}

@@ -50,7 +50,7 @@ class Finetuning:
             raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
 
     def to_json(self) -> dict[str, float]:
-        """These settings and the fixed ones, as a report has them."""
+        """Settings, the fixed ones included, as a report has them."""
         return {**asdict(self), "weight_decay": WEIGHT_DECAY, "warm_up": WARM_UP, "clip": CLIP}
 
 

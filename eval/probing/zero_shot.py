@@ -101,7 +101,7 @@ def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
 
 
 def random_like(loaded: TextAndEcg, seed: int) -> TextAndEcg:
-    """The same architecture with weights drawn anew on both sides: what ranking by such a model is worth."""
+    """A model of the same architecture whose weights are drawn anew on both sides: the baseline of a ranking."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = type(loaded.model)(copy.deepcopy(loaded.model.config)).eval()

@@ -55,7 +55,7 @@ def purpose(report: Report) -> str:
     return words("purpose", again=again)
 
 
-def asked(report: Report) -> str:
+def question_count(report: Report) -> str:
     """Number of questions and patients, in a sentence."""
     about, overall = report.about, report.overall
     text = f"{overall.n:,} held-out questions about {overall.patients:,} patients of {about.dataset}"

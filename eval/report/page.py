@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from eval.report.headline import DISCLAIMER, VERDICTS, asked, headline, model_name, purpose, reasons
+from eval.report.headline import DISCLAIMER, VERDICTS, headline, model_name, purpose, question_count, reasons
 from eval.report.parts import Section
 from eval.report.strips import Example, strips
 from eval.scoring.results import Report
@@ -34,7 +34,7 @@ def page(
         headline=headline(report),
         reasons=reasons(report),
         purpose=purpose(report),
-        asked=asked(report),
+        question_count=question_count(report),
         disclaimer=DISCLAIMER,
         rule=first,
         sections=others,

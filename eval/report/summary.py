@@ -76,10 +76,10 @@ def _card(report: Report, evidence: Evidence | None) -> str:
     lines += ["| the model is given | right about the question's own ECG |", "|---|---|"]
     for label, share, limits in shares:
         lines.append(f"| {label} | {percent(share)}{_limits(limits, lambda limit: f'{100 * limit:.1f}')} |")
-    asked = f"{overall.n:,} questions about {overall.patients:,} held-out patients"
+    about = f"{overall.n:,} questions about {overall.patients:,} held-out patients"
     if report.about.limit is not None:
-        asked += f", a sample of {report.about.available:,}"
-    return "\n".join([*lines, "", f"{asked}. Intervals are 95 %, by patient."])
+        about += f", a sample of {report.about.available:,}"
+    return "\n".join([*lines, "", f"{about}. Intervals are 95 %, by patient."])
 
 
 def _limits(limits: Interval, in_words: Callable[[float], str] = points) -> str:

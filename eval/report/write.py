@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.support.files import written_whole
 from eval.report.figures import FIGURES, draw
-from eval.report.headline import DISCLAIMER, asked, headline, model_name, reasons
+from eval.report.headline import DISCLAIMER, headline, model_name, question_count, reasons
 from eval.report.page import page
 from eval.report.parts import Command, Facts, Items, Part, Picture, Section, Table, Terms, markdown_table
 from eval.report.sections import sections
@@ -73,7 +73,7 @@ def markdown(report: Report, sections: Sequence[Section]) -> str:
     parts = [
         f"# Does {_safe(model_name(report))} read the ECG?",
         _safe(" ".join([f"**{headline(report)}**", *reasons(report)])),
-        _safe(f"Asked: {asked(report)}."),
+        _safe(f"Asked: {question_count(report)}."),
         f"**{DISCLAIMER}**",
     ]
     for section in sections:

@@ -64,11 +64,11 @@ def lift(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> dict[str, L
 def judge(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> ModelVerdict | None:
     """The verdict on the answers to these questions; None without answers about the real ECG."""
     real = lines.get("real", {})
-    asked = [id for id in ids if id in real]
-    groups = [real[id].group or real[id].attribute or "other" for id in asked]
+    answered = [id for id in ids if id in real]
+    groups = [real[id].group or real[id].attribute or "other" for id in answered]
     if all(group == NOISE for group in groups):
         return None
-    return verdict(_answers(lines, asked), groups, (NOISE,), draws, seed)
+    return verdict(_answers(lines, answered), groups, (NOISE,), draws, seed)
 
 
 def _answers(lines: Lines, ids: Sequence[str]) -> Answers:

@@ -83,8 +83,8 @@ def shapley(lines: Lines, ids: Sequence[str]) -> Shapley | None:
     coalitions = {"both": "real", "question": "swap", "ecg": "question-swap", "neither": "both-swap"}
     if not all(condition in lines for condition in coalitions.values()):
         return None
-    asked = [lines[condition] for condition in coalitions.values()]
-    answers = [[by_id[id] for by_id in asked] for id in ids if all(id in by_id for by_id in asked)]
+    coalition_lines = [lines[condition] for condition in coalitions.values()]
+    answers = [[by_id[id] for by_id in coalition_lines] for id in ids if all(id in by_id for by_id in coalition_lines)]
     # One row for each closed question that was scored under all.
     right = [row for some in answers if None not in (row := [likeliest_is_right(line) for line in some])]
     if not right:

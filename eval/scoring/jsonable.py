@@ -58,7 +58,7 @@ class Json:
         return make(**values)
 
     def rounded(self) -> Self:
-        """The same with every number rounded as a report keeps it; NaN, which JSON cannot hold, as None."""
+        """A copy with every number rounded as a report keeps it; NaN, which JSON cannot hold, as None."""
         numbers = {
             field.name: _rounded(getattr(self, field.name))
             for field in dataclasses.fields(self)

@@ -94,9 +94,9 @@ class Key:
         )
 
 
-def line(condition: str, asked: Asked, answer: Answer, key: Key) -> Line:
+def line(condition: str, question: Asked, answer: Answer, key: Key) -> Line:
     """The scored line of one answer."""
-    row, donor = asked.row, asked.donor
+    row, donor = question.row, question.donor
     right = score.answer_set(row["answer"])
     unscored = Line(
         condition=condition,
@@ -111,15 +111,15 @@ def line(condition: str, asked: Asked, answer: Answer, key: Key) -> Line:
         ecgs=row["ecgs"],
         answer=row["answer"],
         donors=[] if donor is None else donor.ecgs,
-        donor_patients=asked.donor_patients,
+        donor_patients=question.donor_patients,
         shown_answer=row["answer"] if donor is None else donor.answer or None,
         prediction=answer.text,
-        options=asked.options,
+        options=question.options,
         logp=answer.logp,
         gold_logp=answer.gold_logp,
         majority_right=key.majority_by_type(row) == right,
         majority_by_question_right=key.majority_by_question(row) == right,
-        planted=asked.planted,
+        planted=question.planted,
     )
     return scored(unscored, key.vocabulary)
 

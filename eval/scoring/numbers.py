@@ -39,12 +39,12 @@ def measure(lines: Lines, about: About) -> Report:
         ValueError: No ordinary question was asked.
     """
     draws, seed = about.draws, about.seed
-    asked = {
+    compared = {
         condition: {id: line for id, line in by_id.items() if line.question_type != REPORT}
         for condition, by_id in lines.items()
         if condition not in APART
     }
-    questions = {id: line for by_id in asked.values() for id, line in by_id.items()}
+    questions = {id: line for by_id in compared.values() for id, line in by_id.items()}
     ordinary = [id for id, line in questions.items() if not line.control]
     if not ordinary:
         raise ValueError(f"of {len(questions)} questions none is other than a control: there is no headline")
@@ -54,20 +54,20 @@ def measure(lines: Lines, about: About) -> Report:
         for id in ids:
             groups[key(questions[id])].append(id)
         # Names are all text or all numbers, and each sorts among its like.
-        return {str(name): block(asked, groups[name], draws, seed) for name in sorted(groups) if name != ""}
+        return {str(name): block(compared, groups[name], draws, seed) for name in sorted(groups) if name != ""}
 
     controls = grouped(questions, lambda line: line.control)
     return Report(
         about=about,
-        verdict=flips.judge(asked, ordinary, draws, seed),
-        overall=block(asked, ordinary, draws, seed),
+        verdict=flips.judge(compared, ordinary, draws, seed),
+        overall=block(compared, ordinary, draws, seed),
         excluded_controls=list(controls),
         by_type=_corrected(grouped(ordinary, lambda line: line.question_type)),
         by_group=grouped(ordinary, lambda line: line.group),
         by_attribute=grouped(ordinary, lambda line: line.attribute),
         by_template=grouped(ordinary, lambda line: line.template_id),
         controls=controls,
-        findings=instruments.findings(asked, draws, seed),
+        findings=instruments.findings(compared, draws, seed),
         shapley=instruments.shapley(lines, ordinary),
         dose_response=instruments.dose_response(lines.get("planted", {}), draws, seed),
         reports=instruments.reports(lines, draws, seed),
@@ -76,11 +76,11 @@ def measure(lines: Lines, about: About) -> Report:
 
 def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Block:
     """The numbers of one group of questions."""
-    asked = {condition: [by_id[id] for id in ids if id in by_id] for condition, by_id in lines.items()}
-    asked = {condition: some for condition, some in asked.items() if some}
+    present = {condition: [by_id[id] for id in ids if id in by_id] for condition, by_id in lines.items()}
+    present = {condition: some for condition, some in present.items() if some}
     first = [next(by_id[id] for by_id in lines.values() if id in by_id) for id in ids]
     clusters = clusters_of(first)
-    whole = {c: right_answers(some) for c, some in asked.items() if len(some) == len(ids) and c != "swap-flip"}
+    whole = {c: right_answers(some) for c, some in present.items() if len(some) == len(ids) and c != "swap-flip"}
     columns = {
         "majority": flags([line.majority_right for line in first]),
         "majority_by_question": flags([line.majority_by_question_right for line in first]),
@@ -94,7 +94,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Block:
         name: Difference(float(gap.mean()), interval, len(ids))
         for (name, gap), interval in zip(gaps.items(), intervals[len(columns) :])
     }
-    for condition, some in asked.items():
+    for condition, some in present.items():
         if condition in whole:
             continue
         columns[condition] = right_answers(some)
@@ -106,7 +106,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Block:
     return Block(
         n=len(ids),
         patients=len(patients_of(clusters)),
-        conditions={c: _condition(some, shares[c], limits[c]) for c, some in asked.items()},
+        conditions={c: _condition(some, shares[c], limits[c]) for c, some in present.items()},
         majority=shares["majority"],
         majority_by_question=shares["majority_by_question"],
         majority_interval=limits["majority_by_question"],
@@ -114,7 +114,7 @@ def block(lines: Lines, ids: Sequence[str], draws: int, seed: int) -> Block:
         flips=flips.flips(lines, ids, seed),
         changed=flips.changed(lines, ids),
         lift=flips.lift(lines, ids, draws, seed),
-        verify=instruments.verify(asked.get("real", [])),
+        verify=instruments.verify(present.get("real", [])),
         swap_test=_swap_test(gaps["swap"], clusters, seed) if "swap" in gaps else None,
     )
 

@@ -91,7 +91,7 @@ def _f1(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Text
 
 
 def installed() -> list[str]:
-    """Those of BLEU, ROUGE and token F1 that need no package that is not here."""
+    """Names of the metrics among BLEU, ROUGE and token F1 whose packages are installed."""
     packages = {"bleu": "sacrebleu", "rouge": "rouge_score"}
     return [name for name in METRICS[:3] if name not in packages or find_spec(packages[name]) is not None]
 

@@ -3,7 +3,7 @@
     python -m eval.speed PART [options of the part]
 
 Every file in this folder is a part: the first line of its docstring says what it times, its `main` does so. It takes
-its settings, which are in `__init__.py` lest `--help` wait for torch, or else the words of the command line.
+its settings, which are in `__init__.py` so that `--help` need not wait for torch, or else the command line's words.
 """
 
 import argparse

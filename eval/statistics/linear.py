@@ -179,7 +179,7 @@ def _coordinates(features: Features, max_width: int, seed: int) -> tuple[Array, 
 
 
 def _least_loss(x: Array, y: Array, fold: NDArray[np.int64], path: Array, findings: Sequence[int]) -> NDArray[np.int64]:
-    """For each finding the place in `path`, from strong to weak, whose log loss on patients left out is least."""
+    """Place in `path`, from strong to weak, with the least log loss on patients left out, for each finding."""
     loss, judged = np.zeros((len(path), y.shape[1])), np.zeros(y.shape[1])
     for part in np.unique(fold):
         out = fold == part

@@ -1,4 +1,4 @@
-"""Whose answers go together: the one place where answers meet patients, and the resamples of patients."""
+"""Clusters of answers by patient: the one place where answers meet patients, and the resamples of patients."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Partition:
         return np.asarray(np.bincount(self.group_of, values, self.groups), dtype=np.float64)
 
     def group_weights(self, weights: Floats) -> Iterator[tuple[Indices, Floats]]:
-        """From patients' weights `[b, patients]`, those of the groups: numbers `[m]` and weights `[b, m]` by size."""
+        """Weights of groups from those of patients `[b, patients]`: numbers `[m]` and weights `[b, m]`, by size."""
         for groups, members in self.by_size:
             together = weights[:, members[:, 0]]
             for column in members.T[1:]:
@@ -79,7 +79,7 @@ def partition_of(clusters: Clusters, answers: int) -> Partition:
 
 
 def units_of(clusters: Clusters) -> list[tuple[str, ...]]:
-    """The same clusters with one name for patients who only ever occur together: they are one, and count as one."""
+    """Clusters with one name for patients who only ever occur together: they are one, and count as one."""
     sets = [_patients_in(cluster) for cluster in clusters]
     answers_of: dict[str, list[int]] = {}
     for i, names in enumerate(sets):

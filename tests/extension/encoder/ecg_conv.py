@@ -40,8 +40,8 @@ class ConvFeatureExtractor(EcgFeatureExtractor):
         self.seconds = seconds
 
     @classmethod
-    def from_config(cls, config, **own):
-        return cls(config.seconds, **own)
+    def from_config(cls, config, **extra):
+        return cls(config.seconds, **extra)
 
     def features(self, ecg):
         signal = first_seconds(ecg, LEADS, RATE, self.seconds)  # [12, samples], mV
