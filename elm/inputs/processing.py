@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain, groupby
 from typing import Any, cast
 
@@ -112,13 +113,19 @@ class ElmProcessor(ProcessorMixin):
             ValueError: The number of ECGs differs from the number of ECG parts, or the chat template refuses the
                 conversation or rewrites earlier turns, so that no span can be located.
         """
+        texts = [{"role": role, "content": text} for role, text in self._texts(messages, counts, lines)]
+        return locate(self.tokenizer, self.chat_template, texts, add_generation_prompt)
+
+    def _texts(
+        self, messages: Sequence[Message], counts: Sequence[int], lines: Sequence[str] = ()
+    ) -> tuple[tuple[str, str], ...]:
+        """Role and text of each message, with a placeholder for each token of an ECG."""
         parts = _ecg_parts(messages)
         if parts != len(counts):
             raise ValueError(f"the conversation has {parts} ECG placeholders but {len(counts)} ECGs are given")
         self._check_lines(lines, parts)
         ecgs = iter([(count, lines[i] if self.measured else "") for i, count in enumerate(counts)])
-        texts = [{"role": m["role"], "content": self._content(m["content"], ecgs)} for m in messages]
-        return locate(self.tokenizer, self.chat_template, texts, add_generation_prompt)
+        return tuple((m["role"], self._content(m["content"], ecgs)) for m in messages)
 
     def _check_lines(self, lines: Sequence[str], ecgs: int) -> None:
         if len(lines) != (ecgs if self.measured else 0):
@@ -222,7 +229,7 @@ class ElmProcessor(ProcessorMixin):
                 raise ValueError(f"conversation {number} has {parts} ECG placeholders but {size} ECGs are given")
             place = slice(start, start := start + size)
             row = [
-                self._encode(*self.render(one, counts[place], add_generation_prompt, lines[place]))
+                self._encode(self._texts(one, counts[place], lines[place]), add_generation_prompt)
                 for one in (conversation, *(others[number] if others else ()))
             ]
             rows.append(join(row, self.ecg_token_id) if others else {"input_ids": row[0][0], "labels": row[0][1]})
@@ -254,16 +261,33 @@ class ElmProcessor(ProcessorMixin):
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids an assistant says to answer `text` and end his turn: what `labels` hold of such an answer, in order."""
-        _, labels = self._encode(*self.render([user(0, "?"), assistant(text)], []))
+        _, labels = self._encode(self._texts([user(0, "?"), assistant(text)], []), False)
         return [token for token in labels if token != -100]
 
-    def _encode(self, text: str, spans: list[Span]) -> tuple[list[int], list[int]]:
-        """Ids of the text, and the same with -100 for all that the assistant does not say.
+    def _encode(self, texts: tuple[tuple[str, str], ...], add_generation_prompt: bool) -> tuple[list[int], list[int]]:
+        """Ids of a conversation, and the same with -100 for all that the assistant does not say."""
+        tokenizer = self.tokenizer
+        ids, labels = _encoded(tokenizer, len(tokenizer), self.chat_template, texts, add_generation_prompt)
+        return list(ids), list(labels)
 
-        What lies between the spans' ends is tokenized piece by piece: no token is half a header's and half an answer's,
-        and an answer is asked for after the very tokens it was trained after.
-        """
-        cuts = [0, *(cut for span in spans for cut in span), len(text)]
-        pieces = self.tokenizer([text[a:b] for a, b in zip(cuts, cuts[1:])], add_special_tokens=False)["input_ids"]
-        labels = [[token if i % 2 else -100 for token in piece] for i, piece in enumerate(pieces)]
-        return list(chain(*pieces)), list(chain(*labels))
+
+# In training the same questions are asked about many ECGs: rendering and tokenizing them is a fifth of a small step.
+@lru_cache(maxsize=8192)
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    words: int,  # `len(tokenizer)`: another one once tokens were added
+    template: str | None,
+    texts: tuple[tuple[str, str], ...],
+    add_generation_prompt: bool,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids and labels of a conversation.
+
+    What lies between the spans' ends is tokenized piece by piece: no token is half a header's and half an answer's,
+    and an answer is asked for after the very tokens it was trained after.
+    """
+    messages = [{"role": role, "content": text} for role, text in texts]
+    text, spans = locate(tokenizer, template, messages, add_generation_prompt)
+    cuts = [0, *(cut for span in spans for cut in span), len(text)]
+    pieces = tokenizer([text[a:b] for a, b in zip(cuts, cuts[1:])], add_special_tokens=False)["input_ids"]
+    labels = ([token if i % 2 else -100 for token in piece] for i, piece in enumerate(pieces))
+    return tuple(chain(*pieces)), tuple(chain(*labels))
