@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 
+from elm.training import run
 from recipes import sft_llava
 
 begin = AcceleratorState.__init__
@@ -24,16 +25,16 @@ def init(self, *args, fsdp_plugin=None, **kwargs):
 
 
 AcceleratorState.__init__ = init
-stage = sft_llava.train_stage
+stage = run.train_stage
 
 
 def train_stage(*args, **kwargs):
     trainer = stage(*args, **kwargs)
     assert trainer.is_fsdp_enabled and trainer.accelerator.num_processes == 2
     sharded = [m for m in trainer.model.modules() if isinstance(m, FSDPModule)]
-    assert len(sharded) > 2 or "peft_config" not in kwargs, "the model was not taken apart"
+    assert len(sharded) > 2 or kwargs.get("peft_config") is None, "the model was not taken apart"
     return trainer
 
 
-sft_llava.train_stage = train_stage
+run.train_stage = train_stage
 sft_llava.main(*sft_llava.parse(sys.argv[1:]))
