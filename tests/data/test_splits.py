@@ -6,7 +6,6 @@ import csv
 import gzip
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -246,16 +245,14 @@ def test_real_recordings_of_several_corpora_and_their_copies():
 
 @pytest.mark.slow
 def test_real_pairs_and_planted_copies(tmp_path):
-    """All 1.3 million pairs of real recordings: none is taken for one recording. And the time of it."""
+    """All 1.3 million pairs of real recordings: none is taken for one recording."""
     tool = SHARED.parent / "tools" / "unpack_ptbxl.py"
     if not tool.is_file():
         pytest.skip(f"no real data: {tool} is absent")
     subprocess.run([sys.executable, str(tool), str(tmp_path)], check=True, capture_output=True)
     ptbxl = PtbXl(tmp_path / "ptbxl")
-    started = time.monotonic()
     found = find_duplicates(ptbxl, ptbxl.records, ptbxl.records)
     assert {(pair.train, pair.test) for pair in found} == {(record, record) for record in ptbxl.records}
-    assert time.monotonic() - started < 120
     some = np.random.default_rng(0).choice(ptbxl.records, 100, replace=False).tolist()
     made, hit, wrong = find_planted({name: ptbxl[name] for name in some}, 1)
     assert wrong == 0
