@@ -1,6 +1,7 @@
 """The line of measured features: where it stands, that it goes with its ECG, and that training and asking agree."""
 
 import json
+import re
 import multiprocessing
 
 import numpy as np
@@ -317,7 +318,8 @@ def test_the_line_tells_voltage_which_the_encoder_cannot(tmp_path):
     voltage = cohort.categories["voltage"]
     lines = [as_text(m) for m in MeasuredStore(cohort, cohort.key, tmp_path).get(cohort.records)]
     assert not any(said == NOT_MEASURABLE for said in lines)
-    numbers = np.array([[float(word) for word in said.split("amplitude ")[1].split()[1:-1:2]] for said in lines])
+    sizes = [re.findall(r"\d+\.\d", line.split("amplitude ")[1]) for line in lines]  # mean, and of each lead
+    numbers = np.array(sizes, dtype=float)
     torch.manual_seed(0)
     config = melp_config()
     model, extractor = MelpModel(config).eval(), MelpFeatureExtractor.from_config(config)
