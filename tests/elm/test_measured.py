@@ -1,8 +1,8 @@
 """The line of measured features: where it stands, that it goes with its ECG, and that training and asking agree."""
 
 import json
-import re
 import multiprocessing
+import re
 
 import numpy as np
 import pytest
