@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from data.conversations import synthetic as questions
+from data.conversations import synthetic_words as words
 from data.conversations.rows import user
 from data.experiment.conditions import Altered, apply
 from data.experiment.planted import DOSES, NORMAL, planted_rows
@@ -77,7 +77,7 @@ def test_a_normal_ecg_is_normal(cohort):
 
 
 def test_groups_are_those_of_the_questions(rows):
-    assert all(row["group"] == questions._GROUPS[row["attribute"]] for row in rows)
+    assert all(row["group"] == words.GROUPS[row["attribute"]] for row in rows)
 
 
 def test_the_rate_is_the_dose(curves):
@@ -139,7 +139,7 @@ def test_rows_are_questions_to_be_asked(rows):
     assert apply("planted", rows) == rows
     for row in rows:
         assert row["control"] == "planted" and row["question_type"] == "single-verify"
-        assert row["question"] == questions._VERIFY[0].format(row["attribute"])
+        assert row["question"] == words.VERIFY[0].format(row["attribute"])
         assert row["messages"][0] == user(1, row["question"])
         (record,) = row["ecgs"]
         assert f"{row['parameter']}={row['dose']:g}" in record and row["patient_ids"] == [record.partition("-")[0]]
