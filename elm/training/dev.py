@@ -36,7 +36,7 @@ COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_ques
 STEPS = 2
 _FLAGS = (
     f"--max_steps {STEPS} --warmup_steps 1 --logging_steps 1 --save_steps 1 --per_device_train_batch_size 2 "
-    "--push_to_hub false --threads 1"
+    "--push_to_hub false --threads 1 --dataloader_num_workers 0"  # workers for a handful of rows only take time
 )
 
 
