@@ -51,7 +51,7 @@ class Ecg:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        who = self._who
+        who = self.who
         leads = tuple(canonical_lead(name) for name in self.leads)
         signal = np.array(self.signal, dtype=np.float32)  # a copy: no caller can change a frozen recording
         if signal.ndim != 2 or signal.shape[1] == 0:
@@ -73,7 +73,8 @@ class Ecg:
         return Ecg, (self.signal, self.fs, self.leads, self.record_id, self.patient_id, dict(self.meta))
 
     @property
-    def _who(self) -> str:
+    def who(self) -> str:
+        """What messages call the recording."""
         return f"record {self.record_id!r}" if self.record_id else "ECG"
 
     @property
@@ -96,9 +97,9 @@ class Ecg:
                 stored = bare if bare in self.leads else f"-{bare}"
                 rows.append(-self.signal[self.leads.index(stored)])
             else:
-                raise ValueError(f"{self._who} has no lead {bare}; it has {', '.join(self.leads)}")
+                raise ValueError(f"{self.who} has no lead {bare}; it has {', '.join(self.leads)}")
         if not rows:
-            raise ValueError(f"{self._who}: no lead was asked for; it has {', '.join(self.leads)}")
+            raise ValueError(f"{self.who}: no lead was asked for; it has {', '.join(self.leads)}")
         return replace(self, signal=np.stack(rows), leads=names)
 
     def resample(self, fs: float) -> Self:
@@ -113,7 +114,7 @@ class Ecg:
         """
         first, count = round(start * self.fs), round(seconds * self.fs)
         if start < 0 or count < 1 or first + count > self.signal.shape[1]:
-            raise ValueError(f"{self._who}: cannot crop {seconds} s from {start} s: it lasts {self.duration:g} s")
+            raise ValueError(f"{self.who}: cannot crop {seconds} s from {start} s: it lasts {self.duration:g} s")
         return replace(self, signal=self.signal[:, first : first + count])
 
     def pad(self, seconds: float, value: float = 0.0) -> Self:
@@ -124,7 +125,7 @@ class Ecg:
         """
         missing = round(seconds * self.fs) - self.signal.shape[1]
         if missing < 0:
-            raise ValueError(f"{self._who} lasts {self.duration:g} s, longer than {seconds} s: crop it")
+            raise ValueError(f"{self.who} lasts {self.duration:g} s, longer than {seconds} s: crop it")
         return replace(self, signal=np.pad(self.signal, ((0, 0), (0, missing)), constant_values=value))
 
 

@@ -1,0 +1,219 @@
+"""What is wrong with the signal of a recording, and whether a model may be asked about it: one set of rules and words.
+
+`signal_quality(ecg)` looks at the samples and at what the reader noted about gaps. Commands, the chat page, the server,
+measurements and corpora all decide by it: where no lead can be read, or amplitudes are impossible, the recording is
+refused (`require_readable`); what else is wrong is said and goes with it. It costs about 1 ms for 12 leads of 10 s.
+
+The limits are of signals in millivolts. None of them judges the heart: ventricular fibrillation is a signal.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.ecg import LEADS, Ecg
+
+Grade = Literal["good", "poor", "unreadable"]
+Array = NDArray[np.float64]
+
+FLAT = 0.01  # mV between the highest and the lowest sample of a lead
+PLATEAU = 0.02  # s at the very same extreme value: the amplifier's or the file's limit
+SHORTEST = 1.0  # s: less holds no beat and what follows it
+USUAL = 10.0  # s of a diagnostic recording
+HIGHEST = 20.0  # mV from the middle of a lead; the highest QRS complexes of an adult stay below 10
+SHORT_GAP = 0.2  # s of a lead that a straight line may bridge and the recording still be good
+_ALIKE = 0.5  # of noise: power per Hz at 25 to 100 Hz, relative to that at 1 to 15 Hz, where a heart is
+_UNLIKE = 0.3  # of limb leads that contradict each other: what is left over, relative to the leads themselves
+
+
+@dataclass(frozen=True)
+class SignalQuality:
+    """What is wrong with a signal.
+
+    Attributes:
+        grade: `"good"`, `"poor"` where something may mislead a reader, or `"unreadable"` where no model should be asked.
+        notes: Sentences about what is wrong; a good signal may have some, too (`Only 7 s long.`).
+        readable: Leads that show a signal, in their order.
+    """
+
+    grade: Grade
+    notes: tuple[str, ...] = ()
+    readable: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join(self.notes) or "Nothing is wrong with the signal."
+
+
+def signal_quality(ecg: Ecg) -> SignalQuality:
+    """Judge the signal of a recording in millivolts, all of it."""
+    names = [lead.removeprefix("-") for lead in ecg.leads]
+    if ecg.duration < SHORTEST:
+        return SignalQuality("unreadable", (f"Only {ecg.duration:.3g} s long: it takes {SHORTEST:g} s to read one.",))
+    signal = ecg.signal.astype(np.float64)
+    if too_high := _impossible(signal, names):
+        return SignalQuality("unreadable", (too_high,))
+    dead = {**_silent(signal, ecg.fs, names), **_stuck(signal, names)}  # sentences' beginnings, by lead
+    readable = tuple(lead for lead, name in zip(ecg.leads, names) if name not in dead)
+    harmless = [f"Only {ecg.duration:.3g} s long."] if ecg.duration < USUAL - 0.05 else []
+    if derived := ecg.meta.get("derived_leads"):
+        harmless.append(f"Computed from the other limb leads: {', '.join(derived)}.")
+    gaps: Mapping[str, int] = ecg.meta.get("repaired_samples", {})
+    short = {lead: count / ecg.fs for lead, count in gaps.items() if count <= SHORT_GAP * ecg.fs}
+    harmless += _bridged(short)
+    harmful = [f"Not recorded: {', '.join(missing)}." for missing in [[x for x in LEADS if x not in names]] if missing]
+    harmful += [f"{what}: {', '.join(leads)}." for what, leads in _by_value(dead)]
+    harmful += _bridged({lead: count / ecg.fs for lead, count in gaps.items() if lead not in short})
+    harmful += _cut_off(signal, ecg.fs, names, dead)
+    harmful += _spikes(signal, names)
+    harmful += _contradictions(dict(zip(names, _uninverted(ecg, signal))), dead)
+    if not readable:
+        return SignalQuality("unreadable", (*harmful, *harmless))
+    return SignalQuality("poor" if harmful else "good", (*harmful, *harmless), readable)
+
+
+def require_readable(ecg: Ecg) -> SignalQuality:
+    """The quality of a recording that a model may be asked about.
+
+    Raises:
+        ValueError: Nothing can be read in it; names the record and says why.
+    """
+    quality = signal_quality(ecg)
+    if quality.grade == "unreadable":
+        raise ValueError(f"{ecg.who}: no model can read this recording: {quality}")
+    return quality
+
+
+def _by_value(words: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    for value in dict.fromkeys(words.values()):
+        yield value, [name for name, other in words.items() if other == value]
+
+
+def _bridged(gaps: Mapping[str, float]) -> list[str]:
+    """A sentence about gaps, in s by lead."""
+    listed = ", ".join(f"{lead} ({seconds:.2g} s)" for lead, seconds in gaps.items())
+    return [f"Missing samples, bridged by a straight line: {listed}."] if listed else []
+
+
+def _impossible(signal: Array, names: Sequence[str]) -> str:
+    """Why the numbers of a lead cannot be millivolts; empty where they can."""
+    low, high = np.percentile(signal, (0.5, 99.5), axis=1)
+    worst = int(np.argmax(high - low))
+    if (span := high[worst] - low[worst]) <= HIGHEST:
+        return ""
+    return (
+        f"Lead {names[worst]} spans {span:,.4g} mV, an ECG less than {HIGHEST:g} mV: check units, gain and byte order "
+        "(microvolts called millivolts?)."
+    )
+
+
+def _silent(signal: Array, fs: float, names: Sequence[str]) -> dict[str, str]:
+    """Leads in which there is no heart: flat ones, and those that hold only noise, drift or hum."""
+    found = {name: "Flat" for name, row in zip(names, signal) if np.ptp(row) < FLAT}
+    window = np.hanning(signal.shape[1])
+    level = signal - np.median(signal, axis=1, keepdims=True)
+    slope = np.linspace(0, 1, signal.shape[1]) * (level[:, -1:] - level[:, :1]) + level[:, :1]
+    spectrum = np.fft.rfft((level - slope) * window, axis=1)
+    frequency = np.fft.rfftfreq(signal.shape[1], 1 / fs)
+    power = np.abs(spectrum) ** 2
+    heart = (frequency >= 1) & (frequency <= 15)
+    above = (frequency >= 25) & (frequency <= min(100.0, 0.45 * fs))
+    if above.any():
+        # The median over lines of hum; that of noise's power per line is ln 2 of its mean.
+        noise = np.median(power[:, above], axis=1) / np.log(2)
+        found |= {
+            name: "Noise alone"
+            for name, a, h in zip(names, noise, power[:, heart].mean(axis=1))
+            if a > _ALIKE * h and name not in found
+        }
+    beats = np.fft.irfft(spectrum * ((frequency >= 2) & (frequency <= 45)), signal.shape[1], axis=1)
+    found |= {
+        name: "Only drift or hum"
+        for name, row in zip(names, beats)
+        if np.ptp(row) < FLAT and name not in found
+    }  # fmt: skip
+    return {name: found[name] for name in names if name in found}
+
+
+def _stuck(signal: Array, names: Sequence[str]) -> dict[str, str]:
+    """Leads that are at their highest or lowest value most of the time, and not flat."""
+    ends = (signal == signal.max(axis=1, keepdims=True)) | (signal == signal.min(axis=1, keepdims=True))
+    stuck = (ends.mean(axis=1) > 0.5) & (np.ptp(signal, axis=1) >= FLAT)
+    return {name: "Saturated" for name, yes in zip(names, stuck) if yes}
+
+
+def _cut_off(signal: Array, fs: float, names: Sequence[str], dead: Mapping[str, str]) -> list[str]:
+    """A sentence about leads that stay at their highest or lowest value for `PLATEAU` or longer."""
+    least = max(5, round(PLATEAU * fs))
+    cut = [name for name, row in zip(names, signal) if name not in dead and _is_cut(row, least)]
+    return [f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there."] if cut else []
+
+
+def _is_cut(row: Array, least: int) -> bool:
+    for extreme in (row.max(), row.min()):
+        ends = np.flatnonzero(np.diff(row == extreme, prepend=False, append=False)).reshape(-1, 2)
+        if (ends[:, 1] - ends[:, 0]).max() >= least:
+            return True
+    return False
+
+
+def _spikes(signal: Array, names: Sequence[str]) -> list[str]:
+    """A sentence about leads with rare samples beyond what a heart gives."""
+    reach = np.abs(signal - np.median(signal, axis=1, keepdims=True)).max(axis=1)
+    high = [f"{name} ({mv:.4g} mV)" for name, mv in zip(names, reach) if mv > HIGHEST]
+    return [f"Spikes that no heart makes: {', '.join(high)}."] if high else []
+
+
+# What is zero in every recording: Einthoven's and Goldberger's laws, as weights of the leads.
+_LAWS: tuple[tuple[str, Mapping[str, float]], ...] = (
+    ("II is not I + III", {"I": 1, "III": 1, "II": -1}),
+    ("aVR is not -(I + II) / 2", {"aVR": 1, "I": 0.5, "II": 0.5}),
+    ("aVL is not I - II / 2", {"aVL": 1, "I": -1, "II": 0.5}),
+    ("aVF is not II - I / 2", {"aVF": 1, "II": -1, "I": 0.5}),
+)
+
+
+def _uninverted(ecg: Ecg, signal: Array) -> Array:
+    signs = np.array([-1.0 if lead.startswith("-") else 1.0 for lead in ecg.leads])
+    return signal * signs[:, None]
+
+
+def _contradictions(leads: Mapping[str, Array], dead: Mapping[str, str]) -> list[str]:
+    """A sentence about limb leads that cannot be those of one body, and what would explain them."""
+    limbs = [lead for lead in LEADS[:6] if lead in leads and lead not in dead]
+    if len(limbs) < 3:
+        return []
+    rows = np.stack([leads[lead] for lead in limbs])
+    rows = rows - np.median(rows, axis=1, keepdims=True)
+    products = rows @ rows.T / rows.shape[1]  # all that follows are sums of these
+    broken = _broken(products, limbs)
+    if not broken:
+        return []
+    sentence = f"The limb leads contradict each other: {'; '.join(broken)}."
+    for one, other in combinations(range(len(limbs)), 2):
+        order = list(range(len(limbs)))
+        order[one], order[other] = other, one
+        if not _broken(products[np.ix_(order, order)], limbs):
+            return [f"{sentence} {limbs[one]} and {limbs[other]} look interchanged."]
+    for one in range(len(limbs)):
+        signs = np.ones(len(limbs))
+        signs[one] = -1
+        if not _broken(products * np.outer(signs, signs), limbs):
+            return [f"{sentence} {limbs[one]} looks upside down."]
+    return [f"{sentence} A name, the order or a gain is wrong."]
+
+
+def _broken(products: Array, limbs: Sequence[str]) -> list[str]:
+    """Laws that do not hold, by the mean products of the limb leads `[leads, leads]`, mV^2."""
+    words = []
+    for sentence, weights in _LAWS:
+        if not weights.keys() <= set(limbs):
+            continue
+        w = np.array([weights.get(lead, 0.0) for lead in limbs])
+        size = float((np.abs(w) * np.diag(products)).sum())
+        if w @ products @ w > max((2 * FLAT) ** 2, _UNLIKE**2 * size):
+            words.append(sentence)
+    return words
