@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data.support.commands import command_line
+from data.support.status import command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which --help need not wait for
     from data.ecg import Ecg
@@ -40,6 +41,7 @@ def ask(
     return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = command_line("elm.ask", __doc__)
@@ -54,14 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from data.readers import read_ecg
 
-    try:
-        ecgs = [read_ecg(path, fs=args.fs, units=args.units, leads=args.leads) for path in args.record]
-        import elm
+    ecgs = [read_ecg(path, fs=args.fs, units=args.units, leads=args.leads) for path in args.record]
+    import elm
 
-        model, processor = elm.load(args.model)
-        answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
+    model, processor = elm.load(args.model)
+    answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
     sys.stdout.write(answer + "\n")
 
 

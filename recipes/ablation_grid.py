@@ -18,13 +18,13 @@ inputs.md and inputs.png.
 """
 
 import dataclasses
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.support.parallel import beside
+from data.support.status import mention_traceback, training_command
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import questions_for
 from elm.training import dev
@@ -97,9 +97,9 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:
     """The settings on a command line."""
     argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
-    parser = TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig))
+    parser = mention_traceback(TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig)))
     return parser.parse_args_and_config(dev.with_flags(argv, DEV))
 
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:]))
+    training_command(lambda argv: main(*parse(argv)))()

@@ -15,7 +15,6 @@ audit: the held-out questions, asked with and without the ECG. Research use only
 """
 
 import dataclasses
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet
 from data.support.parallel import beside
+from data.support.status import mention_traceback, training_command
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
@@ -108,9 +108,9 @@ def parse(
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
     argv = argv if "--config" in argv else ["--config", str(default), *argv]
-    parser = TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments))
+    parser = mention_traceback(TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments)))
     return parser.parse_args_and_config(dev.with_flags(argv))
 
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:]))
+    training_command(lambda argv: main(*parse(argv)))()

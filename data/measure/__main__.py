@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.support.commands import command_line
+from data.support.status import command
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """Print what is measured."""
     parser = command_line("data.measure", __doc__)
@@ -24,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from data.readers import read_ecg
 
     names: dict[str, str] = {}
-    try:
-        if args.names:
-            with args.names.open(encoding="utf-8-sig", newline="") as table:
-                names = {row["SNOMEDCTCode"]: row["Dx"] for row in csv.DictReader(table)}
-        ecgs = {path: read_ecg(path, nan="interpolate") for path in dict.fromkeys(args.record)}
-    except (ValueError, OSError, KeyError) as error:
-        parser.exit(2, f"error: {error}\n")
+    if args.names:
+        with args.names.open(encoding="utf-8-sig", newline="") as table:
+            rows = csv.DictReader(table)
+            if missing := {"SNOMEDCTCode", "Dx"} - set(rows.fieldnames or ()):
+                raise ValueError(f"{args.names} has no column {min(missing)}: --names wants SNOMEDCTCode and Dx")
+            names = {row["SNOMEDCTCode"]: row["Dx"] for row in rows}
+    ecgs = {path: read_ecg(path, nan="interpolate") for path in dict.fromkeys(args.record)}
     for (path, ecg), measured in zip(ecgs.items(), measure_many(ecgs, ecgs)):
         labels = ", ".join(names.get(code, code) for code in ecg.meta.get("dx", ()))
         quality = measured.quality + (f" ({measured.reason})" if measured.reason else "")

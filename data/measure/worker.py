@@ -16,6 +16,7 @@ from threading import Lock
 from data.ecg import Ecg, EcgSource
 from data.measure.delineation import VERSION, delineate
 from data.measure.values import Measurements
+from data.support.sentences import Refused
 from data.wire import from_wire, to_wire
 
 
@@ -75,7 +76,7 @@ class Worker:
             assert self._process.stdout is not None
             if not self._process.stdout.readline():
                 self._end()
-                raise RuntimeError(f"a process to measure ECGs in did not start: {sys.executable} -c {self.program!r}")
+                raise Refused(f"a process to measure ECGs in did not start: {sys.executable} -c {self.program!r}")
         return self._process
 
     def _end(self) -> None:

@@ -18,14 +18,12 @@ A command states each flag once, as a field of a frozen dataclass:
 import argparse
 import dataclasses
 import shlex
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field
 from typing import (
     Any,
     ClassVar,
     Literal,
-    Never,
     Protocol,
     TypedDict,
     TypeVar,
@@ -34,6 +32,8 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+
+from data.support.status import mention_traceback
 
 
 class Settings(Protocol):
@@ -74,7 +74,8 @@ def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m name` whose help is its module's docstring: the first paragraph above, the rest below."""
     summary, _, details = (doc or "").partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=details, formatter_class=layout)
+    parser = argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=details, formatter_class=layout)
+    return mention_traceback(parser)
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
@@ -135,12 +136,6 @@ def command_of(name: str, settings: Settings) -> str:
         else:
             words += flag if isinstance(value, bool) else flag + values
     return shlex.join(words)
-
-
-def refuse(reason: BaseException | str, status: int = 2) -> Never:
-    """End the program with a message; exit status 2 is that of a wrong flag."""
-    sys.stderr.write(f"error: {reason}\n" if status == 2 else f"{reason}\n")
-    raise SystemExit(status)
 
 
 def _value_type(hint: Any) -> tuple[Any, bool]:

@@ -17,6 +17,7 @@ from data.card import source_lines, sources_of
 from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
+from data.support.status import mention_traceback
 from elm.saved.arguments import Settings, as_mapping, setting
 from elm.saved.card import DISCLAIMER, template
 from elm.saved.run import DEV_NOTE
@@ -91,7 +92,7 @@ def parse_stages(
     if wrong := sorted(stages.keys() - set(names)):
         raise ValueError(f"{path}: there is no stage {wrong[0]!r}: {', '.join(names)}")
     chosen = argv[argv.index("--stage") + 1] if "--stage" in argv[:-1] else ""
-    parser = TrlParser(tuple(kinds))
+    parser = mention_traceback(TrlParser(tuple(kinds)))
     parser.set_defaults_with_config(**config | stages.get(chosen, {}))
     return tuple(parser.parse_args_into_dataclasses(args=argv))
 
