@@ -9,6 +9,7 @@ Research use only; not a medical device.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def ask(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = command_line("elm.ask", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its hub id")
+    parser.add_argument("model", type=os.path.expanduser, help="folder of a trained model, or its hub id")
     parser.add_argument("record", nargs="+", help="recordings, in the order the question speaks of them")
     parser.add_argument("question", help="what to ask")
     parser.add_argument("--fs", type=float, help="sampling rate in Hz, where the file does not say")

@@ -11,9 +11,8 @@ A model that was not audited is refused. docs/hub.md says more. Research use onl
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data.support.commands import command_line
+from data.support.commands import command_line, home_expanded
 from data.support.hub import check_repo_id
 from data.support.sentences import Refused
 from data.support.status import command
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = commands.add_parser("push", help="a trained model with its card and audit")
     rows = commands.add_parser("push-questions", help="the rows of the questions it was trained on; no recordings")
     for action in (model, rows):
-        action.add_argument("folder", type=Path, metavar="FOLDER", help="folder of a trained model")
+        action.add_argument("folder", type=home_expanded, metavar="FOLDER", help="folder of a trained model")
         action.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the hub; made if it is not there")
         action.add_argument("--private", action="store_true", help="make the repository private")
         action.add_argument("--license", metavar="ID", help="the hub's identifier of a licence, e.g. cc-by-4.0")

@@ -31,11 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from eval.report.write import super_classes_text
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out = settings.out or settings.model / "ablation" / "super-classes.json"
     recordings, numbers = run(settings)
-    with written_whole(out, "w") as file:
+    with written_whole(settings.file, "w") as file:
         json.dump({"model": str(settings.model), "recordings": recordings, **numbers.to_json()}, file, indent=2)
-    print(f"\n{super_classes_text(numbers)}\n\nWritten to {out}")
+    print(f"\n{super_classes_text(numbers)}\n\nWritten to {settings.file}")
 
 
 if __name__ == "__main__":

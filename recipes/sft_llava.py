@@ -31,7 +31,7 @@ from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
 from elm.training.run import Run, share
-from elm.training.settings import check_launch, check_settings, for_dev
+from elm.training.settings import check_folders, check_launch, check_settings, for_dev
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
 from eval.report.headline import finding
@@ -56,6 +56,7 @@ def main(
     check_settings(arguments, training_args, model_args)
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
+    check_folders(training_args.output_dir, arguments.cache_dir)
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):

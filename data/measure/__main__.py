@@ -8,9 +8,8 @@ prints what is measured beside the labels of each record (WFDB, with SNOMED code
 import csv
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data.support.commands import command_line
+from data.support.commands import command_line, home_expanded
 from data.support.status import command
 
 
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print what is measured."""
     parser = command_line("data.measure", __doc__)
     parser.add_argument("record", nargs="+", help="recordings: WFDB records")
-    parser.add_argument("--names", type=Path, help="CSV table of codes (SNOMEDCTCode, Dx) to print labels by name")
+    parser.add_argument("--names", type=home_expanded, help="CSV table (SNOMEDCTCode, Dx) to print labels by name")
     args = parser.parse_args(argv)
 
     from data.measure import as_text, measure_many

@@ -101,7 +101,7 @@ def serve() -> None:
     out, sys.stdout = sys.stdout.buffer, sys.stderr
     out.write(b"ready\n")
     out.flush()
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         while limit := sys.stdin.buffer.readline():
             recording = sys.stdin.buffer.readline()
             faulthandler.dump_traceback_later(float(limit), exit=True, file=nowhere)

@@ -17,9 +17,11 @@ A command states each flag once, as a field of a frozen dataclass:
 
 import argparse
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field
+from pathlib import Path
 from typing import (
     Any,
     ClassVar,
@@ -96,13 +98,19 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> No
             words["action"] = "store_true"
         else:
             literals = get_args(kind) if get_origin(kind) is Literal else None
-            words |= {"type": about.get("parse") or (str if literals else kind), "metavar": about.get("metavar")}
+            kind = str if literals else home_expanded if kind is Path else kind
+            words |= {"type": about.get("parse") or kind, "metavar": about.get("metavar")}
             words["choices"] = about.get("choices") or literals
             if append:
                 words["action"] = "append"
             elif several or (positional and "default" in words):
                 words["nargs"] = "+" if not positional else "*" if several else "?"
         parser.add_argument(field.name if positional else f"--{field.name}", **words)
+
+
+def home_expanded(word: str) -> Path:
+    """A path on a command line, `~` read as the home folder: the shell leaves it in `--out=~/report`."""
+    return Path(os.path.expanduser(word))
 
 
 def settings_from(settings: type[S], args: argparse.Namespace) -> S:

@@ -38,13 +38,13 @@ _TORCH = {
 }
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
 
-_WHERE_A_FOLDER_MUST_BE = "a file is there where a folder must be: name another place"
-_OF_FILES = {  # what is said of an error of the system about a path
-    errno.ENOENT: "no such file or folder",
-    errno.EEXIST: _WHERE_A_FOLDER_MUST_BE,
-    errno.ENOTDIR: _WHERE_A_FOLDER_MUST_BE,
-    errno.EISDIR: "a folder is there where a file must be: name another place",
-    errno.ENAMETOOLONG: "the name is too long: give a shorter one",
+_NO_FOLDER = ("a file is there where a folder must be", "name another place")
+_OF_FILES = {  # what is said in place of the system's words about a path, and what to do
+    errno.ENOENT: ("no such file or folder", ""),
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EISDIR: ("a folder is there where a file must be", "name another place"),
+    errno.ENAMETOOLONG: ("the name is too long", "give a shorter one"),
 }
 _ADVICE = {  # what is added to the system's own words
     errno.ENOSPC: "free some, or write elsewhere",
@@ -79,7 +79,7 @@ def sentence_of(error: BaseException, smaller: str = "") -> str | None:
     if names & _HTTP and not isinstance(error, OSError):  # the hub's errors are both, and explain themselves
         return f"{_url_of(error)}no answer ({words}): is the server running, and the address right?"
     if isinstance(error, OSError):
-        return _of_system(error, words)
+        return ": ".join([_of_system(error, words), *getattr(error, "__notes__", ())])
     if isinstance(error, Refused | ValueError):
         return words
     if isinstance(error, RuntimeError):
@@ -102,13 +102,15 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _of_system(error: OSError, words: str) -> str:
-    place = error.filename2 or error.filename
     if error.errno is None or error.strerror is None:
         return words
+    place, advised = error.filename2 or error.filename, hasattr(error, "__notes__")
     if place is not None and error.errno in _OF_FILES:
-        return f"{os.fsdecode(place) if isinstance(place, bytes) else place}: {_OF_FILES[error.errno]}"
-    known = error.strerror + (f": {_ADVICE[error.errno]}" if error.errno in _ADVICE else "")
-    return known if place is None else f"{os.fsdecode(place) if isinstance(place, bytes) else place}: {known}"
+        problem, advice = _OF_FILES[error.errno]
+    else:
+        problem, advice = error.strerror, _ADVICE.get(error.errno, "")
+    where = [] if place is None else [os.fsdecode(place) if isinstance(place, bytes) else str(place)]
+    return ": ".join([*where, problem, *([advice] if advice and not advised else [])])
 
 
 def _of_encoding(error: UnicodeError) -> str:
