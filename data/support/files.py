@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -40,16 +41,37 @@ def written_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException as error:
         with suppress(OSError):  # as where its folder is a file
             temporary.unlink()
-        if isinstance(error, OSError) and _is_about(error, temporary):
+        if isinstance(error, OSError) and str(error.filename) == str(temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error
+        if (number := _of_the_disk(error)) is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 
-def _is_about(error: OSError, file: Path) -> bool:
-    """Whether an error names this file, or none and is one of the disk."""
-    if error.filename is None:
-        return error.errno in _OF_THE_DISK
-    return str(error.filename) == str(file)
+@contextmanager
+def disk_errors_of(place: Path | str) -> Iterator[None]:
+    """Have errors of the disk in the block name a place: libraries that write files leave it out.
+
+    Raises `OSError` in their place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (number := _of_the_disk(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(place)) from error
+
+
+def _of_the_disk(error: BaseException) -> int | None:
+    """The number of an error of the disk that names no file, as the system, numpy, safetensors or torch raise it."""
+    words = str(error)
+    if isinstance(error, OSError) and error.filename is None:
+        if error.errno is None and re.search(r"\d+ requested and \d+ written", words):  # numpy's
+            return errno.ENOSPC
+        return error.errno if error.errno in _OF_THE_DISK else None
+    if (rust := re.search(r"\(os error (\d+)\)", words)) and int(rust[1]) in _OF_THE_DISK:
+        return int(rust[1])
+    return errno.ENOSPC if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in words else None
 
 
 def require_writable(folder: Path | str, flag: str) -> None:

@@ -11,6 +11,7 @@ import argparse
 import functools
 import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -121,10 +122,16 @@ def _nobody_reads() -> bool:
     """Whether a broken pipe is that of standard output, which is then written no more."""
     try:
         sys.stdout.flush()
+        look = select.poll()
+        look.register(sys.stdout.fileno(), select.POLLOUT)
+        if not any(events & select.POLLERR for _, events in look.poll(0)):
+            return False
+    except io.UnsupportedOperation:  # it is no file: something else's pipe
+        return False
     except OSError:
-        _silence()
-        return True
-    return False
+        pass
+    _silence()
+    return True
 
 
 def _silence() -> None:

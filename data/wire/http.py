@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from data.support.sentences import Refused
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # its line for every request would bury those of a command
 
+HINT = "Is the server running, and the address right?"
 WAIT = (0.5, 30.0)  # s before the first repetition, doubled for each further one, and at most
 
 
@@ -78,7 +80,7 @@ class Client:
     """
 
     def __init__(
-        self, url: str, api_key: str | None = None, *, timeout: float = 120.0, retries: int = 0, hint: str = ""
+        self, url: str, api_key: str | None = None, *, timeout: float = 120.0, retries: int = 0, hint: str = HINT
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, got {url!r}")
@@ -149,9 +151,8 @@ class Client:
                     raise ServerError(f"{method} {self.url}{path}: {problem}", reply.status_code)
                 yield reply
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            hint = f". {self.hint}" if self.hint else ""
-            problem = str(error) or type(error).__name__
-            raise ServerError(f"{method} {self.url}{path}: no answer: {problem}{hint}") from error
+            problem = re.sub(r"\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+            raise ServerError(f"{method} {self.url}{path}: no answer: {problem}. {self.hint}") from error
 
 
 def _lines(reply: httpx.Response) -> Iterator[bytes]:

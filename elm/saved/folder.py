@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from data.support.files import read_json, written_whole
+from data.support.files import disk_errors_of, read_json, written_whole
 from elm.inputs.features import weights_hash
 from elm.inputs.processing import ElmProcessor
 from elm.model import vocabulary
@@ -114,13 +114,14 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
-        (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(staged)
-        processor.save_pretrained(staged)
-        record = {**training, "parameters": sum(p.numel() for p in model.parameters())}
-        (staged / "training.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-        for item in beside.iterdir() if beside is not None else ():
-            os.replace(item, staged / item.name)
-        write_card(staged)
+        with disk_errors_of(folder):
+            (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(staged)
+            processor.save_pretrained(staged)
+            record = {**training, "parameters": sum(p.numel() for p in model.parameters())}
+            (staged / "training.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+            for item in beside.iterdir() if beside is not None else ():
+                os.replace(item, staged / item.name)
+            write_card(staged)
         for weights in staged.rglob("*.safetensors"):  # written for their owner alone; config.json follows the umask
             weights.chmod((staged / "config.json").stat().st_mode)
         # config.json goes first and comes last: a folder without it is no saved model. Weights of the model before in

@@ -75,9 +75,10 @@ class SavedRun:
     def arguments(self) -> ElmArguments:
         """The arguments it was trained with, but for where the cache is.
 
-        Raises `ValueError` where the training was recorded by a version with other arguments; names them.
+        Raises `ValueError` where there are none, or those of another version; names them.
         """
-        recorded = self.training.get("arguments", {})
+        if (recorded := self.training.get("arguments")) is None:
+            raise ValueError(f"{self.folder / 'training.json'} does not say on which questions to ask this model")
         if unknown := sorted(recorded.keys() - {field.name for field in dataclasses.fields(ElmArguments)}):
             raise ValueError(
                 f"{self.folder / 'training.json'} names arguments that this version does not have "
