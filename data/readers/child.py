@@ -86,7 +86,7 @@ def limit(memory: int, cpu_seconds: int) -> None:
     """Limit this process from now on: its packages are loaded, and no byte of the upload was read yet."""
     import resource
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     used = resource.getrusage(resource.RUSAGE_SELF)
     limits = {
         resource.RLIMIT_AS: pages * resource.getpagesize() + memory,

@@ -120,14 +120,10 @@ def settings_from(settings: type[S], args: argparse.Namespace) -> S:
 
 
 def parse(settings: type[S], name: str, doc: str | None, argv: Sequence[str] | None = None) -> S:
-    """The settings on a command line; a `ValueError` of the dataclass's `__post_init__` ends the program, explained."""
+    """The settings on a command line; raises `ValueError` as the dataclass's `__post_init__` does."""
     parser = command_line(name, doc)
     add_options(parser, settings)
-    args = parser.parse_args(argv)
-    try:
-        return settings_from(settings, args)
-    except ValueError as error:
-        parser.error(str(error))
+    return settings_from(settings, parser.parse_args(argv))
 
 
 def command_of(name: str, settings: Settings) -> str:

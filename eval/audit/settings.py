@@ -114,3 +114,8 @@ class CalibrateSettings:
         parse=_size,
     )
     draws: int = option("resamples of intervals", default=2000, metavar="N")
+
+    def __post_init__(self) -> None:
+        for name in ("audits", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be 1 or more, got {getattr(self, name)}")

@@ -166,7 +166,7 @@ def _unfit(ecg: Ecg, kind: str) -> str:
 
 def _resident(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
 
@@ -176,7 +176,7 @@ def _tree(pid: int) -> list[int]:
     children: dict[int, list[int]] = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            children[int(stat.read_text().rpartition(")")[2].split()[1])].append(int(stat.parent.name))
+            children[int(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[1])].append(int(stat.parent.name))
     tree = [pid]
     for process in tree:  # which grows
         tree += children[process]

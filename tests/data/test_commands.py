@@ -57,12 +57,21 @@ def test_what_is_wrong_is_named(capsys):
         (["r"], "--model"),
         (["r", "--model", "m", "--names", "flip"], "invalid choice: 'flip'"),
         (["r", "--model", "m", "--gate", "no"], "invalid choice: 'no'"),
-        (["r", "--model", "m", "--rate", "0"], "rate must be positive"),
         (["r", "--model", "m", "--draws", "3"], "unrecognized arguments"),
     ):
         with pytest.raises(SystemExit) as stop:
             parse(Settings, "eval.something", "Does it.", argv)
         assert stop.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="^rate must be positive$"):
+        parse(Settings, "eval.something", "Does it.", ["r", "--model", "m", "--rate", "0"])
+
+
+def test_the_home_folder_is_written_as_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings = parse(Settings, "eval.something", "Does it.", ["~/r.hea", "--model=~/out/x"])
+    assert (settings.record, settings.model) == (Path("/home/ada/r.hea"), Path("/home/ada/out/x"))
+    settings = parse(Settings, "eval.something", "Does it.", ["a~b", "--model", "~nobody-here/x"])
+    assert (settings.record, settings.model) == (Path("a~b"), Path("~nobody-here/x"))
 
 
 def test_help_is_the_docstring_and_the_fields(capsys):
