@@ -103,6 +103,20 @@ def test_help_says_how_to_see_the_code(capsys, monkeypatch, name):
     assert not end.value.code and "--traceback" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_trainings_try_their_folders_first(capsys, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    words = ["--stage", "vqhbr"] if "heartlang" in name else []
+    for flag, other in (("--output_dir", "--cache_dir"), ("--cache_dir", "--output_dir")):
+        flags = [*words, flag, str(tmp_path / "file"), other, str(tmp_path / "out"), "--use_cpu", "true"]
+        status, said = end_of(capsys, monkeypatch, name, flags)
+        assert status == 2 and said.splitlines()[-1] == (
+            f"error: {tmp_path / 'file'}: a file is there where a folder must be: give {flag} a folder that can be "
+            "written"
+        )
+
+
 @pytest.fixture
 def record(tmp_path):
     cohort = SyntheticCohort(3, seed=5)

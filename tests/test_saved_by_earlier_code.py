@@ -14,6 +14,7 @@ from elm.ask import ask
 from eval import ablation
 from helpers import vllm_engine
 from helpers.golden import SMALL
+from helpers.read_only import read_only, state_of
 
 SAVED = SMALL / "saved_run"
 ANSWERS = json.loads((SAVED / "answers.json").read_text())
@@ -55,12 +56,17 @@ def test_its_answers_are_scored_as_they_were(folder, capsys):
 
 
 def test_it_is_audited_again(folder):
-    """Its questions are made again from its settings; the real ECGs are answered as they were."""
+    """Its questions are made again from its settings, its answers are as they were, and no file of it is touched."""
     before = {
         (line["id"], line["condition"]): line["prediction"]
         for line in map(json.loads, (folder / "ablation" / "predictions.jsonl").read_text().splitlines())
     }
-    ablation.main(["--model", str(folder), "--limit", "24", "--conditions", "real", "none", "--out", "again"])
+    state = state_of(folder)
+    with read_only(folder):
+        ablation.main(["--model", str(folder), "--limit", "24", "--conditions", "real", "none", "--out", "again"])
+    assert state_of(folder) == state
+    # Its cache is named by a path that was relative to where it was trained.
+    assert {path.name for path in Path().iterdir()} == {"saved", "again"} and any(Path("again/cache").iterdir())
     lines = [json.loads(line) for line in Path("again/predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 48
     assert {(line["id"], line["condition"]): line["prediction"] for line in lines}.items() <= before.items()

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from data.support.sentences import TORCH_WRITES
+
 # Errors of a disk, which the system reports where a file is written or closed, without its name.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -71,7 +73,7 @@ def _of_the_disk(error: BaseException) -> int | None:
         return error.errno if error.errno in _OF_THE_DISK else None
     if (rust := re.search(r"\(os error (\d+)\)", words)) and int(rust[1]) in _OF_THE_DISK:
         return int(rust[1])
-    return errno.ENOSPC if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in words else None
+    return errno.ENOSPC if isinstance(error, RuntimeError) and any(part in words for part in TORCH_WRITES) else None
 
 
 def require_writable(folder: Path | str, flag: str) -> None:

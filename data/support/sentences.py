@@ -29,10 +29,10 @@ _DAMAGED = {
 }
 _MEMORY = {"OutOfMemoryError", "builtins.MemoryError", "BrokenProcessPool"}
 _HTTP = {"httpx.HTTPError", "httpx.InvalidURL"}
-# Errors that torch raises as `RuntimeError`, by their words, and what is said of them.
+# Errors that torch raises as `RuntimeError`, by their words.
+TORCH_WRITES = ("PytorchStreamWriter failed", "unexpected pos", "basic_ios::clear")  # where `torch.save` fails
 _TORCH = {
-    "PytorchStreamWriter failed": "a file could not be written: is the disk full?",
-    "unexpected pos": "a file could not be written: is the disk full?",
+    **dict.fromkeys(TORCH_WRITES, "a file could not be written: is the disk full?"),
     "PytorchStreamReader failed": "a file of weights is damaged or cut off: copy or make it again",
     "Found no NVIDIA driver": "there is no NVIDIA driver here: run without a GPU, or install one",
 }

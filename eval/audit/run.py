@@ -107,20 +107,20 @@ def rescore(out: Path | str) -> Report:
 
     Raises:
         FileNotFoundError: It holds no report.
-        ValueError: Its predictions.jsonl is damaged; names the line.
+        OSError: It cannot be written.
+        ValueError: A file of it is damaged; names it, and of predictions.jsonl the line.
     """
     out = Path(out)
     for name in ("predictions.jsonl", "examples.json", "report.json"):
         if not (out / name).is_file():
             raise FileNotFoundError(f"{out} has no {name}: run the audit itself first, without --rescore")
     require_writable(out, "--out")
+    saved, pairs = (read_json(out / name) for name in ("report.json", "examples.json"))
     try:
-        before = Unscored.from_json(read_json(out / "report.json"))
-        shown = [Example.from_json(example) for example in read_json(out / "examples.json")]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"report.json or examples.json in {out} is not an audit's: run it without --rescore"
-        ) from error
+        before, shown = Unscored.from_json(saved), [Example.from_json(example) for example in pairs]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"report.json or examples.json in {out} is not an audit's ({error})"
+        raise ValueError(f"{what}: run the audit without --rescore") from error
     vocabulary = frozenset(before.about.vocabulary)
     lines = [scored(line, vocabulary) for line in read(out / "predictions.jsonl")]
     scores = measure(by_condition(lines), before.about)

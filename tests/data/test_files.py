@@ -1,11 +1,18 @@
 """Files are there whole, or as they were before."""
 
+import errno
 import os
+import resource
 import threading
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from data.support.files import written_whole
+from data.support.cache import written_once
+from data.support.files import disk_errors_of, is_writable, read_json, require_writable, written_whole
+from helpers.read_only import read_only
 
 
 @pytest.fixture
@@ -90,3 +97,71 @@ def test_two_writers_do_not_mix(tmp_path):
     text = (tmp_path / "f").read_text()
     assert len(text) == 100_000 and len(set(text)) == 1
     assert names(tmp_path) == ["f"]
+
+
+@pytest.fixture
+def little_room():
+    """No file may grow beyond 4096 bytes, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.write(bytes(100_000)),
+        lambda file: [file.write(b"a line of a table\n") for _ in range(10_000)],
+        lambda file: np.save(file, np.zeros(100_000)),
+        lambda file: torch.save(torch.zeros(100_000), file),
+    ],
+    ids=["bytes", "lines", "numpy", "torch"],
+)
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(there, little_room, write):
+    for path in (there, there.with_name("new")):
+        with pytest.raises(OSError) as info, written_whole(path) as file:
+            write(file)
+        assert info.value.filename == str(path) and info.value.errno in (errno.EFBIG, errno.ENOSPC)
+    with pytest.raises(OSError) as info:
+        written_once(there.with_name("cached"), write)
+    assert info.value.filename == str(there.with_name("cached"))
+    assert there.read_text() == "before" and names(there.parent) == ["a.txt"]
+
+
+def test_libraries_that_do_not_name_the_file(tmp_path, little_room):
+    for write in (
+        lambda: save_file({"w": torch.zeros(100_000)}, tmp_path / "model.safetensors"),
+        lambda: torch.save(torch.zeros(100_000), tmp_path / "optimizer.pt"),
+    ):
+        with pytest.raises(OSError) as info, disk_errors_of(tmp_path):
+            write()
+        assert info.value.filename == str(tmp_path) and info.value.errno in (errno.EFBIG, errno.ENOSPC)
+    with pytest.raises(ValueError, match="^other$"), disk_errors_of(tmp_path):
+        raise ValueError("other")
+
+
+def test_errors_about_other_files_stay_theirs(tmp_path):
+    with pytest.raises(FileNotFoundError) as info, written_whole(tmp_path / "a") as file:
+        file.write((tmp_path / "source").read_bytes())
+    assert info.value.filename == str(tmp_path / "source")
+    with pytest.raises(ConnectionRefusedError), written_whole(tmp_path / "a"):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_flag(there, tmp_path):
+    for folder, number in ((there, errno.EEXIST), (there / "below", errno.ENOTDIR), (tmp_path / "ro", errno.EROFS)):
+        with read_only(tmp_path / "ro"), pytest.raises(OSError) as info:
+            require_writable(folder, "--out")
+        assert (info.value.errno, info.value.filename) == (number, str(folder))
+        assert info.value.__notes__ == ["give --out a folder that can be written"]
+        assert not is_writable(folder)
+    require_writable(tmp_path / "new" / "er", "--out")
+    assert is_writable(tmp_path / "new" / "er") and names(tmp_path / "new" / "er") == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[1,]"])
+def test_json_that_is_damaged_is_named(there, content):
+    there.write_bytes(content)
+    with pytest.raises(ValueError, match="a.txt is damaged, it is not JSON"):
+        read_json(there)
