@@ -239,7 +239,7 @@ class FeatureStore:
         if encoder.device.type != "cpu" and torch.utils.data.get_worker_info() is not None:
             raise Refused(
                 f"a worker of a data loader cannot run the encoder on {encoder.device}, and {records[0]!r} is not in "
-                "the feature cache: raise cache_gb, or set dataloader_num_workers to 0"
+                "the feature cache: raise --cache_gb, or give --dataloader_num_workers 0"
             )
         parts: list[Arrays] = []
         encoder.eval()

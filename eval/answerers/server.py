@@ -115,7 +115,7 @@ class ServerResponder:
         if not self.scores:
             raise ValueError(
                 "the log-probabilities of a server with prefix caching depend on the order of requests: start it with "
-                "--no-enable-prefix-caching, and give prefix_caching_off=True"
+                "--no-enable-prefix-caching, and say so with --prefix_caching_off"
             )
         _ = self._checked
         questions = self._all(self._question_ids, rows)
