@@ -22,12 +22,15 @@ SAVED = (
 )
 
 
-def nf4() -> BitsAndBytesConfig:
-    """What `from_pretrained` takes to load a language model in 4 bits; raises `ImportError` without bitsandbytes."""
+def nf4(whole: list[str] | None = None) -> BitsAndBytesConfig:
+    """What `from_pretrained` takes to load a language model in 4 bits; raises `ImportError` without bitsandbytes.
+
+    `whole` are the modules that keep their precision; the head, if not given.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError('quantization nf4 needs bitsandbytes: pip install "ecg-elm[quant]"')
     kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
-    return BitsAndBytesConfig(load_in_4bit=True, **kind)
+    return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=whole, **kind)
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -1,12 +1,12 @@
 """`SavedRun`: a saved model's folder, read once. And the questions and caches that it shares with its training."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row
@@ -17,6 +17,7 @@ from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.saved.arguments import ElmArguments, TrainingRecord, as_mapping
+from elm.saved.check import json_object
 from elm.saved.folder import load, resolve
 
 DEV_NOTE = (
@@ -37,13 +38,13 @@ class Stores:
 class SavedRun:
     """A saved model (a folder or a hub id) and the run it came from; each part is read when needed, and only once."""
 
-    def __init__(self, name_or_path: Path | str) -> None:
-        self.name = str(name_or_path)
+    def __init__(self, name_or_path: Path | str, revision: str | None = None) -> None:
+        self.name, self.revision = str(name_or_path), revision
 
     @cached_property
     def folder(self) -> Path:
         """Where its files are. Raises `FileNotFoundError` as `elm.saved.folder.resolve` does."""
-        return resolve(self.name)
+        return resolve(self.name, self.revision)
 
     @cached_property
     def _record(self) -> bytes:
@@ -57,18 +58,23 @@ class SavedRun:
 
     @cached_property
     def training(self) -> TrainingRecord:
-        """What training.json holds. Raises `FileNotFoundError` where there is none."""
+        """What training.json holds. Raises `FileNotFoundError` without one, `ValueError` where it is damaged."""
         if not self._record:
             raise FileNotFoundError(
                 f"{self.name} has no training.json: it does not say on which questions to ask this model"
             )
-        record: TrainingRecord = json.loads(self._record)
-        return record
+        return cast("TrainingRecord", json_object(self._record, "training.json", self.name))
 
     @cached_property
     def arguments(self) -> ElmArguments:
-        """The arguments it was trained with."""
-        return ElmArguments(**self.training["arguments"])
+        """The arguments it was trained with. Raises `ValueError` where this version does not know one of them."""
+        try:
+            return ElmArguments(**self.training["arguments"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.name}: training.json does not hold the arguments of this version ({error}): was it written by "
+                "a later one?"
+            ) from error
 
     @cached_property
     def questions(self) -> QuestionSet:
