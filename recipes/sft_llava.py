@@ -27,6 +27,7 @@ from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
 from elm.training import dev
+from elm.training.base import explicit_settings, settled
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
@@ -48,6 +49,7 @@ def main(
     arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments | None = None
 ) -> None:
     """Trains one model, then asks it the held-out questions."""
+    arguments = settled(arguments, model_args)
     if plan_args is not None and plan_args.plan:
         print("\n".join(plan(arguments, training_args, model_args, plan_args)))
         return
@@ -107,9 +109,11 @@ def parse(
     argv: list[str], default: Path = DEFAULT_CONFIG
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
+    explicit = explicit_settings(argv)
     argv = argv if "--config" in argv else ["--config", str(default), *argv]
     parser = TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments))
-    return parser.parse_args_and_config(dev.with_flags(argv))
+    arguments, training_args, model_args, plan_args = parser.parse_args_and_config(dev.with_flags(argv))
+    return settled(arguments, model_args, explicit), training_args, model_args, plan_args
 
 
 if __name__ == "__main__":

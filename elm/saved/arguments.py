@@ -99,6 +99,18 @@ def as_mapping(name: str, value: Settings | str | None) -> Settings:
     return mapping
 
 
+class BaseRecord(TypedDict, total=False):
+    """What training.json says of the saved model that a run went on from."""
+
+    name_or_path: str
+    training: str  # digest of its training.json (`elm.saved.run.SavedRun.digest`)
+    dataset_name: str
+    corpora: list[str]
+    train_condition: str
+    arguments: Settings  # fields of `ElmArguments` that say which questions it was trained on
+    base: "BaseRecord | None"  # what that one went on from
+
+
 class TrainingRecord(TypedDict, total=False):
     """What training.json holds; of a folder that another version wrote, some of it."""
 
@@ -108,6 +120,7 @@ class TrainingRecord(TypedDict, total=False):
     leaks: list[str]
     language_model: str
     train_condition: str
+    base: BaseRecord | None  # the saved model it went on from, if it did
     arguments: Settings  # fields of `ElmArguments`
     processes: int
     lora: dict[str, int]
@@ -116,3 +129,12 @@ class TrainingRecord(TypedDict, total=False):
     losses: list[float]
     versions: dict[str, str]
     parameters: int
+
+
+def trained_before(training: TrainingRecord) -> list[BaseRecord]:
+    """The saved models that a training went on from, the last one first."""
+    chain, base = [], training.get("base")
+    while base:
+        chain.append(base)
+        base = base.get("base")
+    return chain

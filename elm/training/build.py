@@ -30,6 +30,7 @@ from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
+from elm.training.base import base_of, build_on
 from elm.training.hooks import attention_of
 from elm.training.tiny_encoder import ENCODERS
 from encoders import load_encoder, new_encoder
@@ -40,7 +41,9 @@ from encoders.registry import find_config
 def build(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
-    """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
+    """A model and its processor: a saved one to go on from, or a pretrained encoder and language model, joined anew."""
+    if (base := base_of(model_args)) is not None:
+        return build_on(base, arguments, model_args)
     text_path, encoder_path = parts(arguments, model_args, questions, seed, arguments.train_condition == "none")
     torch.manual_seed(seed)  # a new encoder's weights
     encoder, extractor = _encoder(encoder_path, arguments, questions)
@@ -82,7 +85,12 @@ def config_of(
 def parts(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int, text_first: bool = False
 ) -> tuple[str, str]:
-    """Where to load the language model and the encoder from; small ones are trained, or made for `--dev`, first."""
+    """Where to load the language model and the encoder from; small ones are trained, or made for `--dev`, first.
+
+    A saved model that a run goes on from holds both.
+    """
+    if (base := base_of(model_args)) is not None:
+        return str(base.folder), str(base.folder)
     text, encoder, cache = model_args.model_name_or_path, arguments.encoder, Path(arguments.cache_dir)
     if arguments.dev:
         text = dev.language_model(text, model_args.model_revision, questions, cache, seed)

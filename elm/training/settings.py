@@ -12,6 +12,7 @@ from trl import ModelConfig, SFTConfig
 from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
+from elm.training.base import base_of
 from elm.training.resume import claim_folder, run_settings
 
 logger = logging.getLogger(__name__)
@@ -113,4 +114,5 @@ def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_a
     """All settings without which a checkpoint is one of another run, as JSON knows them."""
     model = {name: value for name, value in dataclasses.asdict(model_args).items() if value is not None}
     data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
-    return run_settings(training_args, _OF_A_RUN, data | model)
+    base = base_of(model_args)  # trained anew, a saved model is another one
+    return run_settings(training_args, _OF_A_RUN, data | model | ({} if base is None else {"base": base.digest}))
