@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 
+from elm.model.families import family_of
 from elm.model.modeling import ElmForConditionalGeneration
 
 # Bytes of one weight: 4 bits, 8 for the scale of 64 weights, and 32 for the scale of 256 such scales.
@@ -31,6 +32,12 @@ def nf4(whole: list[str] | None = None) -> BitsAndBytesConfig:
         raise ImportError('quantization nf4 needs bitsandbytes: pip install "ecg-elm[quant]"')
     kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
     return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=whole, **kind)
+
+
+def refuse_transposed(config: PreTrainedConfig) -> None:
+    """Refuse a language model of this configuration whose layers bitsandbytes passes over: raises `ValueError`."""
+    if family_of(config).transposed:
+        raise ValueError(f"quantization nf4 does not know the layers of {config.model_type} (Conv1D): leave it out")
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from elm.inputs.processing import ElmProcessor
 from elm.model.attention import attend_within_bounds
 from elm.model.configuration import ECG_VOCABULARY, ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
+from elm.model.quantization import refuse_transposed
 from elm.saved.arguments import BaseRecord, ElmArguments, Settings, as_mapping, trained_before
 from elm.saved.check import require_model
 from elm.saved.folder import load
@@ -113,8 +114,10 @@ def build_on(
     base: SavedRun, arguments: ElmArguments, model_args: ModelConfig
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
     """The saved model, each part in the precision it is trained in, and its processor."""
-    dtype = model_args.dtype or "auto"
-    words = ElmConfig.of_folder(base.folder).vocabulary_start is not None
+    config, dtype = ElmConfig.of_folder(base.folder), model_args.dtype or "auto"
+    words = config.vocabulary_start is not None
+    if arguments.quantization:
+        refuse_transposed(config.text_config)
     # Encoder and projector are float32 whatever the language model is: they are not rounded on the way.
     model, processor = load(base.folder, dtype=dtype if words else "auto", quantized=bool(arguments.quantization))
     model.model.encoder.float()

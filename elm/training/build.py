@@ -26,7 +26,7 @@ from elm.model import families, vocabulary
 from elm.model.attention import refuse_unmasked
 from elm.model.configuration import ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.model.quantization import nf4
+from elm.model.quantization import nf4, refuse_transposed
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
@@ -125,8 +125,8 @@ def _language(
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     config = AutoConfig.from_pretrained(path, revision=revision).get_text_config()
     family = families.family_of(config)
-    if arguments.quantization and family.transposed:
-        raise ValueError(f"quantization nf4 does not know the layers of {config.model_type} (Conv1D): leave it out")
+    if arguments.quantization:
+        refuse_transposed(config)
     tokenizer.chat_template = families.chat_template(tokenizer, family)
     token = families.ecg_token_of(tokenizer, family)
     model = AutoModelForCausalLM.from_pretrained(
