@@ -103,7 +103,8 @@ def _part(path: Path) -> str:
         run += 1
     is_checkpoint = re.fullmatch(r"checkpoint-\d+", inside.name) is not None and run > 0
     if is_checkpoint or (inside / _STATE).is_file():
-        return f"it is a checkpoint of {_run(path, run)}" if run else "it is a checkpoint of an unfinished training"
+        whose = _run(path, run) if run else "a training: give the folder that it wrote at its end (output_dir)"
+        return f"it is a checkpoint of {whose}"
     if inside.name.startswith(SAVING):
         return f"it is what an interrupted saving left in {_above(path, 1)}: give that folder, or save again"
     if (inside / "config.json").is_file():
