@@ -59,8 +59,8 @@ def base_of(model_args: ModelConfig) -> SavedRun | None:
             if kind is not None and not _is_ours(kind):  # a language model: also a checkpoint of its own training
                 _refuse_encoder(name, kind)
                 return None
-        elif (kind := _config_on_hub(name, model_args.model_revision)) is None or not _is_ours(kind):
-            _refuse_encoder(name, kind or {})
+        elif not _is_ours(kind := _config_on_hub(name, model_args.model_revision)):
+            _refuse_encoder(name, kind)
             return None
         require_model(base.folder, name)
         if "arguments" not in base.training:
@@ -204,13 +204,17 @@ def _config(folder: Path) -> Settings | None:
     return content if isinstance(content, dict) else None
 
 
-@functools.cache
-def _config_on_hub(name: str, revision: str | None) -> Settings | None:
-    """What the config.json of a hub id holds; None where there is none that can be reached."""
+def _config_on_hub(name: str, revision: str | None) -> Settings:
+    """What the config.json of a hub id holds; empty where it cannot be reached, which whoever loads it will say."""
     try:
-        return _config(from_hub(name, ["config.json"], revision))
+        return _config(_on_hub(name, revision)) or {}
     except FileNotFoundError:
-        return None
+        return {}
+
+
+@functools.cache  # of what is found: a run asks several times
+def _on_hub(name: str, revision: str | None) -> Path:
+    return from_hub(name, ["config.json"], revision)
 
 
 def _is_ours(config: Mapping[str, object]) -> bool:

@@ -30,7 +30,7 @@ from elm.model.quantization import nf4, refuse_transposed
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
-from elm.training.base import base_of, build_on
+from elm.training.base import base_of, build_on, settled
 from elm.training.hooks import attention_of
 from elm.training.tiny_encoder import ENCODERS
 from encoders import load_encoder, new_encoder
@@ -43,7 +43,7 @@ def build(
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
     """A model and its processor: a saved one to go on from, or a pretrained encoder and language model, joined anew."""
     if (base := base_of(model_args)) is not None:
-        return build_on(base, arguments, model_args)
+        return build_on(base, settled(arguments, model_args), model_args)
     text_path, encoder_path = parts(arguments, model_args, questions, seed, arguments.train_condition == "none")
     torch.manual_seed(seed)  # a new encoder's weights
     encoder, extractor = _encoder(encoder_path, arguments, questions)
