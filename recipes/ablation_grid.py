@@ -98,11 +98,10 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:
     """The settings on a command line."""
-    explicit = explicit_settings(argv)
-    argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
+    words = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
     parser = TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig))
-    grid, arguments, training_args, model_args = parser.parse_args_and_config(dev.with_flags(argv, DEV))
-    return grid, settled(arguments, model_args, explicit), training_args, model_args
+    grid, arguments, training_args, model_args = parser.parse_args_and_config(dev.with_flags(words, DEV))
+    return grid, settled(arguments, model_args, explicit_settings(argv)), training_args, model_args
 
 
 if __name__ == "__main__":

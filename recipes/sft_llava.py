@@ -3,6 +3,7 @@
     accelerate launch recipes/sft_llava.py
     accelerate launch recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --output_dir out/llama-melp
     accelerate launch recipes/sft_llava.py --train_condition shuffled --output_dir out/shuffled
+    accelerate launch recipes/sft_llava.py --model_name_or_path out/sft-llava --output_dir out/second    # goes on
     python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --plan    # what would it need?
     python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --dev     # does it run?
 
@@ -109,11 +110,10 @@ def parse(
     argv: list[str], default: Path = DEFAULT_CONFIG
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
-    explicit = explicit_settings(argv)
-    argv = argv if "--config" in argv else ["--config", str(default), *argv]
+    words = argv if "--config" in argv else ["--config", str(default), *argv]
     parser = TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments))
-    arguments, training_args, model_args, plan_args = parser.parse_args_and_config(dev.with_flags(argv))
-    return settled(arguments, model_args, explicit), training_args, model_args, plan_args
+    arguments, training_args, model_args, plan_args = parser.parse_args_and_config(dev.with_flags(words))
+    return settled(arguments, model_args, explicit_settings(argv)), training_args, model_args, plan_args
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ def setting(default: T, help: str) -> T:
 
 @dataclass
 class ElmArguments:
-    """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`."""
+    """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`.
+
+    That may be a saved ECG-language model, which training goes on from (`elm.training.base`): encoder, projector and
+    measured features are then its own, and what is set of them here must not contradict it.
+    """
 
     # --- data: which questions about which recordings
     dataset: str = setting("synthetic", "Question set: synthetic, ecg_qa, or one of an installed package.")
@@ -34,7 +38,7 @@ class ElmArguments:
         "tiny",
         "ECG encoder: a folder, a hub id, 'tiny', 'tiny-heartlang' or 'tiny-cnn' to train a small one from the reports "
         "first, or a type of encoder for a new one: 'ecg_patch' for patches of the signal itself, 'ecg_byte' for "
-        "ECG-Byte's tokens (projector_type vocabulary).",
+        "ECG-Byte's tokens (projector_type vocabulary). Left out where model_name_or_path is a saved model.",
     )
     encoder_args: Settings | str | None = setting(None, 'Its settings to change, as JSON, e.g. {"output": "features"}.')
     quantization: str | None = setting(None, "nf4 trains LoRA on linear layers of 4 bits (QLoRA).")

@@ -14,7 +14,7 @@ from data.support.hub import check_repo_id, commit
 from elm.model.configuration import ElmConfig
 from elm.saved.audit import REPORT, SUMMARY, AuditSummary
 from elm.saved.card import REPORTS, model_card
-from elm.saved.check import FILES, check_tensors, check_weights
+from elm.saved.check import FILES, check_tensors, check_weights, refuse_part
 from elm.saved.run import SavedRun
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def push(folder: Path | str, repo_id: str | None, how: Publication = Publication
 
 def contents(folder: Path | str, repo_id: str, how: Publication = Publication()) -> dict[str, Path | bytes]:
     """Files that `push` uploads, or their content, by path in the repository. Raises as it does."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    refuse_part(folder, folder)
     for file in ("config.json", "training.json"):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} is no saved model: it has no {file}")

@@ -165,9 +165,10 @@ def earlier_trainings(base: SavedRun | None) -> list[BaseRecord]:
 
 def sentence_of(base: SavedRun) -> str:
     """What a run that goes on from a saved model says at its start."""
+    measured = ", and it reads measured features as before" if base.arguments.measured else ""
     return (
-        f"Going on from {base.name}: training begins with its language model, projector, encoder "
-        f"({base.arguments.encoder}) and measured features; LoRA is put on its merged weights."
+        f"Going on from {base.name}: training begins with its language model, projector and encoder "
+        f"({base.arguments.encoder}){measured}; LoRA is put on its merged weights."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from data.conversations.rows import QuestionSet, Row
 from data.experiment.leaks import check_leaks
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.saved.arguments import BaseRecord, ElmArguments
+from elm.saved.arguments import BaseRecord, ElmArguments, Settings
 from elm.saved.run import questions_for
 from elm.training.base import QUESTIONS
 
@@ -75,21 +75,23 @@ def _seen_before(record: BaseRecord, arguments: ElmArguments, questions: Questio
 
 def _questions_of(record: BaseRecord, arguments: ElmArguments, questions: QuestionSet) -> QuestionSet:
     """The questions of an earlier training, from the places that its record names."""
-    now = dataclasses.asdict(arguments)
     before = record.get("arguments", {})
-    if all(_same(now[name], before.get(name)) for name in QUESTIONS):
+    if _which(before) == _which(dataclasses.asdict(arguments)):
         return questions
     if "dataset" not in before:
         raise ValueError("its record does not say where they are")
-    return questions_for(dataclasses.replace(arguments, **{"question_types": None, "dev": False, **before}))
+    changes = {"question_types": None, "dev": False, **before, "dataset_args": _without_cache(before)}
+    return questions_for(dataclasses.replace(arguments, **changes))
 
 
-def _same(now: object, before: object) -> bool:
-    """Whether two values of an argument name the same questions; where they are cached does not matter."""
-    if isinstance(now, dict) or isinstance(before, dict):
-        first, second = ({k: v for k, v in dict(x or {}).items() if k != "cache"} for x in (now, before))  # type: ignore[call-overload]
-        return bool(first == second)
-    return (now or None) == (before or None)
+def _which(arguments: Settings) -> list[object]:
+    """What of a run's arguments says which its questions are; where they are cached does not matter."""
+    return [_without_cache(arguments), *(arguments.get(name) or None for name in QUESTIONS if name != "dataset_args")]
+
+
+def _without_cache(arguments: Settings) -> Settings:
+    """Settings of the question set without the folder that another run cached in."""
+    return {name: value for name, value in (arguments.get("dataset_args") or {}).items() if name != "cache"}
 
 
 def _patients(questions: QuestionSet, rows: Sequence[Row]) -> set[tuple[str, str]]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import elm
 from elm import ask as asking
 from elm.inputs.features import weights_hash
+from elm.saved import publish
 from elm.saved.folder import resolve, save
 from elm.saved.run import SavedRun
 from eval import ablation
@@ -125,8 +126,10 @@ def test_every_command_says_it(run, part, capsys):
             main([str(word) for word in argv])
         error = capsys.readouterr().err
         assert end.value.code == 2 and f"{path} is no saved model: it " in error and str(run) in error
-    with pytest.raises(FileNotFoundError, match="is no saved model: it "):
+    with pytest.raises(FileNotFoundError, match="is no saved model: it (is a checkpoint|holds LoRA weights)"):
         options(Settings(model=str(path)), on_cpu=False)
+    with pytest.raises(FileNotFoundError, match="is no saved model: it (is a checkpoint|holds LoRA weights)"):
+        publish.contents(path, "owner/model")
     assert not (path / "ablation").exists()
 
 

@@ -35,7 +35,7 @@ def test_without_a_step_it_is_the_same_model(trained, train, no_steps, tmp_path,
         after = weights(folder)
         assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     said = capsys.readouterr().out
-    assert f"Going on from {trained}: training begins with its language model, projector, encoder (" in said
+    assert f"Going on from {trained}: training begins with its language model, projector and encoder (" in said
     base, arguments = record(second)["base"], record(second)["arguments"]
     assert base["name_or_path"] == str(trained) and base["dataset_name"] == record(trained)["dataset_name"]
     assert base["training"] == base_of(ModelConfig(model_name_or_path=str(trained))).digest
