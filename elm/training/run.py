@@ -25,7 +25,7 @@ from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
 from elm.saved.arguments import ElmArguments, TrainingRecord
 from elm.saved.folder import save, save_adapter
 from elm.saved.run import SavedRun, feature_store, measured_store
-from elm.training.base import base_of, earlier_trainings, record_of, refuse_own_folder, sentence_of, settled
+from elm.training.base import base_of, earlier_trainings, record_of, sentence_of, settled
 from elm.training.build import build, build_collator, encode_early, lora
 from elm.training.leaks import leaks_of
 from elm.training.resume import losses_of, plain_settings, versions
@@ -73,7 +73,6 @@ class Run:
         """
         if (base := base_of(model_args)) is not None:
             arguments = settled(arguments, model_args)
-            refuse_own_folder(base, training_args.output_dir)
             log(sentence_of(base))
         claim(arguments, training_args, model_args)
         if arguments.threads:  # `accelerate launch` leaves a process one thread by default

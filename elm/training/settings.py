@@ -12,7 +12,7 @@ from trl import ModelConfig, SFTConfig
 from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
-from elm.training.base import base_of
+from elm.training.base import base_of, refuse_own_folder
 from elm.training.resume import claim_folder, run_settings
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,13 @@ def is_set(variable: str) -> bool:
 
 
 def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Note in `checkpoints/run.json` which run the output folder belongs to. Raises as `claim_folder` does."""
+    """Note in `checkpoints/run.json` which run the output folder belongs to.
+
+    Raises:
+        ValueError: It belongs to another one, or holds the saved model that this one goes on from.
+    """
+    if (base := base_of(model_args)) is not None:
+        refuse_own_folder(base, training_args.output_dir)
     folder = Path(training_args.output_dir) / "checkpoints"
     settings = settings_of_a_run(arguments, training_args, model_args)
     claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
