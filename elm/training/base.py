@@ -138,8 +138,8 @@ def refuse_own_folder(base: SavedRun, output_dir: str) -> None:
     out = Path(output_dir).expanduser().resolve()
     if base.folder.resolve().is_relative_to(out):
         raise ValueError(
-            f"output_dir {output_dir} holds {base.name}, which the run goes on from: give another output_dir, lest it be "
-            "written over"
+            f"output_dir {output_dir} holds {base.name}, which the run goes on from and must not write over: give "
+            "another output_dir"
         )
 
 

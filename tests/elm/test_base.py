@@ -147,10 +147,11 @@ def test_one_saved_by_an_earlier_version_is_gone_on_from(tmp_path, monkeypatch):
 
 
 def test_settings_of_the_parts_are_those_of_the_saved_model(saved):
-    _, folder = saved(projector_pool=2, projector_type="linear", encoder_args={"patch_size": 200})
+    settings = {"encoder_args": {"patch_size": 200}, "measured": True, "measured_amplitudes": "mean"}
+    _, folder = saved(projector_pool=2, projector_type="linear", **settings)
     arguments = settled(ElmArguments(dataset="ecg_qa", align_steps=3), named(folder))
     assert (arguments.encoder, arguments.projector_pool, arguments.projector_type) == ("my-encoder", 2, "linear")
-    assert arguments.encoder_args == {"patch_size": 200}
+    assert {name: getattr(arguments, name) for name in settings} == settings
     assert (arguments.dataset, arguments.align_steps) == ("ecg_qa", 3)  # all else is the new run's
     assert settled(arguments, named(folder)) == arguments
     same = ElmArguments(encoder="my-encoder", encoder_args={"patch_size": 200}, projector_pool=2)

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from trl import ModelConfig
 
+import elm
 import recipes
 from elm.training.base import base_of
+from helpers.runs import example_of
 from recipes import sft_llava
 
 DEFAULT = str(Path(recipes.__file__).parent / "configs" / "tiny_cpu.yaml")
@@ -62,6 +64,21 @@ def test_the_first_model_is_not_written_over(trained, train):
         train(trained, model_name_or_path=trained)
     with pytest.raises(ValueError, match="checkpoint-6 is no saved model: it is a checkpoint of the run in"):
         train(trained.parent / "x", model_name_or_path=trained / "checkpoints" / "sft" / "checkpoint-6")
+
+
+@pytest.mark.slow
+def test_in_4_bits_it_is_saved_as_an_ordinary_model(trained, train, tmp_path):
+    pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
+    folder = tmp_path / "second"
+    train(folder, model_name_or_path=trained, quantization="nf4", max_steps=2, align_steps=0, learning_rate=1e-9)
+    before, after = weights(trained), weights(folder)
+    assert before.keys() == after.keys() and "quantization_config" not in (folder / "config.json").read_text()
+    assert all(torch.equal(before[name], after[name]) for name in before if ".encoder." in name)
+    name = "model.language_model.layers.0.mlp.down_proj.weight"
+    error = (before[name] - after[name]).abs().mean() / before[name].abs().mean()
+    assert 0.05 < error < 0.15, "what 4 bits stand for is near the weights, and is not they"
+    merged, processor = elm.load(folder)
+    assert torch.isfinite(merged(**example_of(folder, processor)[1]).logits).all()
 
 
 @pytest.mark.slow
