@@ -222,6 +222,15 @@ def _is_ours(config: Mapping[str, object]) -> bool:
     return config.get("model_type") == ElmConfig.model_type or ECG_VOCABULARY in config
 
 
+def refuse_as_encoder(name: str) -> None:
+    """Refuse the folder of a saved model as an encoder: raises `ValueError`."""
+    if _is_ours(_config(Path(name).expanduser()) or {}):
+        raise ValueError(
+            f"encoder {name} is a whole ECG-language model: to go on from it, with its encoder, give it as "
+            "model_name_or_path and leave encoder out"
+        )
+
+
 def _refuse_encoder(name: str, config: Mapping[str, object]) -> None:
     if find_config(str(config.get("model_type", ""))) is not None:
         raise ValueError(

@@ -30,7 +30,7 @@ from elm.model.quantization import nf4, refuse_transposed
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
-from elm.training.base import base_of, build_on, settled
+from elm.training.base import base_of, build_on, refuse_as_encoder, settled
 from elm.training.hooks import attention_of
 from elm.training.tiny_encoder import ENCODERS
 from encoders import load_encoder, new_encoder
@@ -87,10 +87,11 @@ def parts(
 ) -> tuple[str, str]:
     """Where to load the language model and the encoder from; small ones are trained, or made for `--dev`, first.
 
-    A saved model that a run goes on from holds both.
+    A saved model that a run goes on from holds both. Raises `ValueError` where one is given as the encoder alone.
     """
     if (base := base_of(model_args)) is not None:
         return str(base.folder), str(base.folder)
+    refuse_as_encoder(arguments.encoder)
     text, encoder, cache = model_args.model_name_or_path, arguments.encoder, Path(arguments.cache_dir)
     if arguments.dev:
         text = dev.language_model(text, model_args.model_revision, questions, cache, seed)

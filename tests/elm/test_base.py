@@ -278,6 +278,15 @@ def test_an_encoder_is_no_base(make_pair, tmp_path):
         base_of(named(tmp_path))
 
 
+def test_a_saved_model_is_no_encoder(saved, tmp_path):
+    """Found before a language model is made or loaded."""
+    _, folder = saved()
+    arguments = ElmArguments(encoder=str(folder), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=f"encoder {folder} is a whole ECG-language model: .* model_name_or_path"):
+        build(arguments, named("tiny"), None, 0)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_language_model_is_one_even_as_a_checkpoint_of_its_own_training(tmp_path):
     folder = small_llama(tmp_path / "checkpoint-20")
     (folder / "trainer_state.json").write_text("{}")
