@@ -3,6 +3,7 @@
     accelerate launch recipes/sft_llava.py
     accelerate launch recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --output_dir out/llama-melp
     accelerate launch recipes/sft_llava.py --train_condition shuffled --output_dir out/shuffled
+    accelerate launch recipes/sft_llava.py --model_name_or_path out/sft-llava --output_dir out/second    # goes on
     python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --plan    # what would it need?
     python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --dev     # does it run?
 
@@ -27,6 +28,7 @@ from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
 from elm.training import dev
+from elm.training.base import explicit_settings, settled
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
@@ -48,6 +50,7 @@ def main(
     arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments | None = None
 ) -> None:
     """Trains one model, then asks it the held-out questions."""
+    arguments = settled(arguments, model_args)
     if plan_args is not None and plan_args.plan:
         print("\n".join(plan(arguments, training_args, model_args, plan_args)))
         return
@@ -108,9 +111,10 @@ def parse(
     argv: list[str], default: Path = DEFAULT_CONFIG
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
-    argv = argv if "--config" in argv else ["--config", str(default), *argv]
+    words = argv if "--config" in argv else ["--config", str(default), *argv]
     parser = mention_traceback(TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments)))
-    return parser.parse_args_and_config(dev.with_flags(argv))
+    arguments, training_args, model_args, plan_args = parser.parse_args_and_config(dev.with_flags(words))
+    return settled(arguments, model_args, explicit_settings(argv)), training_args, model_args, plan_args
 
 
 if __name__ == "__main__":

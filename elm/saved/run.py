@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row
 from data.experiment import conditions
 from data.experiment.conditions import Altered
-from data.support.files import is_writable, read_json
+from data.support.files import is_writable
 from elm.inputs.features import FeatureStore
 from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.saved.arguments import ElmArguments, TrainingRecord, as_mapping, with_cache
+from elm.saved.check import json_object
 from elm.saved.folder import load, resolve
 
 DEV_NOTE = (
@@ -39,17 +41,22 @@ class SavedRun:
 
     What is computed once goes to `cache`, without it to the training's cache if that is there and can be written, else
     to `spare_cache`: never into the model's folder, and never by a path that was relative to where it was trained.
+    `revision` is that of a hub id.
     """
 
     def __init__(
-        self, name_or_path: Path | str, cache: Path | None = None, spare_cache: Path = Path("~/.cache/ecg-elm")
+        self,
+        name_or_path: Path | str,
+        cache: Path | None = None,
+        spare_cache: Path = Path("~/.cache/ecg-elm"),
+        revision: str | None = None,
     ) -> None:
-        self.name, self._cache, self._spare_cache = str(name_or_path), cache, spare_cache
+        self.name, self._cache, self._spare_cache, self.revision = str(name_or_path), cache, spare_cache, revision
 
     @cached_property
     def folder(self) -> Path:
         """Where its files are. Raises `FileNotFoundError` as `elm.saved.folder.resolve` does."""
-        return resolve(self.name)
+        return resolve(self.name, self.revision)
 
     @cached_property
     def _record(self) -> bytes:
@@ -63,13 +70,12 @@ class SavedRun:
 
     @cached_property
     def training(self) -> TrainingRecord:
-        """What training.json holds. Raises `FileNotFoundError` where there is none."""
+        """What training.json holds. Raises `FileNotFoundError` without one, `ValueError` where it is damaged."""
         if not self._record:
             raise FileNotFoundError(
                 f"{self.name} has no training.json: it does not say on which questions to ask this model"
             )
-        record: TrainingRecord = read_json(self.folder / "training.json")
-        return record
+        return cast("TrainingRecord", json_object(self._record, "training.json", self.name))
 
     @cached_property
     def arguments(self) -> ElmArguments:

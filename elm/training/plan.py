@@ -23,6 +23,7 @@ from elm.saved.arguments import ElmArguments, as_mapping, setting
 from elm.saved.card import template
 from elm.saved.run import questions_for
 from elm.training import dev, tiny_encoder, tiny_llama
+from elm.training.base import base_of
 from elm.training.build import config_of, lora
 from elm.training.dev import ENCODERS, LANGUAGE_MODELS, language_config
 from elm.training.stages import characters
@@ -78,6 +79,11 @@ def skeleton(
         ValueError: A tiny language model is asked for without the questions that its vocabulary is made of.
     """
     name = model_args.model_name_or_path
+    if (base := base_of(model_args)) is not None:
+        with torch.device("meta"):
+            model = ElmForConditionalGeneration(ElmConfig.of_folder(base.folder))
+        model.requires_grad_(False)
+        return model
     if name != "tiny":
         text: PreTrainedConfig = language_config(name, model_args.model_revision)
     elif questions is not None:

@@ -16,7 +16,6 @@ from trl import ModelConfig, SFTConfig
 
 from data.card import corpora_of
 from data.conversations.rows import QuestionSet, Row, balanced, dialogues, packed
-from data.experiment.leaks import check_leaks
 from data.readers.wfdb import write_wfdb
 from elm.inputs.collator import EcgCollator
 from elm.inputs.features import weights_hash
@@ -25,8 +24,10 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
 from elm.saved.arguments import ElmArguments, TrainingRecord, with_cache
 from elm.saved.folder import save, save_adapter
-from elm.saved.run import feature_store, measured_store
+from elm.saved.run import SavedRun, feature_store, measured_store
+from elm.training.base import base_of, earlier_trainings, record_of, sentence_of, settled
 from elm.training.build import build, build_collator, encode_early, lora
+from elm.training.leaks import leaks_of
 from elm.training.resume import losses_of, plain_settings, versions
 from elm.training.settings import claim
 from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
@@ -51,6 +52,7 @@ class Run:
     collator: EcgCollator
     leaks: list[str]  # sentences of the leak check, for the model card
     log: Callable[[str], object]
+    base: SavedRun | None = None  # the saved model that it goes on from
     base_weights: str = ""  # hash of the weights that LoRA was put on
     trainer: ElmTrainer | None = None  # of the last stage
 
@@ -66,9 +68,12 @@ class Run:
         """Claim the output folder, build the model, and compute once what is needed for every step.
 
         Raises:
-            ValueError: The folder holds another run; or patients or recordings are in training and in the test, and
-                `allow_leaks` is not set.
+            ValueError: The folder holds another run, or the saved model that this one goes on from; settings contradict
+                that model; or patients or recordings are in training and in the test, and `allow_leaks` is not set.
         """
+        if (base := base_of(model_args)) is not None:
+            arguments = settled(arguments, model_args)
+            log(sentence_of(base))
         claim(arguments, training_args, model_args)
         if arguments.threads:  # `accelerate launch` leaves a process one thread by default
             torch.set_num_threads(arguments.threads)
@@ -78,10 +83,10 @@ class Run:
         with training_args.main_process_first(desc="model"):
             rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
             records = [record for row in rows for record in row["ecgs"]]
-            if arguments.processes > 1 and arguments.train_condition == "real":
+            if base is None and arguments.processes > 1 and arguments.train_condition == "real":
                 encode_early(arguments, questions, training_args.seed, records)
             model, processor = build(arguments, model_args, questions, training_args.seed)
-            leaks = leaks_of(arguments, questions, model)
+            leaks = leaks_of(arguments, questions, model, earlier_trainings(base))
             collator = build_collator(arguments, model, processor, questions)
             if collator.measured is not None:
                 collator.measured.fill(records)
@@ -89,7 +94,7 @@ class Run:
             collator.features.fill(records, device=training_args.device)
         model.requires_grad_(False)
         model.model.projector.requires_grad_(True)
-        return cls(arguments, training_args, model_args, questions, model, processor, collator, leaks, log)
+        return cls(arguments, training_args, model_args, questions, model, processor, collator, leaks, log, base)
 
     def rebuild(self) -> ElmForConditionalGeneration:
         """The model as it was built, before any stage."""
@@ -166,12 +171,14 @@ class Run:
         return packed(rows, arguments.questions_per_row)
 
     def _record(self) -> TrainingRecord:
+        model_name = self.model_args.model_name_or_path
         return {
             "dataset_name": self.questions.name,
             "corpora": corpora_of(self.questions),
             "notes": self.questions.notes,
             "leaks": list(self.leaks),
-            "language_model": self.model_args.model_name_or_path,
+            "language_model": model_name if self.base is None else self.base.training["language_model"],
+            "base": None if self.base is None else record_of(self.base),
             "train_condition": self.arguments.train_condition,
             # Absolute: the model will be audited by commands that are started elsewhere.
             "arguments": dataclasses.asdict(with_cache(self.arguments, Path(self.arguments.cache_dir).absolute())),
@@ -182,16 +189,6 @@ class Run:
             "losses": losses_of(self.trainer),
             "versions": versions("torch", "trl", "transformers"),
         }
-
-
-def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForConditionalGeneration) -> list[str]:
-    """Sentences of the leak check, for the model card. Raises `ValueError` on leaks without `allow_leaks`."""
-    leaks = check_leaks(questions, model.config.encoder_config.pretrained_on, arguments.cache_dir)
-    if leaks.refusal() and not arguments.allow_leaks:
-        raise ValueError(leaks.refusal())
-    if leaks.refusal():
-        logger.warning("%s", " ".join(leaks.sentences()))
-    return leaks.sentences()
 
 
 def share(

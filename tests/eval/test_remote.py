@@ -197,7 +197,7 @@ def test_scores_are_of_the_options_tokens_and_the_end_of_turn(server, source, ma
 
 
 def test_scores_need_the_callers_word(make, rows):
-    with pytest.raises(ValueError, match="start it with --no-enable-prefix-caching, and say so with --prefix_caching_off"):
+    with pytest.raises(ValueError, match="--no-enable-prefix-caching, and say so with --prefix_caching_off"):
         make().score(rows, "real", options_of(rows))
 
 
