@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written."""
+"""Writing files so that nothing is ever half-written, and listing those that are data."""
 
 import os
 import secrets
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_LEFT_BEHIND = ("Thumbs.db", "desktop.ini", "__MACOSX")  # by Windows, and by macOS in archives
 
 
 @contextmanager
@@ -30,3 +32,36 @@ def written_whole(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is what a system leaves behind (`._x`, `.DS_Store`, `Thumbs.db`), nobody's data."""
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def visible_files(folder: Path | str, pattern: str = "*", *, below: bool = False) -> list[Path]:
+    """Files of a folder whose names match a pattern, sorted; with `below` those of its folders, too.
+
+    Hidden files and folders are passed over (`is_hidden`). Links are followed, to a folder once.
+    """
+    return sorted(path for path, hidden in _listed(Path(folder), below) if not hidden and path.match(pattern))
+
+
+def hidden_files(folder: Path | str) -> list[Path]:
+    """What `visible_files` passes over in a folder and below, sorted."""
+    return sorted(path for path, hidden in _listed(Path(folder), True) if hidden)
+
+
+def _listed(folder: Path, below: bool) -> Iterator[tuple[Path, bool]]:
+    """Files, and whether each is hidden or in a hidden folder."""
+    entered: set[tuple[int, int]] = set()  # a link may lead back to where it stands
+    for place, folders, files in os.walk(folder, followlinks=True):
+        stat = os.stat(place)
+        if (stat.st_dev, stat.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((stat.st_dev, stat.st_ino))
+        in_hidden = any(map(is_hidden, Path(place).relative_to(folder).parts))
+        yield from ((Path(place, name), in_hidden or is_hidden(name)) for name in files)
+        if not below:
+            folders.clear()
