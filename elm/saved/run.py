@@ -9,15 +9,18 @@ from hashlib import sha256
 from pathlib import Path
 
 from data.conversations import load_questions
+from data.conversations.readable import readable_questions, without_unreadable
 from data.conversations.rows import QuestionSet, Row
 from data.experiment import conditions
 from data.experiment.conditions import Altered
+from data.synthetic import SyntheticCohort
 from elm.inputs.features import FeatureStore
 from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.saved.arguments import ElmArguments, TrainingRecord, as_mapping
 from elm.saved.folder import load, resolve
+from encoders.base import EcgFeatureExtractor
 
 DEV_NOTE = (
     "A --dev run: small parts with random weights, few questions, a few steps. It shows that the config runs, no more."
@@ -127,18 +130,60 @@ def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredS
 
 
 def questions_for(arguments: ElmArguments) -> QuestionSet:
-    """The question set of a run. Simulated recordings are cached with everything else.
+    """The question set of a run, all of whose recordings can be read. Simulated ones are cached with everything else.
+
+    Which recordings were read, and were sound, is remembered in `cache_dir`.
 
     Raises:
-        ValueError: Of one of the `question_types` there are no questions.
+        ValueError: There is nothing to train on, or of one of the `question_types`; or a recording cannot be read, and
+            is not to be left out.
     """
     settings = as_mapping("dataset_args", arguments.dataset_args)
+    if "unreadable" in settings:
+        raise ValueError("dataset_args: unreadable is no setting of a question set: give --unreadable beside it")
     if arguments.dataset in ("synthetic", "ecg_qa"):
         settings.setdefault("cache", arguments.cache_dir)
-    questions = load_questions(arguments.dataset, **settings)
+    questions = load_questions(arguments.dataset, unreadable=None, **settings)
+    _refuse_nothing(questions)
     if arguments.question_types is not None:
         questions = of_types(questions, arguments.question_types)
-    return few(questions) if arguments.dev else questions
+    if arguments.dev:
+        questions = few(questions)
+    questions = readable_questions(questions, arguments.unreadable, arguments.cache_dir)
+    _refuse_nothing(questions)
+    return questions
+
+
+def _refuse_nothing(questions: QuestionSet) -> None:
+    """Refuse, with a `ValueError`, a question set without a training question; its notes say where they went."""
+    if not questions.train:
+        raise ValueError(
+            f"{questions.name}: there is nothing to train on: no training question is left, and {len(questions.test):,} "
+            f"for the test. {' '.join(questions.notes)}".strip()
+        )
+
+
+def fitting(questions: QuestionSet, extractor: EcgFeatureExtractor, unreadable: str) -> QuestionSet:
+    """The question set without recordings that lack a lead the encoder needs; `unreadable` is that of a run.
+
+    What an encoder needs is found by showing it a simulated recording with the leads of each kind that were read.
+
+    Raises:
+        ValueError: There are such, and they are not to be left out; names them.
+    """
+    cohort = SyntheticCohort(1, records_per_patient=1, fs=500)
+    whole = cohort[cohort.records[0]]
+    reasons: dict[tuple[str, ...], str] = {}
+    for leads in dict.fromkeys(questions.leads.values()):
+        known = [lead for lead in leads if lead.removeprefix("-") in whole.leads]
+        try:
+            if not known:
+                raise ValueError(f"none of the twelve leads; it has {', '.join(leads)}")
+            extractor(dataclasses.replace(whole.select(known), record_id=""))
+        except ValueError as error:
+            reasons[leads] = f"the encoder cannot take it: {error}"
+    lacking = {record: reasons[leads] for record, leads in questions.leads.items() if leads in reasons}
+    return without_unreadable(questions, lacking, unreadable)
 
 
 def of_types(questions: QuestionSet, types: Sequence[str]) -> QuestionSet:

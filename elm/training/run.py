@@ -76,11 +76,14 @@ class Run:
             enable_full_determinism(training_args.seed)
         # What is computed once is computed by the first process and read from the cache by the others.
         with training_args.main_process_first(desc="model"):
+            if (extractor := tiny_extractor(arguments)) is not None:  # before it is trained
+                questions = fitting(questions, extractor, arguments.unreadable)
             rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
             records = [record for row in rows for record in row["ecgs"]]
             if arguments.processes > 1 and arguments.train_condition == "real":
                 encode_early(arguments, questions, training_args.seed, records)
             model, processor = build(arguments, model_args, questions, training_args.seed)
+            questions = fitting(questions, processor.feature_extractor, arguments.unreadable)
             leaks = leaks_of(arguments, questions, model)
             collator = build_collator(arguments, model, processor, questions)
             if collator.measured is not None:
