@@ -13,12 +13,13 @@ share patients; the makers recommend 1-8 for training, 9 for validation and 10 f
 """
 
 import ast
+import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data.corpora import register
 from data.corpora.folder import CorpusFolder, table_rows, whole_number
@@ -94,6 +95,12 @@ class PtbXl(CorpusFolder):
         """The recording, with `patient_id`, and age and sex in `meta`; `KeyError` when its files are not there."""
         ecg = super().__getitem__(record_id)
         return replace(ecg, meta={**ecg.meta, "age": self.age[record_id], "sex": self.sex[record_id]})
+
+    def without(self, records: Collection[str]) -> Self:
+        """The corpus without some of its records."""
+        part = copy.copy(self)
+        part.records = tuple(record for record in self.records if record not in records)
+        return part
 
     def traits(self, record_id: str) -> Traits:
         """Corpus, and sex and age where they are known."""

@@ -32,8 +32,8 @@ class ElmArguments:
 
     unreadable: str = setting(
         "refuse",
-        "What to do about recordings that cannot be read, or lack a lead that the encoder needs: refuse, before anything "
-        "is trained, or leave_out, with the questions about them; the card counts and names them.",
+        "Recordings that cannot be read or lack a lead that the encoder needs: refuse, before anything is trained, or "
+        "leave_out, with the questions about them, which the card counts.",
     )
 
     # --- model: encoder, precision of the language model, projector

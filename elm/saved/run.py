@@ -103,6 +103,78 @@ class SavedRun:
         store = partial(feature_store, self.arguments, self.model, self.processor)
         return Stores(store(questions), store(questions, zero=True), store(altered))
 
+    def fitting(self, questions: QuestionSet) -> QuestionSet:
+        """The questions whose recordings have the leads that the encoder needs (`fitting`), where that is recorded."""
+        if not questions.leads or not self._record:
+            return questions
+        extractor = ElmProcessor.from_pretrained(self.folder).feature_extractor
+        return fitting(questions, extractor, self.arguments.unreadable)
+
+    def measured(self, questions: QuestionSet) -> MeasuredStore | None:
+        """What is measured in the recordings of a question set, where the model reads that."""
+        return measured_store(self.arguments, questions)
+
+
+def feature_store(
+    arguments: ElmArguments,
+    model: ElmForConditionalGeneration,
+    processor: ElmProcessor,
+    questions: QuestionSet,
+    zero: bool = False,
+) -> FeatureStore:
+    """Cache of the encoder's output for the recordings of a question set."""
+    encoder, extractor = model.model.encoder, processor.feature_extractor
+    return FeatureStore(
+        encoder, extractor, questions.source, questions.source_key, arguments.cache_dir, zero, arguments.cache_gb
+    )
+
+
+def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredStore | None:
+    """What is measured in the recordings of a question set, where the model reads that."""
+    if not arguments.measured:
+        return None
+    return MeasuredStore(questions.source, questions.source_key, arguments.cache_dir)
+
+
+def questions_for(arguments: ElmArguments) -> QuestionSet:
+    """The question set of a run, all of whose recordings can be read. Simulated ones are cached with everything else.
+
+    Which recordings were read, and were sound, is remembered in `cache_dir`.
+
+    Raises:
+        ValueError: There is nothing to train on, or of one of the `question_types`; or a recording cannot be read, and
+            is not to be left out.
+    """
+    settings = as_mapping("dataset_args", arguments.dataset_args)
+    if "unreadable" in settings:
+        raise ValueError("dataset_args: unreadable is no setting of a question set: give --unreadable beside it")
+    if arguments.dataset in ("synthetic", "ecg_qa"):
+        settings.setdefault("cache", arguments.cache_dir)
+    questions = load_questions(arguments.dataset, unreadable=None, **settings)
+    _refuse_nothing(questions)
+    if arguments.question_types is not None:
+        questions = of_types(questions, arguments.question_types)
+    if arguments.dev:
+        questions = few(questions)
+    questions = readable_questions(questions, arguments.unreadable, arguments.cache_dir)
+    _refuse_nothing(questions)
+    return questions
+
+
+def _refuse_nothing(questions: QuestionSet) -> None:
+    """Refuse, with a `ValueError`, a question set without a training question; its notes say where they went."""
+    if not questions.train:
+        left = f"no training question is left, and {len(questions.test):,} of the test"
+        raise ValueError(" ".join([f"{questions.name}: there is nothing to train on: {left}.", *questions.notes]))
+
+
+def fitting(self, questions: QuestionSet) -> QuestionSet:
+        """The questions whose recordings have the leads that the encoder needs (`fitting`), where that is recorded."""
+        if not questions.leads or not self._record:
+            return questions
+        extractor = ElmProcessor.from_pretrained(self.folder).feature_extractor
+        return fitting(questions, extractor, self.arguments.unreadable)
+
     def measured(self, questions: QuestionSet) -> MeasuredStore | None:
         """What is measured in the recordings of a question set, where the model reads that."""
         return measured_store(self.arguments, questions)
@@ -158,8 +230,8 @@ def _refuse_nothing(questions: QuestionSet) -> None:
     """Refuse, with a `ValueError`, a question set without a training question; its notes say where they went."""
     if not questions.train:
         raise ValueError(
-            f"{questions.name}: there is nothing to train on: no training question is left, and {len(questions.test):,} "
-            f"for the test. {' '.join(questions.notes)}".strip()
+            f"{questions.name}: there is nothing to train on: no training question is left, and {len(questions.test):,} of "
+            f"the test. {' '.join(questions.notes)}".strip()
         )
 
 
@@ -171,6 +243,8 @@ def fitting(questions: QuestionSet, extractor: EcgFeatureExtractor, unreadable: 
     Raises:
         ValueError: There are such, and they are not to be left out; names them.
     """
+    if not questions.leads:
+        return questions
     cohort = SyntheticCohort(1, records_per_patient=1, fs=500)
     whole = cohort[cohort.records[0]]
     reasons: dict[tuple[str, ...], str] = {}

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import enable_full_determinism
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 from trl import ModelConfig, SFTConfig
 
 from data.card import corpora_of
@@ -25,11 +26,12 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
 from elm.saved.arguments import ElmArguments, TrainingRecord
 from elm.saved.folder import save, save_adapter
-from elm.saved.run import feature_store, measured_store
+from elm.saved.run import feature_store, fitting, measured_store, questions_for
 from elm.training.build import build, build_collator, encode_early, lora
 from elm.training.resume import losses_of, plain_settings, versions
 from elm.training.settings import claim
 from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
+from elm.training.tiny_encoder import ENCODERS
 from elm.training.trainer import ElmTrainer
 
 logger = logging.getLogger(__name__)
@@ -66,8 +68,8 @@ class Run:
         """Claim the output folder, build the model, and compute once what is needed for every step.
 
         Raises:
-            ValueError: The folder holds another run; or patients or recordings are in training and in the test, and
-                `allow_leaks` is not set.
+            ValueError: The folder holds another run; a recording lacks a lead that the encoder needs, and is not to be
+                left out; or patients or recordings are in training and in the test, and `allow_leaks` is not set.
         """
         claim(arguments, training_args, model_args)
         if arguments.threads:  # `accelerate launch` leaves a process one thread by default
@@ -76,8 +78,6 @@ class Run:
             enable_full_determinism(training_args.seed)
         # What is computed once is computed by the first process and read from the cache by the others.
         with training_args.main_process_first(desc="model"):
-            if (extractor := tiny_extractor(arguments)) is not None:  # before it is trained
-                questions = fitting(questions, extractor, arguments.unreadable)
             rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
             records = [record for row in rows for record in row["ecgs"]]
             if arguments.processes > 1 and arguments.train_condition == "real":
@@ -186,6 +186,19 @@ class Run:
         }
 
 
+def questions_to_train(arguments: ElmArguments) -> QuestionSet:
+    """The question set of a run (`questions_for`).
+
+    Raises:
+        ValueError: As `questions_for`; or a recording lacks a lead that a tiny encoder needs, which is trained first.
+    """
+    questions = questions_for(arguments)
+    if arguments.encoder not in ENCODERS:
+        return questions
+    config = ENCODERS[arguments.encoder].config()
+    return fitting(questions, FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), arguments.unreadable)
+
+
 def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForConditionalGeneration) -> list[str]:
     """Sentences of the leak check, for the model card. Raises `ValueError` on leaks without `allow_leaks`."""
     leaks = check_leaks(questions, model.config.encoder_config.pretrained_on, arguments.cache_dir)
@@ -205,8 +218,9 @@ def share(
 ) -> None:
     """Cache what several runs on these questions need: tiny models, and a frozen encoder's output for `rows` (all)."""
     model, processor = build(arguments, model_args, questions, training_args.seed)
+    questions = fitting(questions, processor.feature_extractor, arguments.unreadable)
     rows = (*questions.reports, *questions.train, *questions.test) if rows is None else rows
-    records = [record for row in rows for record in row["ecgs"]]
+    records = [record for row in rows for record in row["ecgs"] if record in questions.patient_of]
     if (measured := measured_store(arguments, questions)) is not None:
         measured.fill(records)
     if not arguments.train_encoder:
