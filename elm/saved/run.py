@@ -11,6 +11,7 @@ from pathlib import Path
 from data.conversations import load_questions
 from data.conversations.readable import readable_questions, without_unreadable
 from data.conversations.rows import QuestionSet, Row
+from data.ecg import Ecg
 from data.experiment import conditions
 from data.experiment.conditions import Altered
 from data.synthetic import SyntheticCohort
@@ -168,73 +169,6 @@ def _refuse_nothing(questions: QuestionSet) -> None:
         raise ValueError(" ".join([f"{questions.name}: there is nothing to train on: {left}.", *questions.notes]))
 
 
-def fitting(self, questions: QuestionSet) -> QuestionSet:
-        """The questions whose recordings have the leads that the encoder needs (`fitting`), where that is recorded."""
-        if not questions.leads or not self._record:
-            return questions
-        extractor = ElmProcessor.from_pretrained(self.folder).feature_extractor
-        return fitting(questions, extractor, self.arguments.unreadable)
-
-    def measured(self, questions: QuestionSet) -> MeasuredStore | None:
-        """What is measured in the recordings of a question set, where the model reads that."""
-        return measured_store(self.arguments, questions)
-
-
-def feature_store(
-    arguments: ElmArguments,
-    model: ElmForConditionalGeneration,
-    processor: ElmProcessor,
-    questions: QuestionSet,
-    zero: bool = False,
-) -> FeatureStore:
-    """Cache of the encoder's output for the recordings of a question set."""
-    encoder, extractor = model.model.encoder, processor.feature_extractor
-    return FeatureStore(
-        encoder, extractor, questions.source, questions.source_key, arguments.cache_dir, zero, arguments.cache_gb
-    )
-
-
-def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredStore | None:
-    """What is measured in the recordings of a question set, where the model reads that."""
-    if not arguments.measured:
-        return None
-    return MeasuredStore(questions.source, questions.source_key, arguments.cache_dir)
-
-
-def questions_for(arguments: ElmArguments) -> QuestionSet:
-    """The question set of a run, all of whose recordings can be read. Simulated ones are cached with everything else.
-
-    Which recordings were read, and were sound, is remembered in `cache_dir`.
-
-    Raises:
-        ValueError: There is nothing to train on, or of one of the `question_types`; or a recording cannot be read, and
-            is not to be left out.
-    """
-    settings = as_mapping("dataset_args", arguments.dataset_args)
-    if "unreadable" in settings:
-        raise ValueError("dataset_args: unreadable is no setting of a question set: give --unreadable beside it")
-    if arguments.dataset in ("synthetic", "ecg_qa"):
-        settings.setdefault("cache", arguments.cache_dir)
-    questions = load_questions(arguments.dataset, unreadable=None, **settings)
-    _refuse_nothing(questions)
-    if arguments.question_types is not None:
-        questions = of_types(questions, arguments.question_types)
-    if arguments.dev:
-        questions = few(questions)
-    questions = readable_questions(questions, arguments.unreadable, arguments.cache_dir)
-    _refuse_nothing(questions)
-    return questions
-
-
-def _refuse_nothing(questions: QuestionSet) -> None:
-    """Refuse, with a `ValueError`, a question set without a training question; its notes say where they went."""
-    if not questions.train:
-        raise ValueError(
-            f"{questions.name}: there is nothing to train on: no training question is left, and {len(questions.test):,} of "
-            f"the test. {' '.join(questions.notes)}".strip()
-        )
-
-
 def fitting(questions: QuestionSet, extractor: EcgFeatureExtractor, unreadable: str) -> QuestionSet:
     """The question set without recordings that lack a lead the encoder needs; `unreadable` is that of a run.
 
@@ -246,18 +180,28 @@ def fitting(questions: QuestionSet, extractor: EcgFeatureExtractor, unreadable: 
     if not questions.leads:
         return questions
     cohort = SyntheticCohort(1, records_per_patient=1, fs=500)
-    whole = cohort[cohort.records[0]]
+    whole = dataclasses.replace(cohort[cohort.records[0]], record_id="")
+    if _refusal(extractor, whole):  # of what has nothing to do with leads
+        return questions
     reasons: dict[tuple[str, ...], str] = {}
     for leads in dict.fromkeys(questions.leads.values()):
         known = [lead for lead in leads if lead.removeprefix("-") in whole.leads]
-        try:
-            if not known:
-                raise ValueError(f"none of the twelve leads; it has {', '.join(leads)}")
-            extractor(dataclasses.replace(whole.select(known), record_id=""))
-        except ValueError as error:
-            reasons[leads] = f"the encoder cannot take it: {error}"
+        why = _refusal(extractor, whole.select(known)) if known else f"it has {', '.join(leads)}"
+        if why:
+            reasons[leads] = f"the encoder cannot take it: {why}"
     lacking = {record: reasons[leads] for record, leads in questions.leads.items() if leads in reasons}
-    return without_unreadable(questions, lacking, unreadable)
+    questions = without_unreadable(questions, lacking, unreadable)
+    _refuse_nothing(questions)
+    return questions
+
+
+def _refusal(extractor: EcgFeatureExtractor, ecg: Ecg) -> str:
+    """Why an extractor does not take a recording; empty where it does."""
+    try:
+        extractor(ecg)
+    except ValueError as error:
+        return str(error).removeprefix(f"{ecg.who} ")
+    return ""
 
 
 def of_types(questions: QuestionSet, types: Sequence[str]) -> QuestionSet:

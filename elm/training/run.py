@@ -187,12 +187,20 @@ class Run:
 
 
 def questions_to_train(arguments: ElmArguments) -> QuestionSet:
-    """The question set of a run (`questions_for`).
+    """The question set of a run (`questions_for`), which has what its stages and its audit need.
 
     Raises:
-        ValueError: As `questions_for`; or a recording lacks a lead that a tiny encoder needs, which is trained first.
+        ValueError: As `questions_for`; there are no reports for the align stage, or no question for the audit; or a
+            recording lacks a lead that a tiny encoder needs, which is trained first.
     """
     questions = questions_for(arguments)
+    if arguments.align_steps and arguments.train_condition != "none" and not questions.reports:
+        raise ValueError(f"{questions.name} has no reports for the align stage: give --align_steps 0")
+    if arguments.ablation and not any(row["control"] == "" for row in questions.test):
+        why = " ".join(questions.notes)
+        raise ValueError(
+            f"{questions.name} has no held-out question for the audit: give --ablation false. {why}".strip()
+        )
     if arguments.encoder not in ENCODERS:
         return questions
     config = ENCODERS[arguments.encoder].config()
