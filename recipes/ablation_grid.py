@@ -26,9 +26,10 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.support.parallel import beside
 from elm.saved.arguments import ElmArguments, as_mapping
+from elm.saved.run import questions_for
 from elm.training import dev
 from elm.training.resume import claim_folder
-from elm.training.run import questions_to_train, share
+from elm.training.run import for_training, share
 from elm.training.settings import check_launch, check_settings, for_dev, settings_of_a_run
 from eval.grids import conditions, inputs
 from eval.grids.cells import GridArguments, cells_of, run_cells
@@ -61,7 +62,7 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 
     # What all models share
     with training_args.main_process_first(desc="data and shared parts"):
-        questions = questions_to_train(arguments)
+        questions = for_training(arguments, questions_for(arguments))
         for shared in rows.values() if by_input else [arguments]:
             alone = dataclasses.replace(shared, text_only=False, ablation=False)
             with beside(companion, alone, training_args, model_args) if grid.jobs > 1 else nullcontext():

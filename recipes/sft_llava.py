@@ -25,11 +25,12 @@ from data.conversations.rows import QuestionSet
 from data.support.parallel import beside
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
+from elm.saved.run import questions_for
 from elm.training import dev
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
-from elm.training.run import Run, questions_to_train, share
+from elm.training.run import Run, for_training, share
 from elm.training.settings import check_launch, check_settings, for_dev
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
@@ -58,7 +59,7 @@ def main(
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
-        questions = questions_to_train(arguments)
+        questions = for_training(arguments, questions_for(arguments))
     two = arguments.processes > 1 == training_args.world_size
     with beside(companion, arguments, training_args, model_args) if two else nullcontext():
         folder = train(arguments, training_args, model_args, questions)
@@ -94,7 +95,7 @@ def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: Mod
     """What a second process does beside `train`: all that needs no trained model, the tiny language model first."""
     quiet()
     training_args = dataclasses.replace(training_args, dataloader_num_workers=0)  # this process has time left
-    questions = questions_to_train(arguments)
+    questions = for_training(arguments, questions_for(arguments))
     parts(arguments, model_args, questions, training_args.seed, text_first=True)
     if arguments.text_only:
         train_without_ecgs(arguments, training_args, model_args, questions)

@@ -137,10 +137,10 @@ def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredS
     return MeasuredStore(questions.source, questions.source_key, arguments.cache_dir)
 
 
-def questions_for(arguments: ElmArguments) -> QuestionSet:
+def questions_for(arguments: ElmArguments, *, read: bool = True) -> QuestionSet:
     """The question set of a run, all of whose recordings can be read. Simulated ones are cached with everything else.
 
-    Which recordings were read, and were sound, is remembered in `cache_dir`.
+    Which recordings were read, and were sound, is remembered in `cache_dir`. Without `read` none is looked at.
 
     Raises:
         ValueError: There is nothing to train on, or of one of the `question_types`; or a recording cannot be read, and
@@ -157,7 +157,8 @@ def questions_for(arguments: ElmArguments) -> QuestionSet:
         questions = of_types(questions, arguments.question_types)
     if arguments.dev:
         questions = few(questions)
-    questions = readable_questions(questions, arguments.unreadable, arguments.cache_dir)
+    if read:
+        questions = readable_questions(questions, arguments.unreadable, arguments.cache_dir)
     _refuse_nothing(questions)
     return questions
 

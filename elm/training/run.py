@@ -26,7 +26,7 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
 from elm.saved.arguments import ElmArguments, TrainingRecord
 from elm.saved.folder import save, save_adapter
-from elm.saved.run import feature_store, fitting, measured_store, questions_for
+from elm.saved.run import feature_store, fitting, measured_store
 from elm.training.build import build, build_collator, encode_early, lora
 from elm.training.resume import losses_of, plain_settings, versions
 from elm.training.settings import claim
@@ -186,14 +186,13 @@ class Run:
         }
 
 
-def questions_to_train(arguments: ElmArguments) -> QuestionSet:
-    """The question set of a run (`questions_for`), which has what its stages and its audit need.
+def for_training(arguments: ElmArguments, questions: QuestionSet) -> QuestionSet:
+    """The question set of a run, once it is known to have what the stages and the audit need.
 
     Raises:
-        ValueError: As `questions_for`; there are no reports for the align stage, or no question for the audit; or a
-            recording lacks a lead that a tiny encoder needs, which is trained first.
+        ValueError: There are no reports for the align stage, or no question for the audit; or a recording lacks a lead
+            that a tiny encoder needs, which is trained before the model is built.
     """
-    questions = questions_for(arguments)
     if arguments.align_steps and arguments.train_condition != "none" and not questions.reports:
         raise ValueError(f"{questions.name} has no reports for the align stage: give --align_steps 0")
     if arguments.ablation and not any(row["control"] == "" for row in questions.test):

@@ -72,7 +72,7 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     names, notes = choose_conditions(settings.conditions, settings.full, responder, plan)
     split = super_classes.folds_of(questions) if settings.limit is None and responder.scores else None
     if split is not None:
-        cache = saved.arguments.cache_dir if settings.model.is_dir() else None
+        cache = saved.arguments.cache_dir if settings.model.is_dir() and saved.digest else None
         split, left_out = super_classes.readable_part(split, cache)
         notes += left_out
 

@@ -215,7 +215,7 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     trained, train_folds, test_folds = split
     recordings = trained if settings.ptbxl is None else PtbXl(settings.ptbxl, trained.rate)
     folds = settings.folds or test_folds
-    cache = saved.arguments.cache_dir
+    cache = saved.arguments.cache_dir if saved.digest else None
     (trained, *_), left_out = readable_part((trained, train_folds, []), cache)
     (recordings, *_), more = readable_part((recordings, [], list(folds)), cache)
     for note in (*left_out, *more):
