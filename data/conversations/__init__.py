@@ -14,7 +14,12 @@ from data.support import plugins
 _SETS: dict[str, Callable[..., QuestionSet]] = {"synthetic": synthetic.load, "ecg_qa": ecg_qa.load}
 GROUP = "ecg_elm.questions"
 
-__all__ = ["check_questions", "load_questions"]
+__all__ = ["check_questions", "load_questions", "question_sets"]
+
+
+def question_sets() -> list[str]:
+    """Names of all question sets, those of installed packages, too."""
+    return list(dict.fromkeys([*_SETS, *plugins.providers(GROUP)]))
 
 
 def load_questions(name: str, *, unreadable: str | None = "refuse", **settings: Any) -> QuestionSet:

@@ -14,7 +14,7 @@ from data.conversations.rows import QuestionSet, Row
 from data.corpora.verdicts import counted, first_of, read_recordings, refusal
 
 UNREADABLE = ("refuse", "leave_out")  # what may be done about recordings that cannot be read
-_PARTS = {
+PARTS = {
     "train": "training questions",
     "test": "test questions",
     "reports": "training reports",
@@ -61,9 +61,9 @@ def without_unreadable(questions: QuestionSet, reasons: Mapping[str, str], unrea
     if unreadable == "refuse":
         raise ValueError(refusal(reasons, len(records_of(questions))))
     rows: dict[str, list[Row]] = {
-        part: [row for row in getattr(questions, part) if reasons.keys().isdisjoint(row["ecgs"])] for part in _PARTS
+        part: [row for row in getattr(questions, part) if reasons.keys().isdisjoint(row["ecgs"])] for part in PARTS
     }
-    lost = {words: len(getattr(questions, part)) - len(rows[part]) for part, words in _PARTS.items()}
+    lost = {words: len(getattr(questions, part)) - len(rows[part]) for part, words in PARTS.items()}
     counts = ", ".join(f"{count:,} {words}" for words, count in lost.items() if count) or "no question"
     was, it = ("was", "it") if len(reasons) == 1 else ("were", "them")
     note = (
