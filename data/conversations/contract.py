@@ -85,19 +85,22 @@ class _Once:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows: list[Row] = []
         self.repeated: list[Row] = []  # rows that are left out of `rows`
-        self.with_itself = [row for row in rows if len(set(row["ecgs"])) < len(row["ecgs"])]
+        self.with_itself = [row for row in rows if len(row["ecgs"]) > 1 and len(set(row["ecgs"])) < len(row["ecgs"])]
         numbers: dict[int | str, int] = {}  # of what is asked: many rows share their messages, many messages a text
         answers: dict[tuple[object, ...], list[Row]] = {}
         for row in rows:
             messages = row["messages"]
             if (number := numbers.get(id(messages))) is None:
                 number = numbers[id(messages)] = numbers.setdefault(_asked(messages), len(numbers))
-            alike = answers.setdefault((number, *row["ecgs"]), [])
-            if any(row["answer"] == other["answer"] for other in alike):
+            alike = answers.get(key := (number, *row["ecgs"]))
+            if alike is None:
+                answers[key] = [row]
+            elif any(row["answer"] == other["answer"] for other in alike):
                 self.repeated.append(row)
+                continue
             else:
                 alike.append(row)
-                self.rows.append(row)
+            self.rows.append(row)
         self.contradicting = [row for alike in answers.values() if len(alike) > 1 for row in alike]
 
 

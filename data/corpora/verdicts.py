@@ -2,7 +2,7 @@
 
 A recording is unreadable where its files are missing, cut off or damaged, and where nothing can be read in its signal
 (`data.quality`). There are two looks at it. `damaged_files` compares what a header promises with the sizes of the files
-(some 0.1 ms for each recording). `read_recordings` reads every sample (some 3 ms), in several processes, and remembers
+(some 0.2 ms for each recording). `read_recordings` reads every sample (some 5 ms), in several processes, and remembers
 which recordings are sound, by the sizes and times of their files. Simulated recordings cannot fail.
 """
 
@@ -96,7 +96,7 @@ def read_recordings(
     verdicts = {record: verdict for record in records if (verdict := memory.get(record)) is not None}
     pending = [record for record in records if record not in verdicts]
     chunks = [pending[i : i + _CHUNK] for i in range(0, len(pending), _CHUNK)]
-    jobs = (jobs or len(os.sched_getaffinity(0))) if len(pending) > _FEW else 1
+    jobs = (jobs or os.cpu_count() or 1) if len(pending) > _FEW else 1
     with tqdm(total=len(pending), desc="Reading ECGs", unit="ECG", delay=2) as progress:
         for chunk, results in zip(chunks, in_processes(_verdicts, chunks, source, jobs=jobs)):
             verdicts |= dict(zip(chunk, results))

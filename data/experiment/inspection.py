@@ -45,8 +45,9 @@ class Inspection:
     def text(self) -> str:
         """Everything in words, a section for each kind."""
         whose = "" if self.patients is None else f" of {self.patients:,} patients"
+        many = f"{self.recordings:,} recording{'s' * (self.recordings != 1)}{whose}"
+        first = "".join(f"  {line}\n" for line in self._counts())
         sections = {
-            f"{self.name}: {self.recordings:,} recordings{whose}": [*self._counts()],
             f"Recordings that cannot be read: {len(self.unreadable):,}": _first_lines(
                 [f"{record}: {reason}" for record, reason in self.unreadable.items()]
             ),
@@ -56,8 +57,10 @@ class Inspection:
             f"Hidden files, passed over: {len(self.hidden):,}": _first_lines(self.hidden),
             "A training would be refused": self.refusals,
         }
-        lines = [f"{title}\n" + "".join(f"  {line}\n" for line in some) for title, some in sections.items() if some]
-        return "\n".join(lines) + ("" if self.refusals else "\nA training would start.")
+        others = [f"{title}\n" + "".join(f"  {line}\n" for line in some) for title, some in sections.items() if some]
+        return "\n".join(
+            [f"{self.name}: {many}\n{first}", *others, *([] if self.refusals else ["A training would start."])]
+        )
 
     def _counts(self) -> Iterator[str]:
         for part, by_type in self.rows.items():
