@@ -62,8 +62,10 @@ def readable_part(split: Split, cache: Path | str | None) -> tuple[Split, list[s
     records = [record for record in ptbxl.records if ptbxl.fold_of[record] in (*train, *test)]
     verdicts = read_recordings(ptbxl, ptbxl.key, records, cache)
     bad = [record for record, verdict in verdicts.items() if verdict.reason]
+    if not bad:
+        return split, []
     note = f"Left out of the super-classes: {counted(bad)} of PTB-XL that cannot be read ({first_of(bad)})."
-    return (ptbxl.without(set(bad)), train, test), [note] if bad else []
+    return (ptbxl.without(set(bad)), train, test), [note]
 
 
 def measure(

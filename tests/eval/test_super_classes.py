@@ -205,3 +205,19 @@ def test_the_command_asks_about_other_recordings(ptbxl, questions, tmp_path, mon
     with pytest.raises(SystemExit, match="2"):
         door.main(argv)
     assert "was trained on waves, which is not split along PTB-XL's folds" in capsys.readouterr().err
+
+
+def test_recordings_that_cannot_be_read_are_left_out_and_told(ptbxl, questions, tmp_path, monkeypatch):
+    split = super_classes.folds_of(questions)
+    assert super_classes.readable_part(split, tmp_path) == (split, [])
+    read, bad = type(ptbxl).__getitem__, ptbxl.records[3]
+
+    def broken(self, record):
+        if record == bad:
+            raise ValueError("torn")
+        return read(self, record)
+
+    monkeypatch.setattr(type(ptbxl), "__getitem__", broken)
+    (part, *folds), notes = super_classes.readable_part(split, None)
+    assert bad in ptbxl.records and bad not in part.records and len(part) == len(ptbxl) - 1 and folds == [[1, 2], [9]]
+    assert notes == [f"Left out of the super-classes: 1 recording of PTB-XL that cannot be read ({bad})."]
