@@ -6,13 +6,14 @@ questions about it and says so in the notes, which go into the model card and th
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from data.conversations.rows import QuestionSet, Row
 from data.corpora.verdicts import counted, first_of, read_recordings, refusal
 
+T = TypeVar("T")
 UNREADABLE = ("refuse", "leave_out")  # what may be done about recordings that cannot be read
 PARTS = {
     "train": "training questions",
@@ -60,18 +61,30 @@ def without_unreadable(questions: QuestionSet, reasons: Mapping[str, str], unrea
         return questions
     if unreadable == "refuse":
         raise ValueError(refusal(reasons, len(records_of(questions))))
-    rows: dict[str, list[Row]] = {
-        part: [row for row in getattr(questions, part) if reasons.keys().isdisjoint(row["ecgs"])] for part in PARTS
-    }
-    lost = {words: len(getattr(questions, part)) - len(rows[part]) for part, words in PARTS.items()}
+    left = dataclasses.replace(
+        questions,
+        train=_about_others(questions.train, reasons),
+        test=_about_others(questions.test, reasons),
+        reports=_about_others(questions.reports, reasons),
+        test_reports=_about_others(questions.test_reports, reasons),
+        patient_of=_of_others(questions.patient_of, reasons),
+        traits=_of_others(questions.traits, reasons),
+        fold_of=_of_others(questions.fold_of, reasons),
+        leads=_of_others(questions.leads, reasons),
+    )
+    lost = {words: len(getattr(questions, part)) - len(getattr(left, part)) for part, words in PARTS.items()}
     counts = ", ".join(f"{count:,} {words}" for words, count in lost.items() if count) or "no question"
     was, it = ("was", "it") if len(reasons) == 1 else ("were", "them")
     note = (
         f"{counted(reasons)} that cannot be read {was} left out, and with {it} {counts}: {first_of(reasons)} "
         f"({next(iter(reasons.values()))})."
     )
-    by_record: dict[str, dict[str, Any]] = {
-        name: {record: value for record, value in getattr(questions, name).items() if record not in reasons}
-        for name in ("patient_of", "traits", "fold_of", "leads")
-    }
-    return dataclasses.replace(questions, notes=[*questions.notes, note], **rows, **by_record)
+    return dataclasses.replace(left, notes=[*questions.notes, note])
+
+
+def _about_others(rows: list[Row], records: Collection[str]) -> list[Row]:
+    return [row for row in rows if not any(record in records for record in row["ecgs"])]
+
+
+def _of_others(values: dict[str, T], records: Collection[str]) -> dict[str, T]:
+    return {record: value for record, value in values.items() if record not in records}
