@@ -22,6 +22,7 @@ from pathlib import Path
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet
+from data.support.files import visible_files
 from data.support.parallel import beside
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
@@ -69,7 +70,7 @@ def main(
         return
     report = audit(AuditSettings(model=folder, batch_size=256), questions=questions)
     print(f"\n{table(report.overall)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}\n")
-    print(NEXT.format(folder, min(folder.glob("examples/*.hea"), default=Path("RECORD")).with_suffix("")))
+    print(NEXT.format(folder, next(iter(visible_files(folder / "examples", "*.hea")), Path("RECORD")).with_suffix("")))
     if training_args.push_to_hub:
         how = hub.Publication(private=bool(training_args.hub_private_repo))
         print(f"Published: {hub.push(folder, training_args.hub_model_id, how, training_args.hub_token)}")

@@ -118,8 +118,9 @@ def _samples(header: Header) -> NDArray[np.int64]:
         import wfdb  # the package; slow to import and seldom needed
 
         try:
-            # Resolved, so that the name cannot be taken for an address (`s3://...`), which wfdb would open.
-            record = wfdb.rdrecord(str(header.path.resolve().with_suffix("")), physical=False)
+            # Absolute, so that the name cannot be taken for an address (`s3://...`), which wfdb would open. Links stay:
+            # in a store of files each has another folder and name.
+            record = wfdb.rdrecord(str(header.path.absolute().with_suffix("")), physical=False)
         except Exception as error:  # the package raises whatever its parsing runs into
             raise ValueError(f"{header.path}: the wfdb package cannot read its samples: {error!r}") from error
         stored = np.asarray(record.d_signal, dtype=np.int64).T

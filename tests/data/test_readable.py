@@ -243,3 +243,25 @@ def test_notes_are_gathered_by_what_they_say():
 def test_nothing_is_left_out_without_a_reason():
     questions = question_set({}, ["a"])
     assert without_unreadable(questions, {}, "leave_out") is questions
+
+
+def test_links_into_a_store_are_followed_in_every_format(tmp_path):
+    wfdb = pytest.importorskip("wfdb")
+    signal, store = np.array(recording("x").signal.T, np.float64), tmp_path / "store"
+    names, units = list(LEADS), ["mV"] * 12
+    wfdb.wrsamp(
+        "x",
+        100,
+        units,
+        names,
+        signal,
+        fmt=["212"] * 12,
+        adc_gain=[200] * 12,
+        baseline=[0] * 12,
+        write_dir=str(tmp_path),
+    )
+    store.mkdir()
+    for number, path in enumerate(sorted(tmp_path.glob("x.*"))):
+        shutil.move(path, store / f"{number}")
+        path.symlink_to(store / f"{number}")
+    assert WfdbFolder(tmp_path)["x"].signal == pytest.approx(signal.T, abs=0.01)
