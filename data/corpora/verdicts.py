@@ -2,8 +2,8 @@
 
 A recording is unreadable where its files are missing, cut off or damaged, and where nothing can be read in its signal
 (`data.quality`). There are two looks at it. `damaged_files` compares what a header promises with the sizes of the files
-(some 0.2 ms for each recording). `read_recordings` reads every sample (some 5 ms), in several processes, and remembers
-which recordings are sound, by the sizes and times of their files. Simulated recordings cannot fail.
+(tenths of a millisecond for each recording). `read_recordings` reads every sample (some milliseconds), in several
+processes, and remembers which recordings are sound, by the sizes and times of their files. Simulated ones cannot fail.
 """
 
 import json

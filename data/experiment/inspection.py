@@ -106,8 +106,8 @@ def inspect(name: str, settings: str, unreadable: str, cache: Path) -> Inspectio
             raise ValueError(f"{name}: no WFDB record (.hea) in it or below")
         about = Inspection(name, len(records), hidden=[str(file) for file in hidden_files(name)])
         return _read(about, WfdbFolder(name), f"folder {Path(name).resolve()}", records, unreadable, cache)
-    known = ", ".join(dict.fromkeys([*question_sets(), *registered()]))
-    raise ValueError(f"{name!r} is no question set or corpus ({known}), and no folder")
+    names = ", ".join(dict.fromkeys([*question_sets(), *registered()]))
+    raise ValueError(f"{name!r} is no question set or corpus ({names}), and no folder")
 
 
 def _mapping(settings: str) -> dict[str, Any]:

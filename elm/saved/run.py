@@ -186,8 +186,8 @@ def fitting(questions: QuestionSet, extractor: EcgFeatureExtractor, unreadable: 
         return questions
     reasons: dict[tuple[str, ...], str] = {}
     for leads in dict.fromkeys(questions.leads.values()):
-        known = [lead for lead in leads if lead.removeprefix("-") in whole.leads]
-        why = _refusal(extractor, whole.select(known)) if known else f"it has {', '.join(leads)}"
+        standard = [lead for lead in leads if lead.removeprefix("-") in whole.leads]
+        why = _refusal(extractor, whole.select(standard)) if standard else f"it has {', '.join(leads)}"
         if why:
             reasons[leads] = f"the encoder cannot take it: {why}"
     lacking = {record: reasons[leads] for record, leads in questions.leads.items() if leads in reasons}
