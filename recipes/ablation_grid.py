@@ -30,7 +30,7 @@ from elm.saved.run import questions_for
 from elm.training import dev
 from elm.training.base import explicit_settings, settled
 from elm.training.resume import claim_folder
-from elm.training.run import share
+from elm.training.run import for_training, share
 from elm.training.settings import check_folders, check_launch, check_settings, for_dev, settings_of_a_run
 from eval.grids import conditions, inputs
 from eval.grids.cells import GridArguments, cells_of, run_cells
@@ -65,7 +65,7 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 
     # What all models share
     with training_args.main_process_first(desc="data and shared parts"):
-        questions = questions_for(arguments)
+        questions = for_training(arguments, questions_for(arguments))
         for shared in rows.values() if by_input else [arguments]:
             alone = dataclasses.replace(shared, text_only=False, ablation=False)
             with beside(companion, alone, training_args, model_args) if grid.jobs > 1 else nullcontext():

@@ -22,6 +22,7 @@ from pathlib import Path
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet
+from data.support.files import visible_files
 from data.support.parallel import beside
 from data.support.status import mention_traceback, training_command
 from elm.saved import publish as hub
@@ -32,7 +33,7 @@ from elm.training.base import explicit_settings, settled
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
-from elm.training.run import Run, share
+from elm.training.run import Run, for_training, share
 from elm.training.settings import check_folders, check_launch, check_settings, for_dev
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
@@ -63,7 +64,7 @@ def main(
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
-        questions = questions_for(arguments)
+        questions = for_training(arguments, questions_for(arguments))
     two = arguments.processes > 1 == training_args.world_size
     with beside(companion, arguments, training_args, model_args) if two else nullcontext():
         folder = train(arguments, training_args, model_args, questions)
@@ -73,7 +74,7 @@ def main(
         return
     report = audit(AuditSettings(model=folder, batch_size=256), questions=questions)
     print(f"\n{table(report.overall)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}\n")
-    print(NEXT.format(folder, min(folder.glob("examples/*.hea"), default=Path("RECORD")).with_suffix("")))
+    print(NEXT.format(folder, next(iter(visible_files(folder / "examples", "*.hea")), Path("RECORD")).with_suffix("")))
     if training_args.push_to_hub:
         how = hub.Publication(private=bool(training_args.hub_private_repo))
         print(f"Published: {hub.push(folder, training_args.hub_model_id, how, training_args.hub_token)}")
@@ -99,7 +100,7 @@ def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: Mod
     """What a second process does beside `train`: all that needs no trained model, the tiny language model first."""
     quiet()
     training_args = dataclasses.replace(training_args, dataloader_num_workers=0)  # this process has time left
-    questions = questions_for(arguments)
+    questions = for_training(arguments, questions_for(arguments))
     parts(arguments, model_args, questions, training_args.seed, text_first=True)
     if arguments.text_only:
         train_without_ecgs(arguments, training_args, model_args, questions)

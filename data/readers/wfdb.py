@@ -84,8 +84,12 @@ def _scale(signal: Signal, lead: str, units: str | None, where: str) -> float:
     return signal.gain / unit
 
 
-def _samples(header: Header) -> NDArray[np.int64]:
-    """Stored samples `[signals, samples]`, once the files are known to be as the header says."""
+def sample_files(header: Header) -> list[tuple[str, list[Signal]]]:
+    """The sample files of a record, each with its signals. No sample is read.
+
+    Raises:
+        ValueError: One is missing or is not of the size that the header promises.
+    """
     groups = [(name, list(lines)) for name, lines in groupby(header.signals, key=lambda signal: signal.file)]
     if len({name for name, _ in groups}) != len(groups):
         raise ValueError(f"{header.path}: file name: the signals of a file must follow each other")
@@ -101,6 +105,12 @@ def _samples(header: Header) -> NDArray[np.int64]:
                 f"{file}: {file.stat().st_size} bytes, but {header.path.name} promises {need} ({header.length} samples "
                 f"of {len(lines)} signals): the file is cut off or the header belongs to another one"
             )
+    return groups
+
+
+def _samples(header: Header) -> NDArray[np.int64]:
+    """Stored samples `[signals, samples]`, once the files are known to be as the header says."""
+    groups = sample_files(header)
     if all(line.code == "16" for line in header.signals):
         flat = [np.fromfile(header.path.parent / name, "<i2", offset=lines[0].offset) for name, lines in groups]
         stored = np.concatenate([samples.reshape(header.length, -1).T for samples in flat]).astype(np.int64)
@@ -108,8 +118,9 @@ def _samples(header: Header) -> NDArray[np.int64]:
         import wfdb  # the package; slow to import and seldom needed
 
         try:
-            # Resolved, so that the name cannot be taken for an address (`s3://...`), which wfdb would open.
-            record = wfdb.rdrecord(str(header.path.resolve().with_suffix("")), physical=False)
+            # Absolute, so that the name cannot be taken for an address (`s3://...`), which wfdb would open. Links stay:
+            # in a store of files each has another folder and name.
+            record = wfdb.rdrecord(str(header.path.absolute().with_suffix("")), physical=False)
         except Exception as error:  # the package raises whatever its parsing runs into
             raise ValueError(f"{header.path}: the wfdb package cannot read its samples: {error!r}") from error
         stored = np.asarray(record.d_signal, dtype=np.int64).T
@@ -178,15 +189,22 @@ def write_wfdb(ecg: Ecg, folder: Path | str, comments: Sequence[str] = ()) -> Pa
 
 
 class WfdbFolder:
-    """A folder of WFDB records as an `EcgSource`: `source["sub/record"]` reads `root/sub/record`."""
+    """A folder of WFDB records as an `EcgSource`: `source["sub/record"]` reads `root/sub/record`.
+
+    Missing samples are interpolated, as `elm.ask` does it.
+    """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
 
-    def __getitem__(self, record_id: str) -> Ecg:
-        """The recording of that id; `KeyError` when there is none, `ValueError` when it cannot be read."""
+    def file_of(self, record_id: str) -> Path:
+        """The header of a record; `KeyError` when there is none."""
         name = Path(f"{record_id}.hea")
         header = self.root / name
         if ".." in name.parts or name.is_absolute() or not header.is_file():
             raise KeyError(f"no record {record_id!r} in {self.root}")
-        return replace(read_wfdb(header, Stated()), record_id=record_id)
+        return header
+
+    def __getitem__(self, record_id: str) -> Ecg:
+        """The recording of that id; `KeyError` when there is none, `ValueError` when it cannot be read."""
+        return replace(read_wfdb(self.file_of(record_id), Stated(nan="interpolate")), record_id=record_id)

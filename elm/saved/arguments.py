@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast
 
+from data.conversations.readable import check_policy
 from elm.inputs.features import CACHE_GB
 
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
@@ -35,6 +36,12 @@ class ElmArguments:
     dataset: str = setting("synthetic", "Question set: synthetic, ecg_qa, or one of an installed package.")
     dataset_args: Settings | str | None = setting(None, "Settings of the question set, as JSON (a mapping in YAML).")
     question_types: list[str] | None = setting(None, "Train and ask only questions of these types, e.g. single-verify.")
+
+    unreadable: str = setting(
+        "refuse",
+        "Recordings that cannot be read or lack a lead that the encoder needs: refuse, before anything is trained, or "
+        "leave_out, with the questions about them, which the card counts.",
+    )
 
     # --- model: encoder, precision of the language model, projector
     encoder: str = setting(
@@ -92,6 +99,7 @@ class ElmArguments:
         self.encoder_args = as_mapping("encoder_args", self.encoder_args)
         if (condition := self.train_condition) not in TRAIN_CONDITIONS:
             raise ValueError(f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {condition!r}")
+        check_policy(self.unreadable)
         if self.quantization not in (None, "nf4"):
             raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
 

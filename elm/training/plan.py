@@ -259,7 +259,7 @@ def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
 def plan(arguments: ElmArguments, training: SFTConfig, model_args: ModelConfig, device: PlanArguments) -> list[str]:
     """Lines that say what a run would need."""
     name, settings = model_args.model_name_or_path, as_mapping("dataset_args", arguments.dataset_args)
-    questions = questions_for(arguments) if Path(settings.get("root", ".")).is_dir() else None
+    questions = questions_for(arguments, read=False) if Path(settings.get("root", ".")).is_dir() else None
     empty = skeleton(arguments, model_args, questions)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else empty.dtype
     model, encoder = count(empty, arguments, model_args, dtype), empty.config.encoder_config

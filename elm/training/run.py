@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import enable_full_determinism
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 from trl import ModelConfig, SFTConfig
 
 from data.card import corpora_of
@@ -24,13 +25,14 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
 from elm.saved.arguments import ElmArguments, TrainingRecord, with_cache
 from elm.saved.folder import save, save_adapter
-from elm.saved.run import SavedRun, feature_store, measured_store
+from elm.saved.run import SavedRun, feature_store, fitting, measured_store
 from elm.training.base import base_of, earlier_trainings, record_of, sentence_of, settled
 from elm.training.build import build, build_collator, encode_early, lora
 from elm.training.leaks import leaks_of
 from elm.training.resume import losses_of, plain_settings, versions
 from elm.training.settings import claim
 from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
+from elm.training.tiny_encoder import ENCODERS
 from elm.training.trainer import ElmTrainer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ class Run:
 
         Raises:
             ValueError: The folder holds another run, or the saved model that this one goes on from; settings contradict
-                that model; or patients or recordings are in training and in the test, and `allow_leaks` is not set.
+                that model; a recording lacks a lead that the encoder needs, and is not to be left out; or patients or
+                recordings are in training and in the test, and `allow_leaks` is not set.
         """
         if (base := base_of(model_args)) is not None:
             arguments = settled(arguments, model_args)
@@ -81,11 +84,11 @@ class Run:
             enable_full_determinism(training_args.seed)
         # What is computed once is computed by the first process and read from the cache by the others.
         with training_args.main_process_first(desc="model"):
-            rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
-            records = [record for row in rows for record in row["ecgs"]]
             if base is None and arguments.processes > 1 and arguments.train_condition == "real":
-                encode_early(arguments, questions, training_args.seed, records)
+                encode_early(arguments, questions, training_args.seed, _records(arguments, questions))
             model, processor = build(arguments, model_args, questions, training_args.seed)
+            questions = fitting(questions, processor.feature_extractor, arguments.unreadable)
+            records = _records(arguments, questions)
             leaks = leaks_of(arguments, questions, model, earlier_trainings(base))
             collator = build_collator(arguments, model, processor, questions)
             if collator.measured is not None:
@@ -191,6 +194,32 @@ class Run:
         }
 
 
+def _records(arguments: ElmArguments, questions: QuestionSet) -> list[str]:
+    """Recordings that the stages show to the encoder, as often as they do."""
+    rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
+    return [record for row in rows for record in row["ecgs"]]
+
+
+def for_training(arguments: ElmArguments, questions: QuestionSet) -> QuestionSet:
+    """The question set of a run, once it is known to have what the stages and the audit need.
+
+    Raises:
+        ValueError: There are no reports for the align stage, or no question for the audit; or a recording lacks a lead
+            that a tiny encoder needs, which is trained before the model is built.
+    """
+    if arguments.align_steps and arguments.train_condition != "none" and not questions.reports:
+        raise ValueError(f"{questions.name} has no reports for the align stage: give --align_steps 0")
+    if arguments.ablation and not any(row["control"] == "" for row in questions.test):
+        why = " ".join(questions.notes)
+        raise ValueError(
+            f"{questions.name} has no held-out question for the audit: give --ablation false. {why}".strip()
+        )
+    if arguments.encoder not in ENCODERS:
+        return questions
+    config = ENCODERS[arguments.encoder].config()
+    return fitting(questions, FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), arguments.unreadable)
+
+
 def share(
     arguments: ElmArguments,
     training_args: SFTConfig,
@@ -200,8 +229,9 @@ def share(
 ) -> None:
     """Cache what several runs on these questions need: tiny models, and a frozen encoder's output for `rows` (all)."""
     model, processor = build(arguments, model_args, questions, training_args.seed)
+    questions = fitting(questions, processor.feature_extractor, arguments.unreadable)
     rows = (*questions.reports, *questions.train, *questions.test) if rows is None else rows
-    records = [record for row in rows for record in row["ecgs"]]
+    records = [record for row in rows for record in row["ecgs"] if record in questions.patient_of]
     if (measured := measured_store(arguments, questions)) is not None:
         measured.fill(records)
     if not arguments.train_encoder:

@@ -1,12 +1,10 @@
 """A folder that is no saved model, or not a whole one: what it is, and which one to give, in every command."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 import elm
 from elm import ask as asking
