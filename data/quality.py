@@ -35,7 +35,7 @@ class SignalQuality:
     """What is wrong with a signal.
 
     Attributes:
-        grade: `"good"`, `"poor"` where something may mislead a reader, or `"unreadable"` where no model should be asked.
+        grade: `"good"`, `"poor"` where something may mislead a reader, `"unreadable"` where no model should be asked.
         notes: Sentences about what is wrong; a good signal may have some, too (`Only 7 s long.`).
         readable: Leads that show a signal, in their order.
     """
