@@ -36,7 +36,7 @@ _BLANK = re.compile(r"(?<=[avcdl])[\s_](?=[vrlfxyzi1-9])")  # "aV R", "V 1"; not
 
 @lru_cache(maxsize=1024)  # every `Ecg` looks at its names
 def canonical_lead(name: str) -> str:
-    """The canonical name of a lead: `AVR`, `Lead aVR` and `aVR (mV)` are `aVR`; `-avr` is `-aVR`, Cabrera's inverted one.
+    """The canonical name of a lead: `AVR`, `Lead aVR` and `aVR (mV)` are `aVR`; `-avr` is Cabrera's `-aVR`.
 
     Raises:
         ValueError: The name is not that of a lead.

@@ -37,10 +37,10 @@ def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArra
 def _ratio(exact: float, samples: int) -> Fraction:
     """The fraction by which a signal of so many samples is resampled: the ratio of the rates, or one next to it.
 
-    Rates that were chosen (500, 360, 128 Hz) have ratios of small whole numbers, met to one part in a million. One that
-    was measured (499.99 Hz) has none: a fraction with a denominator of 10,000 may still be 2e-5 beside it, and the filter
-    grows with the denominator. So the simplest fraction is taken with which the last sample is less than half a sample
-    early or late, which no wave of an ECG shows; longer recordings need larger denominators.
+    Rates that were chosen (500, 360, 128 Hz) have ratios of small whole numbers, met to one part in a million. One
+    that was measured (499.99 Hz) has none: a fraction with a denominator of 10,000 may still be 2e-5 beside it, and the
+    filter grows with the denominator. So the simplest fraction is taken with which the last sample is less than half
+    a sample early or late, which no wave of an ECG shows; longer recordings need larger denominators.
     """
     ratio = Fraction(exact).limit_denominator(10_000)
     if abs(float(ratio) / exact - 1) <= 1e-6:
