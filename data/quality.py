@@ -121,15 +121,15 @@ def _silent(signal: Array, fs: float, names: Sequence[str]) -> dict[str, str]:
     found = {name: "Flat" for name, row in zip(names, signal) if np.ptp(row) < FLAT}
     spectrum, frequency = _spectrum(signal), np.fft.rfftfreq(signal.shape[1], 1 / fs)
     power = np.abs(spectrum) ** 2
-    for row in np.flatnonzero(_is_noisy(power, frequency)):
-        if _is_even(signal[row], frequency):
-            found.setdefault(names[row], "Noise alone")
     band = (frequency >= 2) & (frequency <= 45)
     # No signal has a standard deviation above half of its range, which spares nearly all leads the inverse transform.
     deviation = np.sqrt(2 * power[:, band].sum(axis=1)) / signal.shape[1]
     for row in np.flatnonzero(deviation <= FLAT / 2):
         if np.ptp(np.fft.irfft(spectrum[row] * band, signal.shape[1])) < FLAT:
             found.setdefault(names[row], "Only drift or hum")
+    for row in np.flatnonzero(_is_noisy(power, frequency)):
+        if _is_even(signal[row], frequency):
+            found.setdefault(names[row], "Noise alone")
     return {name: found[name] for name in names if name in found}
 
 

@@ -72,11 +72,14 @@ MARKS = {
 }
 
 
-@pytest.mark.parametrize("kind", MARKS)
-@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.txt", "t"])
+# A suffix is needed where the first line is longer than what tells the format of a file.
+NAMED = [
+    (kind, name) for kind in MARKS for name in ("t.csv", "t.tsv", "t.txt", "t") if name != "t" or "by row" not in kind
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMED)
 def test_a_table_is_a_table_whatever_wrote_it(kind, name, tmp_path):
-    if name == "t" and kind.startswith("names by row"):
-        pytest.skip("its first line is longer than what tells the format of a file without a suffix")
     ecg = read_ecg(written(tmp_path, MARKS[kind], name), fs=FS, units="uV" if kind == "cp1252" else "mV")
     assert ecg.leads == LEADS and ecg.fs == FS
     np.testing.assert_allclose(ecg.signal, waves(), atol=1e-6)
