@@ -21,7 +21,7 @@ MOSTLY = 0.5  # of a lead's samples: where more are missing, straight lines woul
 # Words of signals that no electrocardiograph calls a lead; in a longer name, too ("RESP impedance", "ECG annotations").
 _OTHER_WORDS = re.compile(
     r"abp|acc|accel\w*|airflow|annotations?|art|artifacts?|battery|bp|breath\w*|co2|counter|cvp|date\w*|eda|eeg|elapsed|"
-    r"emg|eog|etco2|events?|flags?|flow|gsr|gyro\w*|hrv?|icp|idx|impedance|index|labels?|leadoff|markers?|nbp|nibp|noise|"
+    r"emg|eog|etco2|events?|flags?|flow|gsr|gyro\w*|hrv?|icp|idx|impedance|index|labels?|leadoff|markers?|nbp|nibp|noise|other|"
     r"pacemaker|pacing|pap|pcg|pleth\w*|ppg|pulse|qrs|quality|rap|resp\w*|rpeaks?|rri?|rsp|samples?|sao2|sound|spo2|sqi|"
     r"status|sync|temp|temperature|time\w*|trigger|uap|uvp"
 )
