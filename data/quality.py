@@ -73,7 +73,7 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
     harmful += _bridged({lead: count / ecg.fs for lead, count in gaps.items() if lead not in short})
     harmful += _cut_off(signal, ecg.fs, names, dead)
     harmful += _spikes(signal, names)
-    harmful += _contradictions(dict(zip(names, _uninverted(ecg, signal))), ecg.fs, dead)
+    harmful += contradictions(dict(zip(names, _uninverted(ecg, signal))), ecg.fs, dead)
     if not readable:
         return SignalQuality("unreadable", (*harmful, *harmless))
     return SignalQuality("poor" if harmful else "good", (*harmful, *harmless), readable)
@@ -119,15 +119,16 @@ def _impossible(signal: Array, names: Sequence[str]) -> str:
 def _silent(signal: Array, fs: float, names: Sequence[str]) -> dict[str, str]:
     """Leads in which there is no heart: flat ones, and those that hold only noise, drift or hum."""
     found = {name: "Flat" for name, row in zip(names, signal) if np.ptp(row) < FLAT}
-    spectrum, frequency = _spectrum(signal), np.fft.rfftfreq(signal.shape[1], 1 / fs)
+    spectrum = _spectrum(signal)
+    frequency: Array = np.asarray(np.fft.rfftfreq(signal.shape[1], 1 / fs), dtype=np.float64)
     power = np.abs(spectrum) ** 2
     band = (frequency >= 2) & (frequency <= 45)
     # No signal has a standard deviation above half of its range, which spares nearly all leads the inverse transform.
     deviation = np.sqrt(2 * power[:, band].sum(axis=1)) / signal.shape[1]
-    for row in np.flatnonzero(deviation <= FLAT / 2):
+    for row in np.flatnonzero(deviation <= FLAT / 2).tolist():
         if np.ptp(np.fft.irfft(spectrum[row] * band, signal.shape[1])) < FLAT:
             found.setdefault(names[row], "Only drift or hum")
-    for row in np.flatnonzero(_is_noisy(power, frequency)):
+    for row in np.flatnonzero(_is_noisy(power, frequency)).tolist():
         if _is_even(signal[row], frequency):
             found.setdefault(names[row], "Noise alone")
     return {name: found[name] for name in names if name in found}
@@ -143,7 +144,7 @@ def _spectrum(signal: Array) -> NDArray[np.complex128]:
 
 def _is_noisy(power: Array, frequency: Array) -> NDArray[np.bool_]:
     """Leads whose power does not fall from the frequencies of a heart to those above."""
-    highest = min(100.0, 0.9 * frequency[-1])
+    highest = min(100.0, 0.9 * float(frequency[-1]))
     heart = (frequency >= 1) & (frequency <= 15)
     above = (frequency >= min(25.0, 0.7 * highest)) & (frequency <= highest)
     if not (heart.any() and above.any()):  # the sampling rate is too low to tell
@@ -157,7 +158,7 @@ def _is_even(row: Array, frequency: Array) -> bool:
     """Whether what is faster than 5 Hz goes on all the time, as noise does; narrow QRS complexes and spikes do not."""
     spectrum = np.fft.rfft(row - row.mean())
     fast = np.fft.irfft(spectrum * ((frequency >= 5) & (frequency <= 100)), row.size)
-    kurtosis = float(np.mean(fast**4) / max(np.mean(fast**2) ** 2, 1e-30))  # 3 for noise; 10 to 50 for an ECG
+    kurtosis = float(np.mean(fast**4)) / max(float(np.mean(fast**2)) ** 2, 1e-30)  # 3 for noise; 10 to 50 for an ECG
     return kurtosis < _IMPULSIVE
 
 
@@ -209,7 +210,7 @@ _LAWS: tuple[tuple[str, Mapping[str, float]], ...] = (
 
 def _uninverted(ecg: Ecg, signal: Array) -> Array:
     signs = np.array([-1.0 if lead.startswith("-") else 1.0 for lead in ecg.leads])
-    return signal * signs[:, None]
+    return np.asarray(signal * signs[:, None], dtype=np.float64)
 
 
 def _smooth(rows: Array, samples: int) -> Array:
@@ -220,8 +221,11 @@ def _smooth(rows: Array, samples: int) -> Array:
     return np.asarray((sums[:, samples:] - sums[:, :-samples]) / samples, dtype=np.float64)
 
 
-def _contradictions(leads: Mapping[str, Array], fs: float, dead: Mapping[str, str]) -> list[str]:
-    """A sentence about limb leads that cannot be those of one body, and what would explain them."""
+def contradictions(leads: Mapping[str, Array], fs: float, dead: Mapping[str, str]) -> list[str]:
+    """A sentence about limb leads that cannot be those of one body, and what would explain it; none where they can.
+
+    The leads are `[samples]` by name, in mV, none inverted; those in `dead` do not count.
+    """
     limbs = [lead for lead in LEADS[:6] if lead in leads and lead not in dead]
     if len(limbs) < 3:
         return []

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg, canonical_lead
-from data.quality import FLAT, signal_quality
+from data.quality import FLAT, contradictions, signal_quality
 
 Nan = Literal["raise", "interpolate"]
 
@@ -152,7 +152,7 @@ def to_ecg(
       lead, constant at the ends.
     - `absent_leads`: leads that are left out because more than half of their samples are missing.
     - `derived_leads`: limb leads that the file does not have and two of I, II and III give; the leads are then in the
-      usual order. A stored lead is never replaced, and none is computed from a flat one.
+      usual order. A stored lead is never replaced, and none is computed from flat ones or from some that contradict.
     - `quality`: what `data.quality.signal_quality` says of all of this.
 
     Raises:
@@ -176,7 +176,7 @@ def to_ecg(
     if leads.others:
         notes["other_signals"] = leads.others
     recorded = _repaired(dict(zip(leads.names, signal)), path, nan, notes)
-    if derived := _derived(recorded, leads.names):
+    if derived := _derived(recorded, leads.names, fs):
         notes["derived_leads"] = tuple(derived)
         recorded = dict(sorted((recorded | derived).items(), key=lambda item: _place(item[0])))
     samples = np.stack([*recorded.values()]).astype(np.float32)
@@ -219,14 +219,18 @@ def _repaired(
     return repaired
 
 
-def _derived(recorded: Mapping[str, NDArray[np.floating]], stored: Sequence[str]) -> dict[str, NDArray[np.floating]]:
+def _derived(
+    recorded: Mapping[str, NDArray[np.floating]], stored: Sequence[str], fs: float
+) -> dict[str, NDArray[np.floating]]:
     """Limb leads that the file does not hold, by those of I, II and III that show a signal."""
-    limbs = dict(_upright(name, row) for name, row in recorded.items())
-    sources = [lead for lead in LEADS[:3] if lead in limbs and np.ptp(limbs[lead]) >= FLAT]
-    pair = next(combinations(sources, 2), None)
-    if pair is None:
-        return {}
     held = {name.removeprefix("-") for name in stored}
+    if held >= set(LEADS[:6]):
+        return {}
+    upright = dict(_upright(name, row) for name, row in recorded.items())
+    limbs = {lead: row.astype(np.float64) for lead, row in upright.items() if lead in LEADS[:6] and np.ptp(row) >= FLAT}
+    pair = next(combinations([lead for lead in LEADS[:3] if lead in limbs], 2), None)
+    if pair is None or contradictions(limbs, fs, {}):  # of what contradicts itself, each pair would give another lead
+        return {}
     one, other = (limbs[lead] for lead in pair)
     return {lead: a * one + b * other for lead, (a, b) in _BY_TWO[pair].items() if lead not in held}
 
