@@ -55,9 +55,15 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
     if ecg.duration < SHORTEST:
         return SignalQuality("unreadable", (f"Only {ecg.duration:.3g} s long: it takes {SHORTEST:g} s to read one.",))
     signal = ecg.signal.astype(np.float64)
-    if too_high := _impossible(signal, names):
+    low, high = signal.min(axis=1, keepdims=True), signal.max(axis=1, keepdims=True)
+    span = (high - low)[:, 0]
+    at_ends = np.count_nonzero(signal == low, axis=1) + np.count_nonzero(signal == high, axis=1)
+    # Seldom more, and percentiles and medians take longer than all the rest.
+    is_high = bool(span.max() > HIGHEST)
+    if is_high and (too_high := _impossible(signal, names)):
         return SignalQuality("unreadable", (too_high,))
-    dead = {**_silent(signal, ecg.fs, names), **_stuck(signal, names)}  # sentences' beginnings, by lead
+    dead = _silent(signal, ecg.fs, names, span)  # sentences' beginnings, by lead
+    dead |= {name: "Saturated" for name, n, mv in zip(names, at_ends, span) if n > signal.shape[1] / 2 and mv >= FLAT}
     readable = tuple(lead for lead, name in zip(ecg.leads, names) if name not in dead)
     harmless = [f"Only {ecg.duration:.3g} s long."] if ecg.duration < USUAL - 0.05 else []
     if derived := ecg.meta.get("derived_leads"):
@@ -71,8 +77,12 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
         harmful.append(f"Not recorded: {', '.join(never)}.")
     harmful += [f"{what}: {', '.join(leads)}." for what, leads in _by_value(dead)]
     harmful += _bridged({lead: count / ecg.fs for lead, count in gaps.items() if lead not in short})
-    harmful += _cut_off(signal, ecg.fs, names, dead)
-    harmful += _spikes(signal, names)
+    least = max(5, round(PLATEAU * ecg.fs))
+    held = [(name, row) for name, row, n in zip(names, signal, at_ends) if n >= least and name not in dead]
+    if cut := [name for name, row in held if _is_cut(row, least)]:
+        harmful.append(f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there.")
+    if is_high:
+        harmful += _spikes(signal, names)
     harmful += contradictions(dict(zip(names, _uninverted(ecg, signal))), ecg.fs, dead)
     if not readable:
         return SignalQuality("unreadable", (*harmful, *harmless))
@@ -104,8 +114,6 @@ def _bridged(gaps: Mapping[str, float]) -> list[str]:
 
 def _impossible(signal: Array, names: Sequence[str]) -> str:
     """Why the numbers of a lead cannot be millivolts; empty where they can."""
-    if np.ptp(signal, axis=1).max() <= HIGHEST:
-        return ""  # seldom more, and percentiles take longer than all the rest
     low, high = np.percentile(signal, (0.5, 99.5), axis=1)
     worst = int(np.argmax(high - low))
     if (span := high[worst] - low[worst]) <= HIGHEST:
@@ -116,12 +124,12 @@ def _impossible(signal: Array, names: Sequence[str]) -> str:
     )
 
 
-def _silent(signal: Array, fs: float, names: Sequence[str]) -> dict[str, str]:
+def _silent(signal: Array, fs: float, names: Sequence[str], span: Array) -> dict[str, str]:
     """Leads in which there is no heart: flat ones, and those that hold only noise, drift or hum."""
-    found = {name: "Flat" for name, row in zip(names, signal) if np.ptp(row) < FLAT}
+    found = {name: "Flat" for name, mv in zip(names, span) if mv < FLAT}
     spectrum = _spectrum(signal)
     frequency: Array = np.asarray(np.fft.rfftfreq(signal.shape[1], 1 / fs), dtype=np.float64)
-    power = np.abs(spectrum) ** 2
+    power: Array = spectrum.real**2 + spectrum.imag**2
     band = (frequency >= 2) & (frequency <= 45)
     # No signal has a standard deviation above half of its range, which spares nearly all leads the inverse transform.
     deviation = np.sqrt(2 * power[:, band].sum(axis=1)) / signal.shape[1]
@@ -162,22 +170,8 @@ def _is_even(row: Array, frequency: Array) -> bool:
     return kurtosis < _IMPULSIVE
 
 
-def _stuck(signal: Array, names: Sequence[str]) -> dict[str, str]:
-    """Leads that are at their highest or lowest value most of the time, and not flat."""
-    ends = (signal == signal.max(axis=1, keepdims=True)) | (signal == signal.min(axis=1, keepdims=True))
-    stuck = (ends.mean(axis=1) > 0.5) & (np.ptp(signal, axis=1) >= FLAT)
-    return {name: "Saturated" for name, yes in zip(names, stuck) if yes}
-
-
-def _cut_off(signal: Array, fs: float, names: Sequence[str], dead: Mapping[str, str]) -> list[str]:
-    """A sentence about leads that stay at their highest or lowest value for `PLATEAU` or longer."""
-    least = max(5, round(PLATEAU * fs))
-    cut = [name for name, row in zip(names, signal) if name not in dead and _is_cut(row, least)]
-    return [f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there."] if cut else []
-
-
 def _is_cut(row: Array, least: int) -> bool:
-    """Whether a wave runs into its highest or lowest value and stays there: the flat top of a slow wave is rounded."""
+    """Whether a wave runs into its highest or lowest value and stays there; the flat top of a slow wave is rounded."""
     slope = 0.01 * np.ptp(row)  # to the next sample; smoothed tops of real recordings begin and end with a tenth of it
     for extreme in (row.max(), row.min()):
         at_end = row == extreme
@@ -192,8 +186,6 @@ def _is_cut(row: Array, least: int) -> bool:
 
 def _spikes(signal: Array, names: Sequence[str]) -> list[str]:
     """A sentence about leads with rare samples beyond what a heart gives."""
-    if np.ptp(signal, axis=1).max() <= HIGHEST:
-        return []
     reach = np.abs(signal - np.median(signal, axis=1, keepdims=True)).max(axis=1)
     high = [f"{name} ({mv:.4g} mV)" for name, mv in zip(names, reach) if mv > HIGHEST]
     return [f"Spikes that no heart makes: {', '.join(high)}."] if high else []

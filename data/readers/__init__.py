@@ -62,6 +62,8 @@ def read_ecg(
         ValueError: The file is missing, damaged, contradicts itself or the caller, or does not say what its numbers
             mean. Names the file, the field and what to do.
     """
+    if isinstance(leads, str):
+        raise ValueError(f"leads must be a list of names, got {leads!r}: split it")
     path = Path(path).expanduser()
     head = first_bytes(path)
     accepted = [reader for reader in READERS if reader.accepts(path, head)]

@@ -162,16 +162,7 @@ def to_ecg(
         raise ValueError(f"nan must be 'raise' or 'interpolate', got {nan!r}")
     if not signal.shape[1]:
         raise ValueError(f"{path}: no samples: it takes at least one sample of each lead")
-    infinite = np.isinf(signal).sum(axis=1)
-    if infinite.any():
-        lead = int(infinite.argmax())
-        raise ValueError(f"{path}: lead {leads.names[lead]}: {infinite[lead]} infinite samples: export the file again")
-    highest = np.nanmax(np.abs(signal), axis=1, initial=0)
-    if highest.max() > np.finfo(np.float32).max:
-        lead = int(highest.argmax())
-        raise ValueError(
-            f"{path}: lead {leads.names[lead]}: {highest[lead]:g} mV is not finite in 32 bits: check units"
-        )
+    _require_finite(signal, leads.names, path)
     notes: dict[str, object] = {"file": str(path), **meta}
     if leads.others:
         notes["other_signals"] = leads.others
@@ -185,6 +176,17 @@ def to_ecg(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return replace(ecg, meta={**notes, "quality": signal_quality(ecg)})
+
+
+def _require_finite(signal: NDArray[np.floating], names: Sequence[str], path: Path) -> None:
+    """Refuse infinite samples, and those that would be in the 32 bits of a recording. NaN is a missing one."""
+    highest = np.maximum(np.fmax.reduce(signal, axis=1), -np.fmin.reduce(signal, axis=1))
+    row = int(np.fmax(highest, 0).argmax())
+    if highest[row] == np.inf:
+        count = np.isinf(signal[row]).sum()
+        raise ValueError(f"{path}: lead {names[row]}: {count} infinite samples: export the file again")
+    if highest[row] > np.finfo(np.float32).max:
+        raise ValueError(f"{path}: lead {names[row]}: {highest[row]:g} mV is not finite in 32 bits: check units")
 
 
 def _repaired(

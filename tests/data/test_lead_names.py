@@ -180,3 +180,9 @@ def test_a_unit_in_a_name_counts_and_may_not_contradict(tmp_path):
     wrong = header(tmp_path, leads=("I (uV)", "II (mV)"))
     with pytest.raises(ValueError, match=r"lead I is named 'I \(uV\)', its gain is per mV: correct one"):
         read_ecg(wrong)
+
+
+@pytest.mark.parametrize("leads", ["I,II,III", "I II III", "V1"])
+def test_names_in_one_word_are_no_list(leads, tmp_path):
+    with pytest.raises(ValueError, match=f"leads must be a list of names, got '{leads}': split it"):
+        read_ecg(npy(tmp_path), fs=FS, units="mV", leads=leads)
