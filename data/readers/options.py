@@ -63,7 +63,8 @@ def join_lead_names(argv: Sequence[str] | None = None) -> list[str]:
         names = [value] if equals else []
         while words and _goes_on(names, words[0]):
             names.append(words.pop(0))
-        joined.append(f"--leads={','.join(name.strip(_SEPARATORS + ' ') for name in names)}" if names else flag)
+        bare = [name.strip(_SEPARATORS + " ") for name in names]
+        joined.append(f"--leads={','.join(name for name in bare if name)}" if names else flag)
     return joined
 
 
