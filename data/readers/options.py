@@ -47,8 +47,8 @@ def _is_lead(name: str) -> bool:
 def join_lead_names(argv: Sequence[str] | None = None) -> list[str]:
     """A command's words (`sys.argv` without any), in which the names after `--leads` are one word.
 
-    The first word after it is taken whatever it is, and then words as long as they are names of leads; behind a list
-    with commas none is, unless the list ends with one. So the record and the question may stand behind it.
+    The first word after it is taken whatever it is, and then words as long as they are names of leads and of no file;
+    behind a list with commas none is, unless the list ends with one. So record and question may stand behind it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     joined: list[str] = []
@@ -74,8 +74,11 @@ def _goes_on(names: Sequence[str], word: str) -> bool:
         return not word.startswith("--")
     if not word.strip(_SEPARATORS + " "):
         return word != ""  # a comma by itself
-    listed = any(mark in name for name in names for mark in _SEPARATORS)
-    return (not listed or names[-1].rstrip().endswith(tuple(_SEPARATORS))) and all(map(_is_lead, lead_names(word)))
+    if any(mark in name for name in names for mark in _SEPARATORS):
+        open_ended = names[-1].rstrip().endswith(tuple(_SEPARATORS))
+    else:
+        open_ended = not (Path(word).is_file() or Path(f"{word}.hea").is_file())  # a record called V1
+    return open_ended and all(map(_is_lead, lead_names(word)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,5 +110,6 @@ class ReadOptions:
 
 def _with_flags(message: str) -> str:
     """A message of `read_ecg` that names flags in place of keywords: `--fs ...` for `fs=...`."""
+    message = re.sub(r"\b(?:fs|units|leads|nan)=\S* \(commands: ([^)]*)\)", r"\1", message)
     keyword = r"(?<![\w/\\-])(fs|units|leads|nan)=(['\"]?)([\w.]*)\2"
     return re.sub(keyword, lambda match: f"--{match[1]} {match[3]}".rstrip(), message)

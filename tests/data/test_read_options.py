@@ -60,6 +60,13 @@ def test_a_record_called_like_a_lead_is_no_lead_behind_a_list():
     assert parsed(["--leads", "I", "II", "--", "m", "V1", "V2"]) == (("I", "II"), ("m", ["V1"], "V2"))
 
 
+def test_a_file_called_like_a_lead_is_no_lead(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_wfdb(simulated(2, 100, record_id="V1"), tmp_path)
+    assert parsed(["m", "--leads", "I", "II", "V1", "Which?"]) == (("I", "II"), ("m", ["V1"], "Which?"))
+    assert parsed(["m", "--leads", "V1", "II", "x", "Which?"]) == (("V1", "II"), ("m", ["x"], "Which?"))
+
+
 def test_signals_that_are_no_leads_keep_their_place():
     assert lead_names("I,-,V1") == ("I", "-", "V1") and lead_names("I,,V1") == ("I", "", "V1")
     assert parsed(["m", "r", "?", "--leads", "I", "-", "V1"])[0] == ("I", "-", "V1")
