@@ -10,12 +10,14 @@ Research use only; not a medical device.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data.readers.options import ReadOptions, join_lead_names
 from data.support.commands import add_options, command_line, settings_from
+from data.support.status import command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which --help need not wait for
     from data.ecg import Ecg
@@ -47,10 +49,11 @@ def seconds(words: str) -> tuple[float, ...]:
     return tuple(float(word) for word in words.split(","))
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = command_line("elm.ask", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its hub id")
+    parser.add_argument("model", type=os.path.expanduser, help="folder of a trained model, or its hub id")
     parser.add_argument("record", nargs="+", help="recordings, in the order the question speaks of them")
     parser.add_argument("question", help="what to ask")
     add_options(parser, ReadOptions)
@@ -61,17 +64,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.question.strip():
         parser.error("the question is empty")
 
-    try:
-        ecgs = [settings_from(ReadOptions, args).read(path) for path in args.record]
-        import elm
-        from elm.inputs.recordings import as_read
+    ecgs = [settings_from(ReadOptions, args).read(path) for path in args.record]
+    import elm
+    from elm.inputs.recordings import as_read
 
-        model, processor = elm.load(args.model)
-        ecgs, remarks = as_read(ecgs, processor, args.start, "--start chooses others")
-        sys.stderr.writelines(f"{remark}\n" for remark in remarks)
-        answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
+    model, processor = elm.load(args.model)
+    ecgs, remarks = as_read(ecgs, processor, args.start, "--start chooses others")
+    sys.stderr.writelines(f"{remark}\n" for remark in remarks)
+    answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
     sys.stdout.write(answer + "\n")
 
 

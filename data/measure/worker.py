@@ -19,6 +19,7 @@ from data.ecg import Ecg, EcgSource
 from data.measure.delineation import VERSION, delineate
 from data.measure.values import Measurements
 from data.quality import signal_quality
+from data.support.sentences import Refused
 from data.wire import from_wire, to_wire
 
 
@@ -78,7 +79,7 @@ class Worker:
             assert self._process.stdout is not None
             if not self._process.stdout.readline():
                 self._end()
-                raise RuntimeError(f"a process to measure ECGs in did not start: {sys.executable} -c {self.program!r}")
+                raise Refused(f"a process to measure ECGs in did not start: {sys.executable} -c {self.program!r}")
         return self._process
 
     def _end(self) -> None:
@@ -103,7 +104,7 @@ def serve() -> None:
     out, sys.stdout = sys.stdout.buffer, sys.stderr
     out.write(b"ready\n")
     out.flush()
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         while limit := sys.stdin.buffer.readline():
             recording = sys.stdin.buffer.readline()
             faulthandler.dump_traceback_later(float(limit), exit=True, file=nowhere)

@@ -1,7 +1,6 @@
 """Recordings that somebody asks a model about: the seconds that it reads of each, and what is to be said of them."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +44,12 @@ def as_read(
 
 
 def _same(ecgs: Sequence[Ecg]) -> Iterator[str]:
-    """Sentences about recordings that are one, by file or by signal."""
-    for (one, first), (two, second) in combinations(enumerate(ecgs), 2):
-        if _equal(first, second):
-            what = "file" if _file(first) == _file(second) else "signal"
-            yield f"The {_ordinal(one)} and the {_ordinal(two)} recording are the same {what}."
+    """A sentence about each recording that is one before it, by file or by signal."""
+    for number, ecg in enumerate(ecgs):
+        before = next((other for other in range(number) if _equal(ecgs[other], ecg)), None)
+        if before is not None:
+            what = "file" if _file(ecgs[before]) == _file(ecg) else "signal"
+            yield f"The {_ordinal(before)} and the {_ordinal(number)} recording are the same {what}."
 
 
 def _file(ecg: Ecg) -> Path | Ecg:

@@ -4,7 +4,6 @@ Nothing is fitted (docs/zero_shot.md).
 """
 
 import copy
-import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.ecg import EcgSource
 from data.support.commands import command_of
+from data.support.files import read_json, require_writable
 from data.synthetic import NOISES, VOLTAGES
 from elm.inputs.features import weights_hash
 from elm.inputs.recordings import as_read
@@ -66,6 +66,8 @@ def run(settings: ZeroShotSettings) -> Numbers:
             `elm.inputs.recordings.as_read`.
         FileNotFoundError: There is no such model or recording.
     """
+    require_writable(settings.output, "--output")
+    require_writable(settings.cache_folder, "--cache")
     prompts = read_prompts(settings.prompts) if settings.prompts else None
     loaded = load(settings.model, settings.tokenizer)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,7 +80,7 @@ def run(settings: ZeroShotSettings) -> Numbers:
         with tempfile.TemporaryDirectory() as folder:  # a path may hold another recording tomorrow
             return command | score(loaded, source, "files", list(source), settings.prompt, folder)
     simulation = settings.task == SYNTHETIC
-    folds, cache, seed = settings.folds, settings.cache, settings.seed
+    folds, cache, seed = settings.folds, settings.cache_folder, settings.seed
     task = simulated(settings.patients, folds, cache) if simulation else task_of(settings, settings.task)
     if settings.prompt:
         return command | score(loaded, task.source, task.source_key, task.splits["test"], settings.prompt, cache)
@@ -101,7 +103,7 @@ def load(name: str, tokenizer: str | None = None) -> TextAndEcg:
     if (path / "pretraining" / "config.json").is_file():
         path = path / "pretraining"
     config = path / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    kind = read_json(config).get("model_type") if config.is_file() else None
     if name == PUBLISHED or kind in ("ecg_melp", "melp"):
         raise ValueError(f"{name} has no text side. {NEEDED}")
     return TextAndEcg(*load_pretraining(path if path.exists() else name, tokenizer=tokenizer))

@@ -386,7 +386,7 @@ def test_a_table_of_names_without_its_columns_is_refused(folder, capsys):
     (folder / "names.csv").write_text("Code,Dx\n1,AF\n")
     status, out, err = printed(capsys, folder / "one", "--names", folder / "names.csv")
     assert (status, out) == (2, []) and err == [
-        f"error: {folder / 'names.csv'}: no column SNOMEDCTCode: its first line must name SNOMEDCTCode and Dx"
+        f"error: {folder / 'names.csv'} has no column SNOMEDCTCode: --names wants SNOMEDCTCode and Dx"
     ]
 
 
