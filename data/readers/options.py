@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.ecg import Ecg, canonical_lead
+from data.ecg import Ecg
 from data.readers import read_ecg
-from data.readers.common import Nan
+from data.readers.common import Nan, is_lead
 from data.support.commands import option
 
 _SEPARATORS = ",;"
@@ -30,18 +30,10 @@ def lead_names(words: str) -> LeadNames:
         ValueError: There is none.
     """
     pieces = [piece.strip() for piece in re.split(f"[{_SEPARATORS}]", words.strip().rstrip(_SEPARATORS))]
-    names = [name for piece in pieces for name in ([piece] if _is_lead(piece) else piece.split() or [""])]
+    names = [name for piece in pieces for name in ([piece] if is_lead(piece) else piece.split() or [""])]
     if not any(names):
         raise ValueError("no name of a lead")
     return LeadNames(names)
-
-
-def _is_lead(name: str) -> bool:
-    try:
-        canonical_lead(name)
-    except ValueError:
-        return name == _NOT_A_LEAD
-    return True
 
 
 def join_lead_names(argv: Sequence[str] | None = None) -> list[str]:
@@ -78,7 +70,7 @@ def _goes_on(names: Sequence[str], word: str) -> bool:
         open_ended = names[-1].rstrip().endswith(tuple(_SEPARATORS))
     else:
         open_ended = not (Path(word).is_file() or Path(f"{word}.hea").is_file())  # a record called V1
-    return open_ended and all(map(_is_lead, lead_names(word)))
+    return open_ended and all(is_lead(name) or name == _NOT_A_LEAD for name in lead_names(word))
 
 
 @dataclass(frozen=True, kw_only=True)
