@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import elm
 from data.conversations.rows import user
 from data.ecg import LEADS, Ecg
 from data.quality import signal_quality
@@ -26,14 +24,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def model(make_pair, tmp_path_factory):
     return save(*make_pair(pool=2), tmp_path_factory.mktemp("ask") / "model", training=TRAINING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once():
-    """Each model is read from disk once: nearly all the time of a question to one as small as these."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(elm, "load", cache(elm.load))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +97,7 @@ def test_files_that_do_not_speak_for_themselves(model, records, tmp_path, capsys
 
 
 STATED = ["--fs", 100, "--units", "mV"]
+FEW = ["--max_new_tokens", 6]  # an untrained model ends no answer
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +110,7 @@ def sound(tmp_path_factory):
 
 def asked(capsys, *arguments):
     """Standard output, and lines of standard error without those of loading the model."""
-    ask.main([*map(str, arguments)])
+    ask.main([*map(str, [*arguments, *FEW])])
     captured = capsys.readouterr()
     lines = captured.err.replace("\r", "\n").splitlines()
     return captured.out, [line for line in lines if line and not line.startswith("Loading weights")]
@@ -173,7 +164,7 @@ def test_the_seconds_that_are_read_are_chosen_and_said(make_pair, model, sound, 
         answer, (line,) = asked(capsys, model, path, "Is it?", "--start", start)
         span = f"The model reads 10 s of these 30 s: {start:g} to {start + 10:g} s (--start chooses others)."
         assert line == f"{path}: {span}"
-        assert answer.strip() == ask.ask(*pair, [read_ecg(path).crop(start, 10)], "Is it?")
+        assert answer.strip() == ask.ask(*pair, [read_ecg(path).crop(start, 10)], "Is it?", max_new_tokens=6)
     short = stored(tmp_path, "short", sound[:, :1000])
     answer, lines = asked(capsys, model, short, path, "Compare.", "--start", "0,12")
     assert lines == [f"{path}: The model reads 10 s of these 30 s: 12 to 22 s (--start chooses others)."]
@@ -211,14 +202,14 @@ def test_a_gap_is_bridged_and_said_or_refused(model, sound, tmp_path, capsys):
 def test_leads_may_be_named_before_the_record_and_inverted(model, sound, tmp_path, capsys):
     ecg = Ecg(sound[:, :1000], 100, LEADS)
     cabrera = ["aVL", "I", "-aVR", "II", "aVF", "III", *LEADS[6:]]
-    want = said(capsys, model, stored(tmp_path, "r", ecg.signal), "Is it?")
+    want = said(capsys, model, stored(tmp_path, "r", ecg.signal), "Is it?", *FEW)
     np.save(tmp_path / "cabrera.npy", ecg.select(cabrera).signal)
     for words in (
         ["--leads", *cabrera, tmp_path / "cabrera.npy", "Is it?"],
         [tmp_path / "cabrera.npy", "--leads", ", ".join(cabrera), "Is it?"],
         [tmp_path / "cabrera.npy", "Is it?", f"--leads={';'.join(cabrera)}"],
     ):
-        assert said(capsys, model, *STATED, *words) == want
+        assert said(capsys, model, *STATED, *FEW, *words) == want
 
 
 def test_an_empty_question_is_refused(model, records, capsys):
