@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_the_seconds_that_are_read_are_chosen_and_said(make_pair, model, sound, 
         "20.5": f"'{path}' lasts 30 s, which do not hold 10 s from 20.5 s on: choose a start from 0 to 20 s",
         "-3": "choose a start from 0 to 20 s",
         "0,1": "2 starts for 1 recordings: give one for all, or one for each",
-        "soon": "--start: invalid seconds value: 'soon'",
+        "soon": "--start: invalid numbers value: 'soon'",
     }.items():
         assert message in refused(capsys, model, path, "Is it?", "--start", start)
 
@@ -210,6 +211,12 @@ def test_leads_may_be_named_before_the_record_and_inverted(model, sound, tmp_pat
         [tmp_path / "cabrera.npy", "Is it?", f"--leads={';'.join(cabrera)}"],
     ):
         assert said(capsys, model, *STATED, *FEW, *words) == want
+
+
+def test_what_no_model_can_read_is_refused_in_python_too(make_pair, make_ecg):
+    flat = replace(make_ecg(1, record_id="off"), signal=np.zeros((12, 1000)))
+    with pytest.raises(ValueError, match="record 'off': no model can read this recording: Flat: I, II"):
+        ask.ask(*make_pair(pool=2), [make_ecg(2), flat], "Is it?")
 
 
 def test_an_empty_question_is_refused(model, records, capsys):
