@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data.ecg import canonical_lead
 from data.readers.budget import Budget, UploadError, expected_rate, require_duration
+from data.readers.common import is_other
 from data.readers.wfdb_header import FORMATS, Header, Signal, read_header, sample_bytes
 from data.units import millivolts
 
@@ -94,7 +95,8 @@ def _rewritten(header: Header) -> str:
         lead = _lead(line)
         # Units of a lead are some that `millivolts` knew.
         gain = "1.0(0)/mV" if lead is None else f"{line.gain!r}({line.baseline})/{line.units}"
-        name = f"signal{number}" if lead is None else lead
+        other = "other" if is_other(line.name) else "signal"  # evidently no lead, or perhaps one
+        name = f"{other}{number}" if lead is None else lead
         checksum = line.checksum or 0  # 0: not known
         rewritten.append(f"samples.dat {line.code}+{line.offset} {gain} 0 0 0 {checksum} 0 {name}")
     return "\n".join(rewritten) + "\n"
