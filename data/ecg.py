@@ -121,7 +121,7 @@ class Ecg:
         Raises:
             ValueError: A name is not a lead, or the recording does not have it.
         """
-        rows, names = [], tuple(canonical_lead(name) for name in leads)
+        rows, missing, names = [], [], tuple(canonical_lead(name) for name in leads)
         for name in names:
             bare = name.removeprefix("-")
             if name in self.leads:
@@ -130,7 +130,9 @@ class Ecg:
                 stored = bare if bare in self.leads else f"-{bare}"
                 rows.append(-self.signal[self.leads.index(stored)])
             else:
-                raise ValueError(f"{self.who} has no lead {bare}; it has {', '.join(self.leads)}")
+                missing.append(bare)
+        if missing:
+            raise ValueError(f"{self.who} has no lead {', '.join(missing)}; it has {', '.join(self.leads)}")
         if not rows:
             raise ValueError(f"{self.who}: no lead was asked for; it has {', '.join(self.leads)}")
         return replace(self, signal=np.stack(rows), leads=names)
