@@ -4,6 +4,7 @@ An encoder is one folder: a configuration, a model, a feature extractor. The thr
 weights depend on (sampling rate, duration, lead order, scaling) lives in the extractor, never in the caller.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, get_args
 
@@ -143,6 +144,14 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         """The values of `own_settings`, by name."""
         values = self.to_dict()
         return {name: values[name] for name in self.own_settings}
+
+    @property
+    def seconds_read(self) -> float:
+        """Seconds that it reads of a longer recording, the first ones: its setting `seconds`, infinite without one.
+
+        A subclass that reads another number of them says so.
+        """
+        return float(vars(self).get("seconds") or math.inf)
 
     def features(self, ecg: Ecg) -> Features:
         """The encoder's inputs and `token_mask` of one recording, each without the batch dimension."""
