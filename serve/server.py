@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from data.support.commands import add_options, command_line, refuse, settings_from
+from serve.serving.port import require_free
 from serve.serving.settings import Settings
 
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         settings = settings_from(Settings, args)
+        require_free(settings.host, settings.port)
 
         from serve.serving.launch import run, runs_on_cpu
 

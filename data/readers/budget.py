@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from data.ecg import Ecg, canonical_lead
 from data.quality import require_readable
 from data.units import millivolts
@@ -25,6 +27,7 @@ class Budget:
     fs: tuple[float, float] = (50.0, 2000.0)  # Hz
     seconds: tuple[float, float] = (1.0, 600.0)  # of a recording
     gain: tuple[float, float] = (1.0, 1e6)  # stored units per mV
+    peak: float = 1000.0  # mV, of spikes: from there on float32 overflows inside encoders
     # Bytes the child may claim beyond what the interpreter and the packages hold when it begins to read (RLIMIT_AS
     # counts addresses, not pages: about 250 MB of them, and 580 MB with the `wfdb` package, are claimed before).
     memory: int = 1 << 30
@@ -106,3 +109,5 @@ def require_plausible(ecg: Ecg, budget: Budget) -> None:
         require_readable(ecg)
     except ValueError as error:
         raise UploadError(str(error)) from None
+    if (peak := float(np.abs(ecg.signal).max())) > budget.peak:
+        raise UploadError(f"amplitude: reaches {peak:.4g} mV, at most {budget.peak:g} are read: remove the spikes")

@@ -98,12 +98,15 @@ def unpacked(notes: bytes) -> dict[str, Any]:
     """The entries of `Ecg.meta` that `packed` was made from, where there were any; other signals have no names.
 
     Raises:
-        ValueError: They name something that is no lead.
+        ValueError: They are anything else, or name something that is no lead.
     """
-    repaired, leads, others = json.loads(notes)
-    meta: dict[str, Any] = {name: tuple(map(canonical_lead, leads[name])) for name in _LEADS_OF}
-    meta["repaired_samples"] = {canonical_lead(lead): int(count) for lead, count in repaired.items()}
-    meta["other_signals"] = ("another signal",) * int(others)
+    try:
+        repaired, leads, others = json.loads(notes)
+        meta: dict[str, Any] = {name: tuple(map(canonical_lead, leads[name])) for name in _LEADS_OF}
+        meta["repaired_samples"] = {canonical_lead(lead): int(count) for lead, count in repaired.items()}
+        meta["other_signals"] = ("another signal",) * int(others)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("what the reader noted about the leads cannot be read") from error
     return {name: value for name, value in meta.items() if value}
 
 

@@ -59,13 +59,12 @@ def stage_wfdb(header: File, others: Sequence[File], words: Words, folder: Path,
     path = folder / "header.hea"
     path.write_bytes(content)
     parsed = read_header(path)
-    if len(parsed.signals) > budget.signals:
-        raise UploadError(f"header: number of signals: {len(parsed.signals)}, {budget.signals} are read: remove some")
     if parsed.fs is None:
         parsed = replace(parsed, fs=_stated_rate(words))
+    _require_bounded(parsed, budget)
     signals, leads = _named(parsed.signals, words["leads"])
     parsed = replace(parsed, signals=signals)
-    _require_bounded(parsed, budget)
+    _require_bounded(parsed, budget)  # signals that are leads only now
     staged: dict[str, str] = {}  # our names of the sample files, by the header's
     for number, (file, samples) in enumerate(_sample_files(parsed, name, others).items(), start=1):
         _require_length([line for line in signals if line.file == file], parsed.length, file, len(samples))
@@ -137,6 +136,8 @@ def _comparable(name: str) -> str:
 
 
 def _require_bounded(header: Header, budget: Budget) -> None:
+    if len(header.signals) > budget.signals:
+        raise UploadError(f"header: number of signals: {len(header.signals)}, {budget.signals} are read: remove some")
     if header.fs is None or not budget.fs[0] <= header.fs <= budget.fs[1]:
         raise UploadError(f"header: sampling rate: {expected_rate(budget)}: resample the recording")
     require_duration(header.length / header.fs, budget)

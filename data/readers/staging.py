@@ -162,7 +162,7 @@ _PLAIN = tuple(
         (r"(--units\b|\bunits=)(\.\.\.)?", "the units"),
         (r"(--leads\b|\bleads=)(\.\.\.|\[[^]]*\])?", "the names of the leads"),
         (r"\bpass (?=the )", "give "),
-        (r"(the (?:sampling rate|units|names of the leads))(,? ?(\bor\b|/|\() ?\1\)?)+", r"\1"),
+        (r"(the (?:sampling rate|units|names of the leads))(,? ?(\bor\b|/) ?\1)+", r"\1"),
         (r"\bthe caller says\b", "you say"),
     )
 )

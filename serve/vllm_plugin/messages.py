@@ -15,8 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from data.conversations.rows import Message, Part
-from data.ecg import Ecg
+from data.ecg import LEADS, Ecg
+from data.quality import require_readable, signal_quality
 from data.wire import MEDIA_TYPE, from_wire
+from elm.inputs.window import read_window
+from serve.vllm_plugin.notes import Notes
 
 ROLES = ("system", "user", "assistant")
 MAX_BYTES = 16 * 2**20  # of an ECG in a request: ten minutes of twelve leads at 250 Hz
@@ -97,12 +100,27 @@ def checked(ecg: Ecg) -> Ecg:
     """The recording, if a model can be asked about it.
 
     Raises:
-        ValueError: It is not finite, not in the range of millivolts, or too long.
+        ValueError: It is not finite, too long, nothing can be read in it, or a spike is beyond what encoders compute.
     """
     if not np.isfinite(ecg.signal).all():
         raise ValueError("the ECG has samples that are not finite (NaN or infinite)")
-    if (most := float(np.abs(ecg.signal).max())) > MAX_MILLIVOLTS:
-        raise ValueError(f"the ECG reaches {most:g} mV, more than {MAX_MILLIVOLTS:g}: are its units right?")
     if ecg.duration > MAX_SECONDS:
         raise ValueError(f"the ECG lasts {ecg.duration:g} s, more than {MAX_SECONDS:g}: send a part of it")
+    require_readable(ecg)
+    if (most := float(np.abs(ecg.signal).max())) > MAX_MILLIVOLTS:
+        raise ValueError(f"the ECG reaches {most:g} mV, more than {MAX_MILLIVOLTS:g}: are its units right?")
     return ecg
+
+
+def notes_on(ecgs: Sequence[Ecg], seconds: float) -> Notes:
+    """Sentences about each recording, of which a model reads so many seconds: what is wrong, and what is not read."""
+    spans = [read_window(ecg, seconds)[1] for ecg in ecgs]
+    return [[*signal_quality(ecg).notes, *filter(None, [span])] for ecg, span in zip(ecgs, spans)]
+
+
+def example(seconds: float) -> Ecg:
+    """A recording to start vLLM with: two beats per second, so that an encoder that looks for beats finds some."""
+    fs = 500
+    time = np.arange(round(fs * max(1.0, seconds))) / fs
+    beats = np.exp(-(((time % 0.5 - 0.25) / 0.01) ** 2)) + 0.1 * np.sin(4 * np.pi * time)
+    return Ecg(np.tile(beats, (len(LEADS), 1)), fs, LEADS)
