@@ -85,7 +85,11 @@ def facts_html(recording: Recording | None, note: str = "", start: float = 0.0, 
     _, span = window(ecg, seconds, start)
     shown, _ = window(ecg, max(seconds, SECONDS), start)
     measured = "" if recording.measured is None else recording.measured.reason
-    notes = [span, *_left_out(ecg), *(words for words in signal_quality(shown).notes if words not in measured)]
+    quality = signal_quality(shown)
+    wrong = [words for words in quality.notes if words not in measured]
+    if quality.grade == "unreadable":
+        wrong = [f"No model can read this recording: {quality}"]
+    notes = [span, *_left_out(ecg), *wrong]
     return "".join([_problem(note), title, _measured(recording), *(_p("note", words) for words in notes if words)])
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from serve.vllm_plugin.notes import FIELD, Notes
 
+_DATA = b"data: "
+
 Event = MutableMapping[str, Any]
 Send = Callable[[Event], Awaitable[None]]
 
@@ -31,7 +33,7 @@ class Noted:
             self._held += event.get("body", b"")
             if self._start is not None:
                 await self._whole(event)
-            elif b"\n\n" in self._held or not event.get("more_body"):
+            elif _holds_a_part(self._held) or not event.get("more_body"):
                 body, self._held = _first_part(self._held, self._notes), None
                 await self._send({**event, "body": body})
 
@@ -55,13 +57,17 @@ class Noted:
         await self._send({**event, "body": body})
 
 
+def _holds_a_part(stream: bytes) -> bool:
+    """Whether a whole part is here, beside the protocol's comments."""
+    return any(event.startswith(_DATA) for event in stream.split(b"\n\n")[:-1])
+
+
 def _first_part(stream: bytes, notes: Notes) -> bytes:
-    """The beginning of a stream of events, with the notes in its first part that is none of the protocol's comments."""
+    """The beginning of a stream, with the notes in its first part."""
     events = stream.split(b"\n\n")
-    for i, event in enumerate(events):
-        if event.startswith(b"data:"):
-            events[i] = b"data: " + _with_notes(event.removeprefix(b"data:"), notes)
-            break
+    first = next((i for i, event in enumerate(events) if event.startswith(_DATA)), None)
+    if first is not None:
+        events[first] = _DATA + _with_notes(events[first].removeprefix(_DATA), notes)
     return b"\n\n".join(events)
 
 

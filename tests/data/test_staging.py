@@ -241,7 +241,10 @@ def test_sample_files_that_are_not_as_the_header_says(no_child):
     )
     refused([header, (name, samples + b"<html>")], "sample file r.dat: 12030 bytes, but the header promises 12024")
     refused([header, (name, samples[:4])], "sample file r.dat: 4 bytes, but the header promises 12024")
-    refused([header, ("q.dat", samples)], "it names r.dat, which was not sent .taken: r.hea; not named in it: q.dat.: upload")
+    refused(
+        [header, ("q.dat", samples)],
+        "names r.dat, which was not sent .taken: r.hea; not named in it: q.dat.: upload",
+    )
     text = header[1].replace(b"r.dat", b"q.dat", 3)
     refused([("r.hea", text), ("q.dat", samples)], "it names r.dat, which was not sent .taken: r.hea, q.dat.")
     refused([("r.hea", text), ("q.dat", samples), (name, samples)], "q.dat: 12024 bytes, .* promises 3006")
