@@ -204,9 +204,7 @@ def test_a_server_whose_model_reads_less_is_understood(make_ecg, words):
 def test_another_refusal_of_a_server_is_handed_on(make_ecg):
     class Refusing(Chat):
         def stream(self, ecgs, question, history=()):
-            raise ServerError(
-                "400 Bad Request: messages[0].content[0]: ECG: no model can read this recording: Flat", 400
-            )
+            raise ServerError("400 Bad Request: ECG: no model can read this recording: Flat", 400)
             yield
 
     with pytest.raises(ServerError, match="no model can read this recording: Flat"):
