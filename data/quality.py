@@ -35,7 +35,7 @@ class SignalQuality:
     """What is wrong with a signal.
 
     Attributes:
-        grade: `"good"`, `"poor"` where something may mislead a reader, or `"unreadable"` where no model should be asked.
+        grade: `"good"`, `"poor"` where something may mislead a reader, `"unreadable"` where no model should be asked.
         notes: Sentences about what is wrong; a good signal may have some, too (`Only 7 s long.`).
         readable: Leads that show a signal, in their order.
     """
@@ -64,7 +64,10 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
     gaps: Mapping[str, int] = ecg.meta.get("repaired_samples", {})
     short = {lead: count / ecg.fs for lead, count in gaps.items() if count <= SHORT_GAP * ecg.fs}
     harmless += _bridged(short)
-    harmful = [f"Not recorded: {', '.join(missing)}." for missing in [[x for x in LEADS if x not in names]] if missing]
+    absent: Sequence[str] = ecg.meta.get("absent_leads", ())
+    harmful = [f"Mostly missing, and left out: {', '.join(absent)}."] if absent else []
+    if never := [lead for lead in LEADS if lead not in names and lead not in absent and f"-{lead}" not in absent]:
+        harmful.append(f"Not recorded: {', '.join(never)}.")
     harmful += [f"{what}: {', '.join(leads)}." for what, leads in _by_value(dead)]
     harmful += _bridged({lead: count / ecg.fs for lead, count in gaps.items() if lead not in short})
     harmful += _cut_off(signal, ecg.fs, names, dead)

@@ -4,16 +4,20 @@
     python -m elm.ask out/sft-llava FIRST SECOND "Is there new atrial fibrillation in the second ECG?"
 
 A recording is a WFDB record (the name its files share), or a .npy or .csv file with --fs, --units and --leads.
+What is wrong with it, and which seconds of it are read, is said on stderr; the answer alone is on stdout.
 Research use only; not a medical device.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.support.commands import command_line
+from data.readers.options import ReadOptions, join_lead_names
+from data.support.commands import add_options, command_line, settings_from
+from data.support.status import command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, which --help need not wait for
     from data.ecg import Ecg
@@ -40,28 +44,34 @@ def ask(
     return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
+def seconds(words: str) -> tuple[float, ...]:
+    """Starts on the command line: `12`, or one for each recording, `0,12.5`."""
+    return tuple(float(word) for word in words.split(","))
+
+
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = command_line("elm.ask", __doc__)
-    parser.add_argument("model", help="folder of a trained model, or its hub id")
+    parser.add_argument("model", type=os.path.expanduser, help="folder of a trained model, or its hub id")
     parser.add_argument("record", nargs="+", help="recordings, in the order the question speaks of them")
     parser.add_argument("question", help="what to ask")
-    parser.add_argument("--fs", type=float, help="sampling rate in Hz, where the file does not say")
-    parser.add_argument("--units", help="units of the samples (mV, uV, ...), where the file does not say")
-    parser.add_argument("--leads", nargs="+", help="names of the leads in order, where the file does not say")
+    add_options(parser, ReadOptions)
+    where = "first second to read of a longer recording (default: 0), or one for each: 0,12.5"
+    parser.add_argument("--start", type=seconds, metavar="S", default=(), help=where)
     parser.add_argument("--max_new_tokens", type=int, default=128, help="where an answer is cut (default: 128)")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(join_lead_names(argv))
+    if not args.question.strip():
+        parser.error("the question is empty")
 
-    from data.readers import read_ecg
+    ecgs = [settings_from(ReadOptions, args).read(path) for path in args.record]
+    import elm
+    from elm.inputs.recordings import as_read
 
-    try:
-        ecgs = [read_ecg(path, fs=args.fs, units=args.units, leads=args.leads) for path in args.record]
-        import elm
-
-        model, processor = elm.load(args.model)
-        answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        parser.exit(2, f"error: {error}\n")
+    model, processor = elm.load(args.model)
+    ecgs, remarks = as_read(ecgs, processor, args.start, "--start chooses others")
+    sys.stderr.writelines(f"{remark}\n" for remark in remarks)
+    answer = ask(model, processor, ecgs, args.question, args.max_new_tokens)
     sys.stdout.write(answer + "\n")
 
 

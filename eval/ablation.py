@@ -16,12 +16,15 @@ stopped when started again. Research use only; not a medical device.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 
-from data.support.commands import parse, refuse
+from data.support.commands import parse
+from data.support.status import command
 from eval.audit.settings import GATES, AuditSettings
 
 
+@command(smaller="lower --batch_size", resumes=True)
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     settings = parse(AuditSettings, "eval.ablation", __doc__, argv)
@@ -31,14 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from eval.report.write import table
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        report = run(settings)
-    except (FileNotFoundError, ValueError) as error:
-        refuse(error)
+    report = run(settings)
     print(f"\n{table(report.overall)}\n\n{finding(report)}\n")
     print(f"To read: {settings.folder / 'report.html'}; all answers: {settings.folder / 'predictions.jsonl'}")
     if settings.gate and (report.verdict is None or report.verdict.verdict not in GATES[settings.gate]):
-        refuse(f"the verdict is not {settings.gate!r}", status=1)
+        sys.stdout.flush()
+        sys.stderr.write(f"the verdict is not {settings.gate!r}\n")
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

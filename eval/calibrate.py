@@ -13,9 +13,11 @@ Prints the share of audits that end in each verdict. docs/audit.md shows the tab
 from collections.abc import Sequence
 
 from data.support.commands import parse
+from data.support.status import command
 from eval.audit.settings import CalibrateSettings
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     settings = parse(CalibrateSettings, "eval.calibrate", __doc__, argv)

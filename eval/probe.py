@@ -21,10 +21,12 @@ Writes probe.json and probe.md. Research use only; not a medical device.
 import logging
 from collections.abc import Sequence
 
-from data.support.commands import parse, refuse
+from data.support.commands import parse
+from data.support.status import command
 from eval.probing.settings import ProbeSettings
 
 
+@command(smaller="lower --batch_size, which goes with --finetune")
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     settings = parse(ProbeSettings, "eval.probe", __doc__, argv)
@@ -33,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from eval.probing.text import probe_text, write
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        numbers = run(settings)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        refuse(error)
+    numbers = run(settings)
     write(settings.output, "probe", numbers, probe_text(numbers))
 
 

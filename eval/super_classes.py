@@ -16,11 +16,13 @@ import json
 import logging
 from collections.abc import Sequence
 
-from data.support.commands import parse, refuse
+from data.support.commands import parse
 from data.support.files import written_whole
+from data.support.status import command
 from eval.audit.settings import SuperClassSettings
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     settings = parse(SuperClassSettings, "eval.super_classes", __doc__, argv)
@@ -29,14 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from eval.report.write import super_classes_text
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out = settings.out or settings.model / "ablation" / "super-classes.json"
-    try:
-        recordings, numbers = run(settings)
-    except (FileNotFoundError, ValueError) as error:
-        refuse(error)
-    with written_whole(out, "w") as file:
+    recordings, numbers = run(settings)
+    with written_whole(settings.file, "w") as file:
         json.dump({"model": str(settings.model), "recordings": recordings, **numbers.to_json()}, file, indent=2)
-    print(f"\n{super_classes_text(numbers)}\n\nWritten to {out}")
+    print(f"\n{super_classes_text(numbers)}\n\nWritten to {settings.file}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ that are exchanged. A model's own tokenizer, where it was trained here, need not
 from collections.abc import Sequence
 
 from data.support.commands import parse
+from data.support.status import command
 from eval.probing.settings import VocabularySettings
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables."""
     settings = parse(VocabularySettings, "eval.vocabulary", __doc__, argv)

@@ -21,22 +21,22 @@ Writes zero_shot.json and zero_shot.md. Research use only; not a medical device.
 import logging
 from collections.abc import Sequence
 
-from data.support.commands import parse, refuse
+from data.readers.options import join_lead_names
+from data.support.commands import parse
+from data.support.status import command
 from eval.probing.settings import ZeroShotSettings
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    settings = parse(ZeroShotSettings, "eval.zero_shot", __doc__, argv)
+    settings = parse(ZeroShotSettings, "eval.zero_shot", __doc__, join_lead_names(argv))
 
     from eval.probing.text import score_text, write, zero_shot_text
     from eval.probing.zero_shot import run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        numbers = run(settings)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        refuse(error)
+    numbers = run(settings)
     words = score_text(numbers) if settings.prompt else zero_shot_text(numbers)
     write(settings.output, "zero_shot", numbers, words)
 

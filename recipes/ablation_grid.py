@@ -18,19 +18,19 @@ inputs.md and inputs.png.
 """
 
 import dataclasses
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.support.parallel import beside
+from data.support.status import mention_traceback, training_command
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import questions_for
 from elm.training import dev
 from elm.training.resume import claim_folder
 from elm.training.run import share
-from elm.training.settings import check_launch, check_settings, for_dev, settings_of_a_run
+from elm.training.settings import check_folders, check_launch, check_settings, for_dev, settings_of_a_run
 from eval.grids import conditions, inputs
 from eval.grids.cells import GridArguments, cells_of, run_cells
 from eval.scoring.lines import read
@@ -46,6 +46,7 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
     check_settings(arguments, training_args, model_args)
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
+    check_folders(training_args.output_dir, arguments.cache_dir)
     if arguments.train_condition != "real":
         raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
     if grid.jobs > 1 and training_args.world_size > 1:
@@ -97,9 +98,9 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:
     """The settings on a command line."""
     argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
-    parser = TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig))
+    parser = mention_traceback(TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig)))
     return parser.parse_args_and_config(dev.with_flags(argv, DEV))
 
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:]))
+    training_command(lambda argv: main(*parse(argv)))()

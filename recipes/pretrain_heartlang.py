@@ -12,12 +12,12 @@ interrupted goes on from its newest whole checkpoint when started again.
 Writes a folder for `load_encoder`, and in it metrics.json: what was measured on held-out patients, beside baselines.
 """
 
-import sys
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from data.support.status import training_command
 from elm.training.heartlang import HeartLangArguments, for_dev, pretrained_on
 from elm.training.pretraining import begin, parse_stages, recordings_of, save_run, trainer_args
 from elm.training.resume import train_to_end
@@ -94,4 +94,4 @@ def parse(argv: list[str]) -> tuple[HeartLangArguments, TrainingArguments]:
 
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:]))
+    training_command(lambda argv: main(*parse(argv)))()

@@ -13,12 +13,12 @@ Writes a folder for `load_encoder`, in it metrics.json (what was measured on hel
 whole model with its text side, for `load_pretraining`, zero-shot classification and further training.
 """
 
-import sys
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from data.support.status import training_command
 from elm.training.melp import MelpArguments, check, for_dev, new_model, pretrained_on, reports, usable
 from elm.training.pretraining import begin, parse_stages, recordings_of, save_run, trainer_args
 from elm.training.resume import train_to_end
@@ -88,4 +88,4 @@ def parse(argv: list[str]) -> tuple[MelpArguments, TrainingArguments]:
 
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:]))
+    training_command(lambda argv: main(*parse(argv)))()

@@ -10,12 +10,12 @@ come from a file (`encoder_args: {tokenizer: FILE}`); their rows of the vocabula
 is saved is a plain language model with a bigger vocabulary, which any engine serves (docs/ecg_byte.md).
 """
 
-import sys
 from pathlib import Path
 
+from data.support.status import training_command
 from recipes.sft_llava import main, parse
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_ecg_byte_cpu.yaml"
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:], DEFAULT_CONFIG))
+    training_command(lambda argv: main(*parse(argv, DEFAULT_CONFIG)))()

@@ -10,12 +10,12 @@ projector is in the config (`encoder: ecg_patch`, `train_encoder`; docs/encoders
 token among them). Nothing pretrained says what matters in an ECG, so that learning it takes longer.
 """
 
-import sys
 from pathlib import Path
 
+from data.support.status import training_command
 from recipes.sft_llava import main, parse
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny_encoder_free_cpu.yaml"
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:], DEFAULT_CONFIG))
+    training_command(lambda argv: main(*parse(argv, DEFAULT_CONFIG)))()

@@ -15,7 +15,6 @@ audit: the held-out questions, asked with and without the ECG. Research use only
 """
 
 import dataclasses
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet
 from data.support.parallel import beside
+from data.support.status import mention_traceback, training_command
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
@@ -31,7 +31,7 @@ from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
 from elm.training.run import Run, share
-from elm.training.settings import check_launch, check_settings, for_dev
+from elm.training.settings import check_folders, check_launch, check_settings, for_dev
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
 from eval.report.headline import finding
@@ -56,6 +56,7 @@ def main(
     check_settings(arguments, training_args, model_args)
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
+    check_folders(training_args.output_dir, arguments.cache_dir)
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
@@ -108,9 +109,9 @@ def parse(
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
     argv = argv if "--config" in argv else ["--config", str(default), *argv]
-    parser = TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments))
+    parser = mention_traceback(TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments)))
     return parser.parse_args_and_config(dev.with_flags(argv))
 
 
 if __name__ == "__main__":
-    main(*parse(sys.argv[1:]))
+    training_command(lambda argv: main(*parse(argv)))()

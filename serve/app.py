@@ -21,47 +21,46 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from data.support.commands import add_options, command_line, refuse, settings_from
+from data.support.commands import add_options, command_line, settings_from
+from data.support.status import command
 from serve.page.settings import Settings
 from serve.serving.port import require_free
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """Show the page until Ctrl-C."""
     parser = command_line("serve.app", __doc__)
     add_options(parser, Settings)
     parser.set_defaults(api_key=os.environ.get("ECG_API_KEY"), password=os.environ.get("ECG_APP_PASSWORD"))
     folder: Path | None = None
-    try:
-        settings = settings_from(Settings, parser.parse_args(argv))
-        if find_spec("gradio") is None:
-            raise ModuleNotFoundError('the chat page needs Gradio: pip install "ecg-elm[app]"')
-        require_free(settings.host, settings.port)
-        # Uploads go to a folder of this user alone, which ends with the page.
-        uploads = tempfile.TemporaryDirectory(prefix="ecg-chat-")
-        atexit.register(uploads.cleanup)
-        os.environ["GRADIO_TEMP_DIR"] = uploads.name
-        if settings.server is not None:
-            from serve.serving.client import EcgChat
-            from serve.serving.engine import Engine, RemoteEngine
+    settings = settings_from(Settings, parser.parse_args(argv))
+    if find_spec("gradio") is None:
+        raise ModuleNotFoundError('the chat page needs Gradio: pip install "ecg-elm[app]"')
+    require_free(settings.host, settings.port)
+    # Uploads go to a folder of this user alone, which ends with the page.
+    uploads = tempfile.TemporaryDirectory(prefix="ecg-chat-")
+    atexit.register(uploads.cleanup)
+    os.environ["GRADIO_TEMP_DIR"] = uploads.name
+    if settings.server is not None:
+        from serve.serving.client import EcgChat
+        from serve.serving.engine import Engine, RemoteEngine
 
-            engine: Engine = RemoteEngine(EcgChat(settings.server, settings.api_key))
-        else:
-            from elm.saved.folder import resolve
-            from serve.serving.local import LocalEngine
+        engine: Engine = RemoteEngine(EcgChat(settings.server, settings.api_key))
+    else:
+        from elm.saved.folder import resolve
+        from serve.serving.local import LocalEngine
 
-            folder = resolve(settings.model)
-            engine = LocalEngine(settings.model, settings.max_new_tokens)
+        folder = resolve(settings.model)
+        engine = LocalEngine(settings.model, settings.max_new_tokens)
 
-        from serve.page.build import build, launch
-        from serve.page.desk import Desk
-        from serve.page.recordings import Shelf
+    from serve.page.build import build, launch
+    from serve.page.desk import Desk
+    from serve.page.recordings import Shelf
 
-        desk = Desk(engine, Shelf(folder))
-        page = build(desk, folder)
-        launch(page, settings.host, settings.port, settings.password)
-    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        refuse(error)
+    desk = Desk(engine, Shelf(folder))
+    page = build(desk, folder)
+    launch(page, settings.host, settings.port, settings.password)
     threading.Thread(target=desk.shelf.warm, daemon=True, name="measure the examples").start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uploads that nobody read are deleted then, too
     print(f"The chat page is on http://{settings.host}:{settings.port} (Ctrl+C ends it)", flush=True)

@@ -18,7 +18,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from data.support.commands import add_options, command_line, refuse, settings_from
+from data.support.commands import add_options, command_line, settings_from
+from data.support.sentences import Refused
+from data.support.status import command
 from serve.serving.port import require_free
 from serve.serving.settings import Settings
 
@@ -31,31 +33,28 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    args = parser().parse_args(argv)
-    try:
-        settings = settings_from(Settings, args)
-        require_free(settings.host, settings.port)
+    settings = settings_from(Settings, parser().parse_args(argv))
+    require_free(settings.host, settings.port)
 
-        from serve.serving.launch import run, runs_on_cpu
+    from serve.serving.launch import run, runs_on_cpu
 
-        on_cpu = runs_on_cpu()
+    on_cpu = runs_on_cpu()
 
-        from serve.serving.options import options
+    from serve.serving.options import options
 
-        command, environment = options(settings, on_cpu)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        refuse(error)
+    words, environment = options(settings, on_cpu)
     os.environ.update(environment)
     print(f"Serving {environment['ECG_SERVED_MODELS']} on http://{settings.host}:{settings.port}", flush=True)
-    sys.argv[1:] = command  # which vLLM looks at here and there; the key is not among it
-    run(command)
+    sys.argv[1:] = words  # which vLLM looks at here and there; the key is not among it
+    run(words)
 
     from serve.serving.gate import Gate
 
     if Gate.engine_died:
-        sys.exit("error: the engine died, see above: the server has ended")
+        raise Refused("the engine died, see above: the server has ended")
 
 
 if __name__ == "__main__":

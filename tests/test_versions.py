@@ -67,7 +67,7 @@ CASES = {
     (simulated, synthetic): (1, [0.72503, 0.00222, 0.64269]),
     (altered, conditions): (1, [0.10421, -0.24348, -0.03375]),
     (duplicates, copies): (1, [0.16215, -1.27906, -1.51023]),
-    (measurements, measure): (1, [6.75131, 28.94752, -247.52632]),
+    (measurements, measure): (2, [6.75131, 28.94752, -247.52632]),
     (words, feature_extraction): (1, [0.03348, 0.15465, 0.23317]),
     (tiny_texts, tiny): (2, [-764.09392, 44.44256, 726.17159]),
 }

@@ -17,15 +17,15 @@ A command states each flag once, as a field of a frozen dataclass:
 
 import argparse
 import dataclasses
+import os
 import shlex
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field
+from pathlib import Path
 from typing import (
     Any,
     ClassVar,
     Literal,
-    Never,
     Protocol,
     TypedDict,
     TypeVar,
@@ -34,6 +34,8 @@ from typing import (
     get_origin,
     get_type_hints,
 )
+
+from data.support.status import mention_traceback
 
 
 class Settings(Protocol):
@@ -74,7 +76,8 @@ def command_line(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for `python -m name` whose help is its module's docstring: the first paragraph above, the rest below."""
     summary, _, details = (doc or "").partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=details, formatter_class=layout)
+    parser = argparse.ArgumentParser(f"python -m {name}", description=summary, epilog=details, formatter_class=layout)
+    return mention_traceback(parser)
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
@@ -95,13 +98,19 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> No
             words["action"] = "store_true"
         else:
             literals = get_args(kind) if get_origin(kind) is Literal else None
-            words |= {"type": about.get("parse") or (str if literals else kind), "metavar": about.get("metavar")}
+            kind = str if literals else home_expanded if kind is Path else kind
+            words |= {"type": about.get("parse") or kind, "metavar": about.get("metavar")}
             words["choices"] = about.get("choices") or literals
             if append:
                 words["action"] = "append"
             elif several or (positional and "default" in words):
                 words["nargs"] = "+" if not positional else "*" if several else "?"
         parser.add_argument(field.name if positional else f"--{field.name}", **words)
+
+
+def home_expanded(word: str) -> Path:
+    """A path on a command line, `~` read as the home folder: the shell leaves it in `--out=~/report`."""
+    return Path(os.path.expanduser(word))
 
 
 def settings_from(settings: type[S], args: argparse.Namespace) -> S:
@@ -135,12 +144,6 @@ def command_of(name: str, settings: Settings) -> str:
         else:
             words += flag if isinstance(value, bool) else flag + values
     return shlex.join(words)
-
-
-def refuse(reason: BaseException | str, status: int = 2) -> Never:
-    """End the program with a message; exit status 2 is that of a wrong flag."""
-    sys.stderr.write(f"error: {reason}\n" if status == 2 else f"{reason}\n")
-    raise SystemExit(status)
 
 
 def _value_type(hint: Any) -> tuple[Any, bool]:

@@ -5,9 +5,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing.connection import wait
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
+
+from data.support.sentences import Refused, sentence_of
 
 Result = TypeVar("Result")
 
@@ -29,10 +31,14 @@ def beside(function: Callable[..., object], *args: object) -> Iterator[None]:
     Where the block fails, the other process is ended. The arguments are pickled.
 
     Raises:
-        RuntimeError: The function failed. Its traceback went to standard error.
+        Refused: The function failed for a reason that a user can do something about, as the message says.
+        RuntimeError: It failed otherwise. Its traceback went to standard error.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_call, args=(function, args))
+    context = multiprocessing.get_context("spawn")
+    reason, send = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(send, function, args))
     process.start()
+    send.close()
     try:
         yield
     except BaseException:
@@ -41,14 +47,22 @@ def beside(function: Callable[..., object], *args: object) -> Iterator[None]:
     finally:
         process.join()
     if process.exitcode:
+        with suppress(EOFError):  # it could not say why
+            raise Refused(reason.recv())
         raise RuntimeError(
             f"{function.__name__} failed in another process, with exit status {process.exitcode}; its error is above"
         )
 
 
-def _call(function: Callable[..., object], args: tuple[object, ...]) -> None:
+def _call(send: Connection, function: Callable[..., object], args: tuple[object, ...]) -> None:
     end_with_parent()
-    function(*args)
+    try:
+        function(*args)
+    except Exception as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        send.send(sentence)
+        raise SystemExit(2) from error
 
 
 def in_processes(

@@ -11,12 +11,14 @@ from typing import Any, Self
 
 import httpx
 
+from data.support.sentences import Refused
+
 logging.getLogger("httpx").setLevel(logging.WARNING)  # its line for every request would bury those of a command
 
 WAIT = (0.5, 30.0)  # s before the first repetition, doubled for each further one, and at most
 
 
-class ServerError(RuntimeError):
+class ServerError(Refused):
     """A request failed for good; names it, the status and the server's message."""
 
     def __init__(self, message: str, status: int | None = None) -> None:

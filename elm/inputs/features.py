@@ -29,6 +29,7 @@ from transformers import BatchFeature
 from data.ecg import Ecg, EcgSource
 from data.experiment.conditions import zero_features
 from data.support.cache import NoRoom, Shards
+from data.support.sentences import Refused
 from encoders.base import EcgEncoder, EcgEncoderOutput, EcgFeatureExtractor
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class FeatureStore:
 
         Raises:
             ValueError: No records.
-            RuntimeError: The encoder would have to run on a GPU in a worker process of a data loader.
+            Refused: The encoder would have to run on a GPU in a worker process of a data loader.
         """
         if not records:
             raise ValueError("no records to get the encoder's output of")
@@ -236,7 +237,7 @@ class FeatureStore:
         """Features and masks of the records, in order."""
         encoder, training = self.encoder, self.encoder.training
         if encoder.device.type != "cpu" and torch.utils.data.get_worker_info() is not None:
-            raise RuntimeError(
+            raise Refused(
                 f"a worker of a data loader cannot run the encoder on {encoder.device}, and {records[0]!r} is not in "
                 "the feature cache: raise cache_gb, or set dataloader_num_workers to 0"
             )

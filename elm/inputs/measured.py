@@ -45,7 +45,7 @@ class MeasuredStore:
         return record_id in self._measured
 
     def _refresh(self) -> None:
-        self._shards.refresh(lambda path: self._measured.update(json.loads(path.read_text())))
+        self._shards.refresh(lambda path: self._measured.update(json.loads(path.read_text(encoding="utf-8"))))
 
     def fill(self, records: Iterable[str], jobs: int | None = None) -> MeasuredStore:
         """Measure what is missing, on as many cores as there are, with a progress bar."""

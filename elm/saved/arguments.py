@@ -1,9 +1,12 @@
 """Arguments that all recipes share, and what training.json records of a run."""
 
 import argparse
+import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast
 
 from elm.inputs.features import CACHE_GB
@@ -80,12 +83,21 @@ class ElmArguments:
     ablation: bool = setting(True, "Ask the held-out questions at the end, with and without ECG.")
 
     def __post_init__(self) -> None:
+        self.cache_dir, self.encoder = map(os.path.expanduser, (self.cache_dir, self.encoder))
         self.dataset_args = as_mapping("dataset_args", self.dataset_args)
         self.encoder_args = as_mapping("encoder_args", self.encoder_args)
         if (condition := self.train_condition) not in TRAIN_CONDITIONS:
             raise ValueError(f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {condition!r}")
         if self.quantization not in (None, "nf4"):
             raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
+
+
+def with_cache(arguments: ElmArguments, folder: Path) -> ElmArguments:
+    """The arguments with another folder for what is computed once; settings of the question set may repeat it."""
+    dataset_args = as_mapping("dataset_args", arguments.dataset_args)
+    if dataset_args.get("cache") == arguments.cache_dir:
+        dataset_args = dataset_args | {"cache": str(folder)}
+    return dataclasses.replace(arguments, cache_dir=str(folder), dataset_args=dataset_args)
 
 
 def as_mapping(name: str, value: Settings | str | None) -> Settings:

@@ -1,6 +1,5 @@
 """The model card (README.md) of a saved model, written from what its folder records."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined, Template
 
 from data.card import source_lines, sources_of
-from data.support.files import written_whole
+from data.support.files import read_json, written_whole
 from elm.model.configuration import ElmConfig
 from elm.saved.arguments import TrainingRecord
 from elm.saved.audit import AuditSummary
@@ -27,7 +26,7 @@ def write_card(folder: Path | str) -> None:
     folder = Path(folder)
     text = model_card(
         ElmConfig.of_folder(folder),
-        json.loads((folder / "training.json").read_text(encoding="utf-8")),
+        read_json(folder / "training.json"),
         AuditSummary.of_folder(folder),
         name=folder.name,
         report_file=next((name for name in REPORTS if (folder / "ablation" / name).exists()), None),

@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from data.support.files import written_whole
+from data.support.files import read_json, written_whole
 from elm.inputs.features import weights_hash
 from elm.inputs.processing import ElmProcessor
 from elm.model import vocabulary
@@ -86,7 +86,7 @@ def load(
         model = vocabulary.from_plain(model, config)
     processor = ElmProcessor.from_pretrained(folder)
     if adapter is not None:
-        belongs = json.loads((Path(adapter) / BASE_FILE).read_text())["weights"]
+        belongs = read_json(Path(adapter) / BASE_FILE)["weights"]
         if weights_hash(model) != belongs:
             raise ValueError(
                 f"the adapter in {adapter} was trained on other weights ({belongs}) than those of {name} "
@@ -117,7 +117,7 @@ def save(
         (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(staged)
         processor.save_pretrained(staged)
         record = {**training, "parameters": sum(p.numel() for p in model.parameters())}
-        (staged / "training.json").write_text(json.dumps(record, indent=2))
+        (staged / "training.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
         for item in beside.iterdir() if beside is not None else ():
             os.replace(item, staged / item.name)
         write_card(staged)

@@ -1,7 +1,6 @@
 """`SavedRun`: a saved model's folder, read once. And the questions and caches that it shares with its training."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,11 +11,12 @@ from data.conversations import load_questions
 from data.conversations.rows import QuestionSet, Row
 from data.experiment import conditions
 from data.experiment.conditions import Altered
+from data.support.files import is_writable, read_json
 from elm.inputs.features import FeatureStore
 from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.saved.arguments import ElmArguments, TrainingRecord, as_mapping
+from elm.saved.arguments import ElmArguments, TrainingRecord, as_mapping, with_cache
 from elm.saved.folder import load, resolve
 
 DEV_NOTE = (
@@ -35,10 +35,16 @@ class Stores:
 
 
 class SavedRun:
-    """A saved model (a folder or a hub id) and the run it came from; each part is read when needed, and only once."""
+    """A saved model (a folder or a hub id) and the run it came from; each part is read when needed, and only once.
 
-    def __init__(self, name_or_path: Path | str) -> None:
-        self.name = str(name_or_path)
+    What is computed once goes to `cache`, without it to the training's cache if that is there and can be written, else
+    to `spare_cache`: never into the model's folder, and never by a path that was relative to where it was trained.
+    """
+
+    def __init__(
+        self, name_or_path: Path | str, cache: Path | None = None, spare_cache: Path = Path("~/.cache/ecg-elm")
+    ) -> None:
+        self.name, self._cache, self._spare_cache = str(name_or_path), cache, spare_cache
 
     @cached_property
     def folder(self) -> Path:
@@ -62,13 +68,25 @@ class SavedRun:
             raise FileNotFoundError(
                 f"{self.name} has no training.json: it does not say on which questions to ask this model"
             )
-        record: TrainingRecord = json.loads(self._record)
+        record: TrainingRecord = read_json(self.folder / "training.json")
         return record
 
     @cached_property
     def arguments(self) -> ElmArguments:
-        """The arguments it was trained with."""
-        return ElmArguments(**self.training["arguments"])
+        """The arguments it was trained with, but for where the cache is.
+
+        Raises `ValueError` where the training was recorded by a version with other arguments; names them.
+        """
+        recorded = self.training.get("arguments", {})
+        if unknown := sorted(recorded.keys() - {field.name for field in dataclasses.fields(ElmArguments)}):
+            raise ValueError(
+                f"{self.folder / 'training.json'} names arguments that this version does not have "
+                f"({', '.join(unknown)}): use the version it was trained with, {self.training.get('versions', {})}"
+            )
+        arguments = ElmArguments(**recorded)
+        if self._cache is None and is_writable(arguments.cache_dir):
+            return arguments
+        return with_cache(arguments, (self._cache or self._spare_cache).expanduser())
 
     @cached_property
     def questions(self) -> QuestionSet:

@@ -17,12 +17,13 @@ from data.card import source_lines, sources_of
 from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
+from data.support.status import mention_traceback
 from elm.saved.arguments import Settings, as_mapping, setting
 from elm.saved.card import DISCLAIMER, template
 from elm.saved.run import DEV_NOTE
 from elm.training import dev
 from elm.training.resume import claim_folder, losses_of, plain_settings, run_settings, versions
-from elm.training.settings import check_launch, is_set
+from elm.training.settings import check_folders, check_launch, is_set
 from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.hub import save_encoder
 
@@ -56,6 +57,7 @@ class PretrainingArguments:
     resume: bool = setting(True, "Go on from the newest whole checkpoint of the same run.")
 
     def __post_init__(self) -> None:
+        self.cache_dir = os.path.expanduser(self.cache_dir)
         for name in vars(self):
             if name.endswith("_args"):
                 setattr(self, name, self.mapping(name))
@@ -91,7 +93,7 @@ def parse_stages(
     if wrong := sorted(stages.keys() - set(names)):
         raise ValueError(f"{path}: there is no stage {wrong[0]!r}: {', '.join(names)}")
     chosen = argv[argv.index("--stage") + 1] if "--stage" in argv[:-1] else ""
-    parser = TrlParser(tuple(kinds))
+    parser = mention_traceback(TrlParser(tuple(kinds)))
     parser.set_defaults_with_config(**config | stages.get(chosen, {}))
     return tuple(parser.parse_args_into_dataclasses(args=argv))
 
@@ -111,6 +113,7 @@ def begin(
         raise ValueError("encoders are pretrained with whole models on every device: recipes/accelerate/multi_gpu.yaml")
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
+    check_folders(training_args.output_dir, arguments.cache_dir)
     data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
     settings = run_settings(training_args, _OF_A_RUN, data)
     folder = Path(training_args.output_dir) / "checkpoints"

@@ -33,7 +33,7 @@ def claim_folder(folder: Path, settings: dict[str, object], *, resume: bool, wri
     """
     record = folder / "run.json"
     if resume and record.exists():
-        before = json.loads(record.read_text())
+        before = json.loads(record.read_text(encoding="utf-8"))
         differ = [f"{k} {before.get(k)!r} but now {v!r}" for k, v in settings.items() if before.get(k) != v]
         if differ:
             raise ValueError(
@@ -52,7 +52,7 @@ def newest_whole_checkpoint(folder: Path | str) -> str | None:
     newest = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in newest:
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             logger.warning("%s was not written to its end: left out", checkpoint)
             continue

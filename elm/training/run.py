@@ -23,7 +23,7 @@ from elm.inputs.features import weights_hash
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
-from elm.saved.arguments import ElmArguments, TrainingRecord
+from elm.saved.arguments import ElmArguments, TrainingRecord, with_cache
 from elm.saved.folder import save, save_adapter
 from elm.saved.run import feature_store, measured_store
 from elm.training.build import build, build_collator, encode_early, lora
@@ -173,7 +173,8 @@ class Run:
             "leaks": list(self.leaks),
             "language_model": self.model_args.model_name_or_path,
             "train_condition": self.arguments.train_condition,
-            "arguments": dataclasses.asdict(self.arguments),
+            # Absolute: the model will be audited by commands that are started elsewhere.
+            "arguments": dataclasses.asdict(with_cache(self.arguments, Path(self.arguments.cache_dir).absolute())),
             "processes": self.training_args.world_size,
             "lora": {"r": self.model_args.lora_r, "alpha": self.model_args.lora_alpha},
             "quantization": SAVED if self.arguments.quantization else None,

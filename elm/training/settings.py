@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from trl import ModelConfig, SFTConfig
 
+from data.support.files import require_writable
+from data.support.sentences import Refused
 from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
@@ -37,10 +39,16 @@ def check_launch() -> None:
     outside of any group.
     """
     if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise RuntimeError(
+        raise Refused(
             "several processes were asked for but only one was started: on CPUs use "
             "`torchrun --nproc_per_node 2` or `accelerate launch --config_file recipes/accelerate/two_cpus.yaml`"
         )
+
+
+def check_folders(output_dir: str, cache_dir: str) -> None:
+    """Refuse folders that cannot be written before anything is computed for them; raises `OSError`."""
+    require_writable(output_dir, "--output_dir")
+    require_writable(cache_dir, "--cache_dir")
 
 
 def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.conversations.rows import Row
+from data.support.sentences import Refused
 from eval.answerers.base import Responder, question_messages
 from eval.answerers.memory import Answered, Remembering
 from eval.scoring.lines import Answer
@@ -52,7 +53,7 @@ class Journal:
 
     Raises:
         ValueError: The file is damaged before its end; names the line. A torn end is no damage, it is cut off.
-        RuntimeError: Another process has it open.
+        Refused: Another process has it open.
     """
 
     def __init__(self, folder: Path | str, settings: Mapping[str, object]) -> None:
@@ -65,7 +66,7 @@ class Journal:
             self._lock.acquire()
         except Timeout as error:
             busy = "is being written by another process: wait for it, or write to another folder"
-            raise RuntimeError(f"{self.path} {busy}") from error
+            raise Refused(f"{self.path} {busy}") from error
         self._file = open(self.path, "a+b")  # noqa: SIM115 (closed by `close`)
         try:
             self._read(header)

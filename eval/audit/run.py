@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.conversations.rows import QuestionSet, answer_text
 from data.experiment.conditions import condition_named
-from data.support.files import written_whole
+from data.support.files import read_json, require_writable, written_whole
 from elm.saved import card
 from elm.saved.run import SavedRun
 from eval.answerers.base import Responder
@@ -42,6 +42,7 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
 
     Raises:
         FileNotFoundError: A folder is not a saved model.
+        OSError: The folder of the report or of the caches cannot be written; names it.
         ValueError: Unknown conditions, conditions the responder cannot be asked under, or questions that cannot be
             asked; names the question.
     """
@@ -50,19 +51,21 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     for name in settings.conditions or ():
         condition_named(name)
     settings = _with_text_only(settings)
-    saved = SavedRun(settings.model)
+    saved = _saved(settings.model, settings)
     named_only = responder is not None and questions is not None and not settings.model.is_dir()
     if responder is None and settings.server is None:
         _require(saved.folder, "config.json", "so it is not a saved model")
     if questions is None:
         _require(saved.folder, "training.json", "so what it was trained on is not known")
-        questions = with_simulated(saved.questions)
 
     # What can fail does so before hours of asking.
+    require_writable(settings.folder, "--out")
+    if settings.cache_dir is not None:
+        require_writable(settings.cache_dir, "--cache_dir")
+    questions = with_simulated(saved.questions) if questions is None else questions
     rows = sample(questions.test, settings.limit, settings.seed)
     check(questions.name, rows)
     plan = Plan(questions, rows, Key.of(questions), settings.seed)
-    settings.folder.mkdir(parents=True, exist_ok=True)
     if responder is None and settings.server is not None:
         responder = _served(settings, questions)
     elif responder is None:
@@ -74,7 +77,7 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
         plan_of_reports = dataclasses.replace(plan, rows=questions.test_reports, reports=True)
         lines += _answers(plan_of_reports, responder, REPORT_CONDITIONS, settings)
     if settings.text_only is not None:
-        blind = load_responder(SavedRun(settings.text_only), questions, settings.batch_size)
+        blind = load_responder(_saved(settings.text_only, settings), questions, settings.batch_size)
         lines += _answers(plan, blind, ["none"], settings, TEXT_ONLY)
     about = About(
         model=str(settings.model),
@@ -110,14 +113,24 @@ def rescore(out: Path | str) -> Report:
     for name in ("predictions.jsonl", "examples.json", "report.json"):
         if not (out / name).is_file():
             raise FileNotFoundError(f"{out} has no {name}: run the audit itself first, without --rescore")
-    before = Unscored.from_json(json.loads((out / "report.json").read_text(encoding="utf-8")))
+    require_writable(out, "--out")
+    try:
+        before = Unscored.from_json(read_json(out / "report.json"))
+        shown = [Example.from_json(example) for example in read_json(out / "examples.json")]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"report.json or examples.json in {out} is not an audit's: run it without --rescore"
+        ) from error
     vocabulary = frozenset(before.about.vocabulary)
     lines = [scored(line, vocabulary) for line in read(out / "predictions.jsonl")]
     scores = measure(by_condition(lines), before.about)
     report = dataclasses.replace(scores, ladder=before.ladder, super_classes=before.super_classes)
-    shown = json.loads((out / "examples.json").read_text(encoding="utf-8"))
-    _write(out, report, lines, [Example.from_json(example) for example in shown])
+    _write(out, report, lines, shown)
     return report
+
+
+def _saved(model: Path, settings: AuditSettings) -> SavedRun:
+    return SavedRun(model, settings.cache_dir, settings.folder / "cache")
 
 
 def _with_text_only(settings: AuditSettings) -> AuditSettings:
@@ -171,7 +184,7 @@ def _write(out: Path, report: Report, lines: Sequence[Line], shown: Sequence[Exa
         json.dump([example.to_json() for example in shown], file)
     written = reporting.write(out, report, lines, shown)
     model_dir = Path(report.about.model)
-    if out == model_dir / "ablation" and (model_dir / "config.json").is_file():
+    if out.resolve() == (model_dir / "ablation").resolve() and (model_dir / "config.json").is_file():
         card.write_card(model_dir)  # it repeats the verdict
     logger.info("wrote %s", ", ".join(map(str, written)))
 

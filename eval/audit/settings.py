@@ -44,6 +44,11 @@ class AuditSettings:
         "exit status 1 unless the verdict is this, or better", default=None, repeated="never"
     )
     out: Path | None = option("where to write (default: MODEL/ablation, or out/)", default=None, metavar="DIR")
+    cache_dir: Path | None = option(
+        "what is computed once (default: the training's if it is there and can be written, else OUT/cache)",
+        default=None,
+        metavar="DIR",
+    )
     draws: int = 2000
 
     def __post_init__(self) -> None:
@@ -78,6 +83,16 @@ class SuperClassSettings:
     folds: tuple[int, ...] = option("which of them (default: held out)", default=(), metavar="N")
     seed: int = option("seed of donors, resamples and the CNN", default=0)
     out: Path | None = option("default: MODEL/ablation/super-classes.json", default=None, metavar="FILE")
+    cache_dir: Path | None = option(
+        "what is computed once (default: the training's if it is there and can be written, else beside OUT)",
+        default=None,
+        metavar="DIR",
+    )
+
+    @property
+    def file(self) -> Path:
+        """Where the numbers are written."""
+        return self.out or self.model / "ablation" / "super-classes.json"
 
 
 def _size(text: str) -> tuple[int, int]:

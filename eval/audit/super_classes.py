@@ -13,6 +13,7 @@ from data.ecg import EcgSource
 from data.experiment.conditions import apply
 from data.experiment.donors import Donor, choose_donors, derangement
 from data.experiment.planted import Beside
+from data.support.files import require_writable
 from elm.saved.run import SavedRun
 from eval.answerers.base import Responder
 from eval.answerers.model import load_responder
@@ -186,9 +187,11 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     """Load a saved model and measure it: the folder of the recordings, and the numbers.
 
     Raises:
+        OSError: The folder of the results cannot be written; names it.
         ValueError: It was not trained along PTB-XL's folds; or as `measure`.
     """
-    saved = SavedRun(settings.model)
+    require_writable(settings.file.parent, "--out")
+    saved = SavedRun(settings.model, settings.cache_dir, settings.file.with_name("cache"))
     questions = saved.questions
     if (split := folds_of(questions)) is None:
         raise ValueError(f"{settings.model} was trained on {questions.name}, which is not split along PTB-XL's folds")

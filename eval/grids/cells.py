@@ -106,7 +106,7 @@ class Cell:
     def run_logged(self) -> str:
         """Run in another process, with the output in a file beside the folder."""
         log = Path(f"{self.folder}.log")
-        with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        with log.open("a", encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             return self.run()
 
 

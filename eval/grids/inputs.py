@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from data.conversations.rows import QuestionSet
 from data.ecg import EcgSource
+from data.support.files import read_json
 from elm import ElmConfig, ElmProcessor
 from elm.training.resume import newest_whole_checkpoint
 from eval.grids import numbers as grid
@@ -75,7 +76,7 @@ def _step_times(folder: Path) -> list[Numbers]:
     checkpoint = newest_whole_checkpoint(folder / "checkpoints" / "sft")
     if checkpoint is None:
         return []
-    history = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["log_history"]
+    history = read_json(Path(checkpoint) / "trainer_state.json")["log_history"]
     return [entry for entry in history if "seconds_per_step" in entry]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from data.support.commands import command_of
+from data.support.files import require_writable
 from encoders import load_encoder, new_encoder
 from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.registry import find_config
@@ -60,13 +61,15 @@ def run(settings: ProbeSettings) -> Numbers:
         ValueError: As `measure`, `eval.probing.tasks.load_task` and `eval.probing.transfer.transferred`.
         FileNotFoundError: There is no such encoder.
     """
+    require_writable(settings.output, "--output")
+    require_writable(settings.cache_folder, "--cache")
     train_name, test_name = settings.tasks
     train = test = task_of(settings, train_name)
     notes: list[str] = []
     if test_name != train_name:
         train, test, notes = transferred(train, task_of(settings, test_name))
     encoders = {name: _load(name, train, settings.seed) for name in settings.encoder}
-    numbers = measure(encoders, train, test, settings.cache, settings.protocol())
+    numbers = measure(encoders, train, test, settings.cache_folder, settings.protocol())
     return {"command": command_of("eval.probe", settings), **numbers, "notes": [*notes, *numbers["notes"]]}
 
 

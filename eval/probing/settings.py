@@ -4,9 +4,11 @@ Nothing heavy is imported here: `--help` need not wait for torch.
 """
 
 from dataclasses import asdict, dataclass, fields
+from os.path import expanduser
 from pathlib import Path
 from typing import Literal
 
+from data.readers.options import ReadOptions
 from data.support.commands import option
 
 PUBLISHED_FOLDS = "1-8/9/10"
@@ -90,7 +92,10 @@ class _ProbeTask:
     train_task: str | None = option("with --test_task: learn on one corpus ...", default=None, metavar="TASK")
     test_task: str | None = option("... and test on another, findings matched by name", default=None, metavar="TASK")
     encoder: tuple[str, ...] = option(
-        "folder, checkpoint, hub id, or type of a new one (ecg_cnn); repeat it to compare", metavar="NAME", append=True
+        "folder, checkpoint, hub id, or type of a new one (ecg_cnn); repeat it to compare",
+        metavar="NAME",
+        parse=expanduser,
+        append=True,
     )
 
 
@@ -109,7 +114,7 @@ class ProbeSettings(Recordings, _ProbeTask):
     layer_decay: float | None = option("with --finetune (default: 0.75)", default=None, metavar="N")
     random_seeds: int = option("random weights beside each encoder", default=3, metavar="N")
     seed: int = option("seed of all that is drawn", default=0)
-    cache: Path = option("folder of vectors (default: out/cache)", default=Path("out/cache"), metavar="DIR")
+    cache: Path | None = option("folder of vectors (default: out/cache, or OUTPUT/cache)", default=None, metavar="DIR")
     output: Path = option("where to write (default: out/probe)", default=Path("out/probe"), metavar="DIR")
 
     def __post_init__(self) -> None:
@@ -121,6 +126,11 @@ class ProbeSettings(Recordings, _ProbeTask):
         if self._finetuning and not self.finetune:
             raise ValueError(f"--{next(iter(self._finetuning))} is of --finetune")
         self.protocol()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where vectors are kept: not in the folder this is started in, where the results go elsewhere."""
+        return _cache_of(self)
 
     @property
     def tasks(self) -> tuple[str, str]:
@@ -143,14 +153,18 @@ class _ZeroShotModel:
     """The first flags of `eval.zero_shot`."""
 
     model: str = option(
-        "what recipes/pretrain_melp.py wrote, its hub id, or a whole training checkpoint of MELP", metavar="NAME"
+        "what recipes/pretrain_melp.py wrote, its hub id, or a whole training checkpoint of MELP",
+        metavar="NAME",
+        parse=expanduser,
     )
-    tokenizer: str | None = option("folder or hub id of a checkpoint's text model", default=None, metavar="NAME")
+    tokenizer: str | None = option(
+        "folder or hub id of a checkpoint's text model", default=None, metavar="NAME", parse=expanduser
+    )
     task: str | None = option("whose test records are classified; with --prompt, scored", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotSettings(Recordings, _ZeroShotModel):
+class ZeroShotSettings(ReadOptions, Recordings, _ZeroShotModel):
     """Settings of `eval.zero_shot`."""
 
     patients: int = option("patients of the task synthetic, in all folds", default=2000, metavar="N")
@@ -158,10 +172,12 @@ class ZeroShotSettings(Recordings, _ZeroShotModel):
     prompt: tuple[str, ...] = option(
         "score records by a prompt of your own; repeat it to compare", default=(), metavar="TEXT", append=True
     )
-    ecg: tuple[str, ...] = option("with --prompt: recordings in any format that is read", default=(), metavar="PATH")
+    ecg: tuple[str, ...] = option(
+        "with --prompt: recordings in any format that is read", default=(), metavar="PATH", parse=expanduser
+    )
     random_seeds: int = option("models of random weights beside it; 0 for none", default=3, metavar="N")
     seed: int = option("seed of the resamples and of random weights", default=0)
-    cache: Path = option("folder of vectors (default: out/cache)", default=Path("out/cache"), metavar="DIR")
+    cache: Path | None = option("folder of vectors (default: out/cache, or OUTPUT/cache)", default=None, metavar="DIR")
     output: Path = option("where to write (default: out/zero_shot)", default=Path("out/zero_shot"), metavar="DIR")
 
     def __post_init__(self) -> None:
@@ -172,12 +188,24 @@ class ZeroShotSettings(Recordings, _ZeroShotModel):
         if self.prompt and self.prompts:
             raise ValueError("--prompts is of a task's classes and --prompt of your own: give one of them")
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where vectors are kept: not in the folder this is started in, where the results go elsewhere."""
+        return _cache_of(self)
+
+
+def _cache_of(settings: ProbeSettings | ZeroShotSettings) -> Path:
+    default = next(field.default for field in fields(settings) if field.name == "output")
+    return settings.cache or (Path("out/cache") if settings.output == default else settings.output / "cache")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularySettings:
     """Settings of `eval.vocabulary`."""
 
-    model: str | None = option("a language model's folder or hub id, of words alone or trained here", default=None)
+    model: str | None = option(
+        "a language model's folder or hub id, of words alone or trained here", default=None, parse=expanduser
+    )
     tokenizer: Path | None = option("what EcgByteTokenizer.save wrote, or a published table", default=None)
     dtype: Literal["float32", "bfloat16"] = option("precision of the language model", default="float32")
     tokens: int = option("tokens of a recording that are read", default=256)

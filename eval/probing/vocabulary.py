@@ -1,6 +1,5 @@
 """The rows of a language model's table that stand for ECG-Byte's tokens, beside those of words."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from data.support.files import read_json
 from data.synthetic import SyntheticCohort
 from elm.inputs.processing import ElmProcessor
 from elm.model.configuration import ECG_VOCABULARY
@@ -73,7 +73,7 @@ def _tokenizer(path: Path | None) -> EcgByteTokenizer:
     if path is None:
         cohort = SyntheticCohort(RECORDINGS, records_per_patient=1)
         return EcgByteTokenizer.train([cohort[record] for record in cohort.records], MERGES, progress=False)
-    ours = path.suffix == ".json" and "settings" in json.loads(path.read_text(encoding="utf-8"))
+    ours = path.suffix == ".json" and "settings" in read_json(path)
     return EcgByteTokenizer.load(path) if ours else EcgByteTokenizer.from_upstream(path)
 
 

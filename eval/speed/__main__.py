@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.support.commands import parse
+from data.support.status import command, mention_traceback
 from eval.speed import SETTINGS
 
 
@@ -22,6 +23,7 @@ def parts() -> dict[str, str]:
     return {path.stem: (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0] for path in files}
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand the options to a part."""
     lines = parts()
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="parts:\n" + "\n".join(f"  {name:<12}{line}" for name, line in lines.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    mention_traceback(parser)
     parser.add_argument("part", choices=lines, metavar="PART", help="what to time, from the list below")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the part; --help after it lists them")
     args = parser.parse_args(argv)

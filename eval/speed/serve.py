@@ -36,6 +36,7 @@ import numpy as np
 
 from data.conversations.rows import Message, user
 from data.ecg import Ecg
+from data.support.sentences import Refused
 from data.synthetic import SyntheticCohort
 from data.wire import MEDIA_TYPE, chat_messages, data_url, to_wire
 from data.wire.http import Client, ServerError
@@ -120,7 +121,7 @@ def at_once(server: Server, ecgs: Iterator[Ecg], chats: int, tokens: int) -> tup
 def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
     """Mixed requests, and how many of each kind got the reply they must.
 
-    Raises `RuntimeError` where a reply is missing or another one than it must be; names the first ones.
+    Raises `Refused` where a reply is missing or another one than it must be; names the first ones.
     """
     kinds = ["good" if i % 2 else BAD[i // 2 % len(BAD)] for i in range(requests)]
     random.Random(0).shuffle(kinds)
@@ -129,7 +130,7 @@ def soak(server: Server, ecgs: Iterator[Ecg], requests: int) -> Counter[str]:
         replies = list(pool.map(lambda i: _reply(server, recordings[i % 8], kinds[i]), range(requests)))
     faults = [f"{kind}: {reply}" for kind, reply in zip(kinds, replies) if reply != WANTED.get(kind, "400")]
     if faults:
-        raise RuntimeError(f"{len(faults)} of {requests} replies are not what they must be: {'; '.join(faults[:5])}")
+        raise Refused(f"{len(faults)} of {requests} replies are not what they must be: {'; '.join(faults[:5])}")
     return Counter(kinds)
 
 
@@ -186,7 +187,7 @@ def _tree(pid: int) -> list[int]:
 def started(model: str, options: Sequence[str]) -> Iterator[Server]:
     """A server of the model on a free port, ended with the block.
 
-    Raises `RuntimeError` where it does not start; what it wrote is on the screen.
+    Raises `Refused` where it does not start; what it wrote is on the screen.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -198,7 +199,7 @@ def started(model: str, options: Sequence[str]) -> Iterator[Server]:
     try:
         while not _answers(server):
             if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"the server of {model} did not start")
+                raise Refused(f"the server of {model} did not start")
             time.sleep(0.5)
         yield server
     finally:

@@ -1,6 +1,7 @@
 """Settings of the chat page: the options of `python -m serve.app`. Imports neither Gradio nor torch."""
 
 import ipaddress
+import os
 from dataclasses import dataclass
 
 from data.support.commands import option
@@ -15,7 +16,7 @@ class Settings:
         ValueError: Not exactly one of model and server, no port, or others can reach the page without a password.
     """
 
-    model: str | None = option("folder of a trained model, or its hub id", default=None)
+    model: str | None = option("folder of a trained model, or its hub id", default=None, parse=os.path.expanduser)
     server: str | None = option("a server to ask instead", default=None, metavar="URL")
     api_key: str | None = option("key of the server (default: $ECG_API_KEY)", default=None)
     host: str = option("address to listen on", default="127.0.0.1")

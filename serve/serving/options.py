@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from data.support.files import read_json
 from elm.model.configuration import ElmConfig
 from elm.saved.folder import resolve
 from elm.saved.run import SavedRun
@@ -45,7 +46,7 @@ def options(settings: Settings, on_cpu: bool) -> tuple[list[str], dict[str, str]
         values["--kv-cache-memory-bytes"] = str(round(cache * 2**30))
     flags = ["--disable-uvicorn-access-log", "--disable-fastapi-docs", "--no-enable-log-requests"]
     if adapters:
-        ranks = [int(json.loads((path / "adapter_config.json").read_text())["r"]) for path in adapters.values()]
+        ranks = [int(read_json(path / "adapter_config.json")["r"]) for path in adapters.values()]
         values["--max-lora-rank"] = str(next((rank for rank in RANKS if rank >= max(ranks)), max(ranks)))
         flags += ["--enable-lora", "--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     words = [word for pair in values.items() for word in pair]
@@ -98,7 +99,7 @@ def _adapters(lora: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"--lora must be NAME=DIR, each name once, got {pair!r}")
         if not config.exists():
             raise ValueError(f"--lora {pair}: {folder} is no adapter: it has no adapter_config.json")
-        if modules := json.loads(config.read_text()).get("modules_to_save"):
+        if modules := read_json(config).get("modules_to_save"):
             raise ValueError(
                 f"--lora {pair}: the adapter was trained together with {', '.join(modules)}, which vLLM cannot "
                 "exchange beside a base: serve the merged model it was saved in (--model)"

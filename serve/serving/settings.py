@@ -1,5 +1,6 @@
 """Settings of the server: the options of `python -m serve.server`. Imports neither torch nor vLLM."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ class Settings:
         ValueError: Other machines are let in without a key, there is no such port, or a number is not positive.
     """
 
-    model: str = option("folder of a trained model, or its hub id")
+    model: str = option("folder of a trained model, or its hub id", parse=os.path.expanduser)
     name: str | None = option("name of the model in requests (default: the folder's)", default=None)
     host: str = option("address to listen on", default="127.0.0.1")
     port: int = option("port to listen on", default=8000)

@@ -100,7 +100,7 @@ def test_errors_name_what_is_wrong(model, records, tmp_path, make_ecg, capsys):
     signal = make_ecg(1).signal.T.copy()
     signal[7, 3] = np.nan
     np.save(tmp_path / "gaps.npy", signal)
-    told = ["--fs", 100, "--units", "mV", "--leads", *LEADS]
+    told = ["--fs", 100, "--units", "mV", "--leads", *LEADS, "--nan", "raise"]
     message = refused(capsys, model, tmp_path / "gaps.npy", question, *told)
     assert "gaps.npy" in message and "aVR" in message
     short = write_wfdb(make_ecg(3, record_id="limb").select(LEADS[:6]), tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.support.parallel import beside
+from data.support.sentences import Refused
 
 REPO = Path(__file__).resolve().parents[2]
 COHORT = {"patients": 12, "held_out_patients": 6, "questions": 4, "held_out_questions": 2, "pairs": 9}
@@ -82,17 +83,21 @@ def _write(path):
     Path(path).write_text(str(os.getpid()))
 
 
-def _fail():
-    raise ValueError("no such ECG")
+def _fail(error):
+    raise error
 
 
 def test_leaving_the_block_waits_and_passes_a_failure_on(tmp_path, capfd):
     with beside(_write, tmp_path / "pid"):
         assert not (tmp_path / "pid").exists()
     assert int((tmp_path / "pid").read_text()) != os.getpid()
-    with pytest.raises(RuntimeError, match="_fail failed in another process, with exit status 1"), beside(_fail):
+    with pytest.raises(Refused, match="^no such ECG$"), beside(_fail, ValueError("no such ECG")):
         pass
-    assert "ValueError: no such ECG" in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
+    failed = pytest.raises(RuntimeError, match="_fail failed in another process, with exit status 1")
+    with failed, beside(_fail, KeyError("a mistake")):
+        pass
+    assert "KeyError: 'a mistake'" in capfd.readouterr().err
 
 
 def test_an_error_in_the_block_ends_the_other_process(tmp_path):
