@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.ecg import canonical_lead
+from data.ecg import canonical_lead, split_unit
 from data.readers.budget import (
     NO_LEAD,
     Budget,
@@ -16,6 +16,7 @@ from data.readers.budget import (
     listed,
     require_duration,
 )
+from data.readers.common import is_lead, is_other
 from data.readers.wfdb_header import FORMATS, Header, Signal, read_header, sample_bytes
 from data.units import millivolts
 
@@ -62,16 +63,17 @@ def stage_wfdb(header: File, others: Sequence[File], words: Words, folder: Path,
     if parsed.fs is None:
         parsed = replace(parsed, fs=_stated_rate(words))
     _require_bounded(parsed, budget)
-    signals, leads = _named(parsed.signals, words["leads"])
-    parsed = replace(parsed, signals=signals)
+    leads = _leads(parsed.signals, words["leads"])
+    named = (lead if lead != NO_LEAD else f"signal{number}" for number, lead in enumerate(leads, start=1))
+    parsed = replace(parsed, signals=tuple(replace(line, name=name) for line, name in zip(parsed.signals, named)))
     _require_bounded(parsed, budget)  # signals that are leads only now
     staged: dict[str, str] = {}  # our names of the sample files, by the header's
     for number, (file, samples) in enumerate(_sample_files(parsed, name, others).items(), start=1):
-        _require_length([line for line in signals if line.file == file], parsed.length, file, len(samples))
+        _require_length([line for line in parsed.signals if line.file == file], parsed.length, file, len(samples))
         staged[file] = f"samples{number}.dat"
         (folder / staged[file]).write_bytes(samples)
     path.write_text(_rewritten(parsed, staged), encoding="utf-8")
-    return Staged(path.name, {**words, "leads": leads}, any(line.code != "16" for line in signals))
+    return Staged(path.name, {**words, "leads": leads}, any(line.code != "16" for line in parsed.signals))
 
 
 def _stated_rate(words: Words) -> float:
@@ -80,28 +82,44 @@ def _stated_rate(words: Words) -> float:
     return fs
 
 
-def _named(signals: tuple[Signal, ...], stated: object) -> tuple[tuple[Signal, ...], list[str] | None]:
-    """The signals under the names that their sender gives them, or their own; and the leads he has named."""
-    leads = [_lead(line) for line in signals]
+def _leads(signals: Sequence[Signal], stated: object) -> list[str]:
+    """The lead of each signal, or `NO_LEAD`, by its own name or that which its sender gives it.
+
+    The rules are those of `data.readers.common.known_leads`, without a name that the file gives: it may be a patient's.
+    """
+    by_file = [_lead(line.name) for line in signals]
+    chosen = _chosen(by_file, stated) if isinstance(stated, list) else by_file
     count = f"{len(signals)} signal{'s' if len(signals) > 1 else ''}"
-    how = f"say which lead each of them is, in their order, and {NO_LEAD} for one that is none"
-    if not isinstance(stated, list):
-        if any(leads):
-            return signals, None
+    how = f"say which lead each of the {count} is, in their order, and {NO_LEAD} for one that is none"
+    if isinstance(stated, list) and chosen is None:
+        if known := [lead for lead in by_file if lead not in (None, NO_LEAD)]:
+            words = f"the file says {', '.join(map(str, known))}, you say {', '.join(stated)}"
+            raise UploadError(f"leads: {words}: one is wrong, so decide")
+        raise WordsNeeded(f"leads: {len(stated)} names for {count}: {how}")
+    leads = chosen or by_file
+    if all(lead in (None, NO_LEAD) for lead in leads):
         named = any(line.name for line in signals)
         names = "none named like an ECG lead (I, II, ..., V6)" if named else "none with a name"
         raise WordsNeeded(f"leads: the header has {count}, {names}: {how}")
-    if len(stated) != len(signals):
-        if any(leads):
-            return signals, stated  # the leads alone
-        raise WordsNeeded(f"leads: {len(stated)} names for {count}: {how}")
-    for number, (lead, name) in enumerate(zip(leads, stated), start=1):
-        if lead and name not in (lead, NO_LEAD):
-            raise UploadError(f"leads: signal {number}: the file says {lead}, you say {name}: one is wrong, so decide")
-    named = [name for name in stated if name != NO_LEAD]
-    if not named:
-        raise WordsNeeded(f"leads: none is left: {how}")
-    return tuple(replace(line, name=name) for line, name in zip(signals, stated)), named
+    if unknown := [str(number) for number, lead in enumerate(leads, start=1) if lead is None]:
+        one = len(unknown) == 1
+        which = f"signal {unknown[0]} has a name" if one else f"signals {', '.join(unknown)} have names"
+        raise WordsNeeded(f"leads: {which} that may be of {'a lead' if one else 'leads'}, but not known here: {how}")
+    return [str(lead) for lead in leads]
+
+
+def _chosen(by_file: Sequence[str | None], stated: Sequence[str]) -> list[str | None] | None:
+    """The lead of each signal as its sender says it where the file does not; None where the two do not fit."""
+    every = list(range(len(by_file)))
+    rows = every if len(stated) == len(every) else [row for row in every if by_file[row] != NO_LEAD]
+    if len(rows) != len(stated):
+        return None
+    chosen = list(by_file)
+    for row, name in zip(rows, stated):
+        if name != NO_LEAD and by_file[row] not in (None, NO_LEAD, name):
+            return None
+        chosen[row] = name
+    return chosen
 
 
 def _sample_files(header: Header, name: str, others: Sequence[File]) -> dict[str, bytes]:
@@ -146,9 +164,12 @@ def _require_bounded(header: Header, budget: Budget) -> None:
             raise UploadError(f"header: signal {number}: format {line.code}: save the record in format 16")
         if abs(line.baseline) > 1 << 31:
             raise UploadError(f"header: signal {number}: baseline: beyond what a sample can store: correct it")
-        if _lead(line) is None:
+        if line.name and not is_lead(line.name):
             continue
-        scale = line.gain / millivolts(line.units, f"header: signal {number}")
+        unit, stated = millivolts(line.units, f"header: signal {number}"), split_unit(line.name)[1]
+        if stated is not None and millivolts(stated, f"header: signal {number}") != unit:
+            raise UploadError(f"header: signal {number}: its name says {stated}, its gain {line.units}: correct one")
+        scale = line.gain / unit
         if not budget.gain[0] <= scale <= budget.gain[1]:
             raise UploadError(
                 f"header: signal {number}: gain: expected {budget.gain[0]:g} to {budget.gain[1]:.0f} stored units per "
@@ -171,22 +192,22 @@ def _require_length(signals: Sequence[Signal], length: int, file: str, size: int
         )
 
 
-def _lead(line: Signal) -> str | None:
-    """Canonical name of a signal, empty where it has none (the caller may name it); None where it is not a lead."""
-    try:
-        return canonical_lead(line.name) if line.name else ""
-    except ValueError:
-        return None
+def _lead(name: str) -> str | None:
+    """Canonical name of a lead, `NO_LEAD` for another signal, None for a name of which nobody knows what it is."""
+    if is_lead(name):
+        return canonical_lead(name)
+    return NO_LEAD if is_other(name) else None
 
 
 def _rewritten(header: Header, staged: Mapping[str, str]) -> str:
-    """The header, made anew of its numbers: no comment and no word of the sender is read after this."""
+    """The header, made anew of its numbers: no comment and no word of the sender is read after this.
+
+    Names of its signals are leads, or `signal13`; those of the sample files are `staged`.
+    """
     rewritten = [f"header {len(header.signals)} {header.fs!r} {header.length}"]
-    for number, line in enumerate(header.signals, start=1):
-        lead = _lead(line)
+    for line in header.signals:
         # Units of a lead are some that `millivolts` knew.
-        gain = "1.0(0)/mV" if lead is None else f"{line.gain!r}({line.baseline})/{line.units}"
-        name = f"signal{number}" if lead is None else lead
+        gain = f"{line.gain!r}({line.baseline})/{line.units}" if is_lead(line.name) else "1.0(0)/mV"
         checksum = line.checksum or 0  # 0: not known
-        rewritten.append(f"{staged[line.file]} {line.code}+{line.offset} {gain} 0 0 0 {checksum} 0 {name}")
+        rewritten.append(f"{staged[line.file]} {line.code}+{line.offset} {gain} 0 0 0 {checksum} 0 {line.name}")
     return "\n".join(rewritten) + "\n"

@@ -37,6 +37,7 @@ from data.readers.budget import (
 )
 from data.readers.child import read_in_child
 from data.readers.staged_wfdb import File, Staged, stage_wfdb
+from data.readers.tables import decoded
 
 _LOOKS_LIKE_HEADER = re.compile(rb"([ \t\r]*(#[^\n]*)?\n)*[\w.-]+(/\d+)?[ \t]+\d+\s")
 # As every known writer of `.npy` puts it. NumPy itself would evaluate the text as Python.
@@ -46,7 +47,7 @@ _NPY_HEADER = re.compile(
 )
 _NPY_NUMBER = re.compile(r"[<>|=]?[fiu][1248]")
 _ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")  # zip (and .npz), gzip, 7z, RAR
-_NOT_TEXT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def read_upload(
@@ -158,6 +159,8 @@ def _opener(path: str, flags: int) -> int:
 _PLAIN = tuple(
     (re.compile(words), plain)
     for words, plain in (
+        (r" ?\(commands: [^)]*\)", ""),
+        (r"\bwith leads= name all", "name all"),
         (r"(--fs\b|\bfs=)(\.\.\.)?", "the sampling rate"),
         (r"(--units\b|\bunits=)(\.\.\.)?", "the units"),
         (r"(--leads\b|\bleads=)(\.\.\.|\[[^]]*\])?", "the names of the leads"),
@@ -201,7 +204,7 @@ def _stage(files: Sequence[File], words: Words, folder: Path, budget: Budget) ->
         )
     if kind == "unknown":
         raise UploadError(
-            "file 1: not a known format: upload a NumPy array (.npy), a table (.csv) with commas, or a WFDB header "
+            "file 1: not a known format: upload a NumPy array (.npy), a table (.csv), or a WFDB header "
             "(.hea) and its sample file"
         )
     return _stage_numbers(kind, content, words, folder), 1
@@ -257,8 +260,8 @@ def _require_npy(content: bytes) -> None:
 
 def _require_text(content: bytes) -> None:
     try:
-        content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UploadError("table.csv: not text in UTF-8: save the table as CSV (UTF-8)") from None
-    if _NOT_TEXT.search(content):
+        text = decoded(content)
+    except ValueError as error:
+        raise UploadError(f"table.csv: {error}") from None
+    if _NOT_TEXT.search(text):
         raise UploadError("table.csv: holds control characters: save the table as CSV (UTF-8)")
