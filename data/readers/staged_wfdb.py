@@ -90,7 +90,8 @@ def _leads(signals: Sequence[Signal], stated: object) -> list[str]:
     by_file = [_lead(line.name) for line in signals]
     chosen = _chosen(by_file, stated) if isinstance(stated, list) else by_file
     count = f"{len(signals)} signal{'s' if len(signals) > 1 else ''}"
-    how = f"say which lead each of the {count} is, in their order, and {NO_LEAD} for one that is none"
+    each = "it" if len(signals) == 1 else f"each of the {count}"
+    how = f"say which lead {each} is, in their order, and {NO_LEAD} for one that is none"
     if isinstance(stated, list) and chosen is None:
         if known := [lead for lead in by_file if lead not in (None, NO_LEAD)]:
             words = f"the file says {', '.join(map(str, known))}, you say {', '.join(stated)}"
