@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.readers.options import ReadOptions, join_lead_names
+from data.quality import require_readable
+from data.readers.options import ReadOptions, join_lead_names, numbers
 from data.support.commands import add_options, command_line, settings_from
 from data.support.status import command
 
@@ -31,22 +32,23 @@ def ask(
     question: str,
     max_new_tokens: int = 128,
 ) -> str:
-    """The model's greedy answer to one question about recordings, which it speaks of in this order."""
+    """The model's greedy answer to one question about recordings, which it speaks of in this order.
+
+    Raises:
+        ValueError: Nothing can be read in a recording, or it lacks leads that the encoder needs; names it.
+    """
     import torch
 
     from data.conversations.rows import user
 
+    for ecg in ecgs:
+        require_readable(ecg)
     inputs = processor([user(len(ecgs), question)], ecgs or None, add_generation_prompt=True)
     inputs = inputs.to(model.device, model.dtype)  # casts the signal, not the ids
     with torch.inference_mode():
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     answer = tokens[0, inputs["input_ids"].shape[1] :]
     return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-
-
-def seconds(words: str) -> tuple[float, ...]:
-    """Starts on the command line: `12`, or one for each recording, `0,12.5`."""
-    return tuple(float(word) for word in words.split(","))
 
 
 @command()
@@ -57,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("record", nargs="+", help="recordings, in the order the question speaks of them")
     parser.add_argument("question", help="what to ask")
     add_options(parser, ReadOptions)
-    where = "first second to read of a longer recording (default: 0), or one for each: 0,12.5"
-    parser.add_argument("--start", type=seconds, metavar="S", default=(), help=where)
+    parser.add_argument("--start", type=numbers, metavar="S", default=(), help="first second to read, or of each: 0,20")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="where an answer is cut (default: 128)")
     args = parser.parse_intermixed_args(join_lead_names(argv))
     if not args.question.strip():

@@ -17,7 +17,7 @@ import numpy as np
 
 from data.ecg import Ecg, EcgSource
 from data.measure.delineation import VERSION, delineate
-from data.measure.values import Measurements
+from data.measure.values import Measurements, Quality
 from data.quality import signal_quality
 from data.support.sentences import Refused
 from data.wire import from_wire, to_wire
@@ -148,7 +148,7 @@ def _measure(worker: Worker, ecg: Ecg, timeout: float) -> Measurements:
     measured = worker.measure(ecg, timeout)
     if signal.grade == "good":
         return measured
-    quality = "failed" if measured.quality == "failed" else "poor"
+    quality: Quality = "failed" if measured.quality == "failed" else "poor"
     return replace(measured, quality=quality, reason=_joined([measured.reason, *signal.notes]))
 
 

@@ -20,7 +20,7 @@ _NOT_A_LEAD = "-"
 
 
 class LeadNames(tuple[str, ...]):
-    """Names of a file's signals, in order: one word of a command line."""
+    """Names of a file's signals, in order: one word of a command line. An empty one, or `-`, is no lead."""
 
 
 def lead_names(words: str) -> LeadNames:
@@ -34,6 +34,11 @@ def lead_names(words: str) -> LeadNames:
     if not any(names):
         raise ValueError("no name of a lead")
     return LeadNames(names)
+
+
+def numbers(words: str) -> tuple[float, ...]:
+    """The numbers in `12` or `0,12.5`: one for all recordings, or one for each."""
+    return tuple(float(word) for word in words.split(","))
 
 
 def join_lead_names(argv: Sequence[str] | None = None) -> list[str]:
@@ -80,12 +85,14 @@ class ReadOptions:
     fs: float | None = option("sampling rate in Hz, where the file does not say", default=None, metavar="HZ")
     units: str | None = option("units of the samples (mV, uV, ...), where the file does not say", default=None)
     leads: LeadNames | None = option(
-        "names of the file's signals in order, where it does not say: I,II,... or I II ...",
+        "names of the file's signals in order, where it does not say (I,II,...; - for one that is no lead)",
         default=None,
         metavar="NAMES",
         parse=lead_names,
     )
-    nan: Nan = option("missing samples: a straight line over short gaps, or refuse", default="interpolate")
+    nan: Nan = option(
+        "missing samples: bridge gaps and leave out leads that are mostly missing, or refuse", default="interpolate"
+    )
 
     def read(self, path: Path | str) -> Ecg:
         """The recording of a file, called as the command's user calls it.

@@ -6,9 +6,7 @@ from dataclasses import replace
 from data.ecg import Ecg
 from data.quality import signal_quality
 from elm.inputs.processing import ElmProcessor
-from encoders.base import EcgFeatureExtractor
-
-SLACK = 0.05  # s beyond what is read that nobody misses: 5,001 samples at 500 Hz are a recording of 10 s
+from encoders.base import SLACK, EcgFeatureExtractor
 
 
 def seconds_read(reader: ElmProcessor | EcgFeatureExtractor) -> float:

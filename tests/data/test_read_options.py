@@ -69,6 +69,7 @@ def test_a_file_called_like_a_lead_is_no_lead(tmp_path, monkeypatch):
 
 def test_signals_that_are_no_leads_keep_their_place():
     assert lead_names("I,-,V1") == ("I", "-", "V1") and lead_names("I,,V1") == ("I", "", "V1")
+    assert lead_names("Lead I, lead aVR (mV)") == ("Lead I", "lead aVR (mV)")
     assert parsed(["m", "r", "?", "--leads", "I", "-", "V1"])[0] == ("I", "-", "V1")
 
 

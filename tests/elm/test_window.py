@@ -69,6 +69,16 @@ def test_an_extractor_reads_as_many_seconds_as_it_says(name):
     assert any(not np.array_equal(before[key], values) for key, values in features[0].items())
 
 
+def test_a_corpus_of_longer_recordings_is_mentioned_once(caplog):
+    extractor = PatchFeatureExtractor(seconds=7.0)
+    for ecg in (simulated(7), simulated(7.02), simulated(3)):
+        extractor([ecg])
+    assert not caplog.messages
+    for seconds in (8, 30, 60):
+        extractor([simulated(7), simulated(seconds)])
+    assert caplog.messages == ["PatchFeatureExtractor reads the first 7 s of longer recordings"]
+
+
 def test_a_processor_reads_what_its_extractor_reads(pair):
     assert seconds_read(pair.processor) == seconds_read(pair.processor.feature_extractor) == 10
 
