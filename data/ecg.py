@@ -26,7 +26,7 @@ _SPELLINGS = (
 )
 # What may stand before a name: "Lead I", "lead_I", "ECG-II", "ekg lead v1", "MDC_ECG_LEAD_AVR" (ISO/IEEE 11073).
 _PREFIX = re.compile(
-    r"^(?:mdc_ecg_lead|(?:ecg|ekg)(?:[\s_.:-]*lead)?|lead|ableitung|derivation)(?:[\s_.:]+|-)?", re.IGNORECASE
+    r"^(?:mdc_ecg_lead|(?:ecg|ekg)(?:[\s_.:-]*lead)?|lead|ableitung|derivation)(?:\s*-\s+|[\s_.:]+|-)?", re.IGNORECASE
 )
 _UNIT = re.compile(
     r"\s*[(\[]\s*(?P<bracketed>[num\u03bc]?v|adu)\s*[)\]]$|[\s_/,]\s*(?P<after>[num\u03bc]v)$", re.IGNORECASE

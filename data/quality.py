@@ -27,6 +27,7 @@ USUAL = 10.0  # s of a diagnostic recording
 HIGHEST = 20.0  # mV from the middle of a lead; the highest QRS complexes of an adult stay below 10
 SHORT_GAP = 0.2  # s of a lead that a straight line may bridge and the recording still be good
 _ALIKE = 0.5  # of noise: power per Hz at 25 to 100 Hz, relative to that at 1 to 15 Hz, where a heart is
+_IMPULSIVE = 6.0  # kurtosis: more is not noise
 _UNLIKE = 0.3  # of limb leads that contradict each other: what is left over, relative to the leads themselves
 
 
@@ -72,7 +73,7 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
     harmful += _bridged({lead: count / ecg.fs for lead, count in gaps.items() if lead not in short})
     harmful += _cut_off(signal, ecg.fs, names, dead)
     harmful += _spikes(signal, names)
-    harmful += _contradictions(dict(zip(names, _uninverted(ecg, signal))), dead)
+    harmful += _contradictions(dict(zip(names, _uninverted(ecg, signal))), ecg.fs, dead)
     if not readable:
         return SignalQuality("unreadable", (*harmful, *harmless))
     return SignalQuality("poor" if harmful else "good", (*harmful, *harmless), readable)
@@ -120,37 +121,44 @@ def _silent(signal: Array, fs: float, names: Sequence[str]) -> dict[str, str]:
     found = {name: "Flat" for name, row in zip(names, signal) if np.ptp(row) < FLAT}
     spectrum, frequency = _spectrum(signal), np.fft.rfftfreq(signal.shape[1], 1 / fs)
     power = np.abs(spectrum) ** 2
-    rows = np.flatnonzero(_is_noise(power, frequency))
-    if rows.size:
-        # Spikes, of a pacemaker or of a bad contact, have the spectrum of noise: seen again without them.
-        low, high = np.percentile(signal[rows], (1, 99), axis=1, keepdims=True)
-        clipped = _spectrum(np.clip(signal[rows], low, high))
-        for row in rows[_is_noise(np.abs(clipped) ** 2, frequency)]:
-            found.setdefault(names[row], "Noise alone")
     band = (frequency >= 2) & (frequency <= 45)
     # No signal has a standard deviation above half of its range, which spares nearly all leads the inverse transform.
     deviation = np.sqrt(2 * power[:, band].sum(axis=1)) / signal.shape[1]
     for row in np.flatnonzero(deviation <= FLAT / 2):
         if np.ptp(np.fft.irfft(spectrum[row] * band, signal.shape[1])) < FLAT:
             found.setdefault(names[row], "Only drift or hum")
+    for row in np.flatnonzero(_is_noisy(power, frequency)):
+        if _is_even(signal[row], frequency):
+            found.setdefault(names[row], "Noise alone")
     return {name: found[name] for name in names if name in found}
 
 
 def _spectrum(signal: Array) -> NDArray[np.complex128]:
-    """Spectrum of each lead without the straight line through its ends."""
-    slope = np.linspace(0, 1, signal.shape[1]) * (signal[:, -1:] - signal[:, :1]) + signal[:, :1]
+    """Spectrum of each lead without the straight line through the means of its first and its last tenth."""
+    tenth = -(-signal.shape[1] // 10)
+    first, last = signal[:, :tenth].mean(axis=1, keepdims=True), signal[:, -tenth:].mean(axis=1, keepdims=True)
+    slope = first + np.linspace(-0.5, 9.5, signal.shape[1]) / 9 * (last - first)
     return np.fft.rfft((signal - slope) * np.hanning(signal.shape[1]), axis=1)
 
 
-def _is_noise(power: Array, frequency: Array) -> NDArray[np.bool_]:
-    """Leads whose power does not fall from the frequencies of a heart to those above, where only noise is left."""
+def _is_noisy(power: Array, frequency: Array) -> NDArray[np.bool_]:
+    """Leads whose power does not fall from the frequencies of a heart to those above."""
+    highest = min(100.0, 0.9 * frequency[-1])
     heart = (frequency >= 1) & (frequency <= 15)
-    above = (frequency >= 25) & (frequency <= min(100.0, 0.9 * frequency[-1]))
-    if not above.any():  # the sampling rate is too low to tell
+    above = (frequency >= min(25.0, 0.7 * highest)) & (frequency <= highest)
+    if not (heart.any() and above.any()):  # the sampling rate is too low to tell
         return np.zeros(len(power), dtype=np.bool_)
     # The median over lines of hum; that of noise's power per line is ln 2 of its mean.
     noise = np.median(power[:, above], axis=1) / np.log(2)
     return np.asarray(noise > _ALIKE * power[:, heart].mean(axis=1), dtype=np.bool_)
+
+
+def _is_even(row: Array, frequency: Array) -> bool:
+    """Whether what is faster than 5 Hz goes on all the time, as noise does; narrow QRS complexes and spikes do not."""
+    spectrum = np.fft.rfft(row - row.mean())
+    fast = np.fft.irfft(spectrum * ((frequency >= 5) & (frequency <= 100)), row.size)
+    kurtosis = float(np.mean(fast**4) / max(np.mean(fast**2) ** 2, 1e-30))  # 3 for noise; 10 to 50 for an ECG
+    return kurtosis < _IMPULSIVE
 
 
 def _stuck(signal: Array, names: Sequence[str]) -> dict[str, str]:
@@ -204,12 +212,21 @@ def _uninverted(ecg: Ecg, signal: Array) -> Array:
     return signal * signs[:, None]
 
 
-def _contradictions(leads: Mapping[str, Array], dead: Mapping[str, str]) -> list[str]:
+def _smooth(rows: Array, samples: int) -> Array:
+    """Means of so many neighbours."""
+    if samples < 2 or samples >= rows.shape[1]:
+        return rows
+    sums = np.cumsum(rows, axis=1)
+    return np.asarray((sums[:, samples:] - sums[:, :-samples]) / samples, dtype=np.float64)
+
+
+def _contradictions(leads: Mapping[str, Array], fs: float, dead: Mapping[str, str]) -> list[str]:
     """A sentence about limb leads that cannot be those of one body, and what would explain them."""
     limbs = [lead for lead in LEADS[:6] if lead in leads and lead not in dead]
     if len(limbs) < 3:
         return []
     rows = np.stack([leads[lead] for lead in limbs])
+    rows = _smooth(rows, round(0.02 * fs))  # noise and hum are other in each lead where leads were not computed
     rows = rows - rows.mean(axis=1, keepdims=True)
     products = rows @ rows.T / rows.shape[1]  # all that follows are sums of these
     broken = _broken(products, limbs)

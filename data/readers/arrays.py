@@ -51,7 +51,7 @@ def read_csv(path: Path, stated: Stated) -> Ecg:
         ValueError: `fs`, `units` or the leads' names are missing or do not fit, or a cell is no number. Names the file.
     """
     try:
-        table = parse_table(path.read_bytes())
+        table = parse_table(path.read_bytes(), stated.leads is not None)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     leads = stated.leads

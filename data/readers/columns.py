@@ -51,11 +51,11 @@ def agreed_rate(table: Table, fs: float | None, where: str) -> float | None:
     if not table.rates:
         return fs
     close = min(0.01, 0.5 / (len(table.values) - 1))
+    likely = [rate for rate in table.rates if len(table.rates) == 1 or _RATES[0] <= rate < _RATES[1]]
     if fs is not None:
         if not any(abs(rate / fs - 1) <= close for rate in table.rates):
-            agree("sampling rate", fs, float(f"{table.rates[0]:.6g}"), where)
+            agree("sampling rate", fs, float(f"{(likely or table.rates)[0]:.6g}"), where)
         return fs
-    likely = [rate for rate in table.rates if len(table.rates) == 1 or _RATES[0] <= rate < _RATES[1]]
     if len(likely) != 1:
         return None
     whole = float(round(likely[0]))  # times are written with few digits

@@ -21,7 +21,7 @@ MOSTLY = 0.5  # of a lead's samples: where more are missing, straight lines woul
 # Words of signals that no electrocardiograph calls a lead; in a longer name, too ("RESP impedance", "ECG annotations").
 _OTHER_WORDS = re.compile(
     r"abp|acc|accel\w*|airflow|annotations?|art|artifacts?|battery|bp|breath\w*|co2|counter|cvp|date\w*|eda|eeg|elapsed|"
-    r"emg|eog|etco2|events?|flags?|flow|gsr|gyro\w*|hrv?|icp|idx|impedance|index|labels?|leadoff|markers?|nbp|nibp|noise|"
+    r"emg|eog|etco2|events?|flags?|flow|gsr|gyro\w*|hrv?|icp|idx|impedance|index|labels?|leadoff|markers?|nbp|nibp|noise|other|"
     r"pacemaker|pacing|pap|pcg|pleth\w*|ppg|pulse|qrs|quality|rap|resp\w*|rpeaks?|rri?|rsp|samples?|sao2|sound|spo2|sqi|"
     r"status|sync|temp|temperature|time\w*|trigger|uap|uvp"
 )
@@ -82,8 +82,8 @@ def known_leads(names: Sequence[str], where: str, stated: Sequence[str] | None =
     """The leads among a file's signals, by the names that the file gives (empty ones are none) and those of the caller.
 
     The caller's names are one for each signal, or one for each that is not evidently something else. They rename
-    signals, but no lead that the file names; an empty name or "-" leaves a signal out. Nothing that may be a lead is
-    left out unasked.
+    signals, but no lead that the file names; an empty name or "-" leaves a signal out. Nothing that may be one of the
+    twelve leads is left out unasked.
 
     Raises:
         ValueError: A name is not known, a lead is named twice, none is a lead, or the caller says others than the file.
@@ -97,7 +97,8 @@ def known_leads(names: Sequence[str], where: str, stated: Sequence[str] | None =
         listed = f"none of {list(names)} is an ECG lead"
         raise ValueError(f"{where}: leads: {listed}: name them I, II, ..., V6 (any case) in the file, or {how}")
     shown = [name or f"signal {number}" for number, name in enumerate(names, start=1)]
-    if unknown := [name for name, lead in zip(shown, chosen) if lead is None]:
+    unknown = [name for name, lead in zip(shown, chosen) if lead is None]
+    if unknown and not set(LEADS) <= set(chosen):
         raise ValueError(f"{where}: leads: not known, though they may be leads: {', '.join(unknown)}: {how}")
     rows = [row for row, lead in enumerate(chosen) if lead]
     leads = tuple(lead for lead in chosen if lead)
@@ -165,6 +166,12 @@ def to_ecg(
     if infinite.any():
         lead = int(infinite.argmax())
         raise ValueError(f"{path}: lead {leads.names[lead]}: {infinite[lead]} infinite samples: export the file again")
+    highest = np.nanmax(np.abs(signal), axis=1, initial=0)
+    if highest.max() > np.finfo(np.float32).max:
+        lead = int(highest.argmax())
+        raise ValueError(
+            f"{path}: lead {leads.names[lead]}: {highest[lead]:g} mV is not finite in 32 bits: check units"
+        )
     notes: dict[str, object] = {"file": str(path), **meta}
     if leads.others:
         notes["other_signals"] = leads.others

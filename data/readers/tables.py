@@ -3,6 +3,7 @@
 What could be two things is refused, with what to do.
 """
 
+import codecs
 import csv
 import re
 from collections.abc import Sequence
@@ -27,15 +28,17 @@ _UNIT = re.compile(r"[(\[]?([numμ]?v|adu|m?s|sec|seconds|)[)\]]?", re.IGNORECAS
 def looks_like_table(head: bytes, fewest: int = 2) -> bool:
     """Whether a file that begins so is text with so many columns of numbers, below a header row at most."""
     try:
-        lines = _lines(decoded(head))
+        lines = _lines(decoded(head, whole=False))
     except ValueError:
         return False
     body = _body(lines[:-1] if len(lines) > 2 else lines)[1]  # the last one may be cut off
     return bool(body) and _fits(body[1:] or body, _delimiter(body), fewest)
 
 
-def parse_table(content: bytes) -> Table:
+def parse_table(content: bytes, named: bool = True) -> Table:
     """Parse a table: one row per sample below a header or none, or one row per lead that may begin with its name.
+
+    `named` says that the caller names the leads: else a first row that may be column numbers need not be decided on.
 
     Raises:
         ValueError: It holds no samples, its rows differ in length, a cell is no number, or it can be read in two ways.
@@ -47,7 +50,7 @@ def parse_table(content: bytes) -> Table:
     if by_lead := _by_lead(rows):
         values = _values([(number, cells[1:]) for number, cells in by_lead], mark, left_out=1)
         return Table(values.T, tuple(cells[0] for _, cells in by_lead), delimiter=_DELIMITERS[mark])
-    names, rows = _header(rows)
+    names, rows = _header(rows, named)
     if names is None and rows:
         names = _commented(comments, len(rows[0][1]))
     elif names and rows and any(rows[0][1]) and all(_UNIT.fullmatch(cell) for cell in rows[0][1]):
@@ -58,8 +61,10 @@ def parse_table(content: bytes) -> Table:
     return without_counters(_values(rows, mark), names, _DELIMITERS[mark])
 
 
-def decoded(content: bytes) -> str:
-    """The text of a table: UTF-8, UTF-16 with a byte order mark, or Windows' cp1252 (`µV` from a spreadsheet).
+def decoded(content: bytes, whole: bool = True) -> str:
+    """The text of a table, or of its beginning, which may end within a letter.
+
+    It is UTF-8, UTF-16 with a byte order mark, or Windows' cp1252 (`µV` from a spreadsheet).
 
     Raises:
         ValueError: The bytes are no text.
@@ -67,7 +72,7 @@ def decoded(content: bytes) -> str:
     encodings = ["utf-16"] if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp1252"]
     for encoding in encodings:
         try:
-            text = content.decode(encoding)
+            text = codecs.getincrementaldecoder(encoding)().decode(content, final=whole)
         except UnicodeDecodeError:
             continue
         if "\0" not in text:
@@ -156,7 +161,7 @@ def _by_lead(rows: Sequence[Row]) -> Sequence[Row]:
     return rows if named else ()
 
 
-def _header(rows: list[Row]) -> tuple[tuple[str, ...] | None, list[Row]]:
+def _header(rows: list[Row], named: bool) -> tuple[tuple[str, ...] | None, list[Row]]:
     """The names in the first row, which pandas may have made of numbers, and the rows below; None and all without any.
 
     Raises:
@@ -173,7 +178,7 @@ def _header(rows: list[Row]) -> tuple[tuple[str, ...] | None, list[Row]]:
         return None, rows
     if numbered or len(names) > 2 or not any(cell.lstrip("+-").isdigit() for _, cells in below for cell in cells):
         return tuple(first), below
-    if len(names) == 2:
+    if len(names) == 2 and named:
         raise ValueError(f"row 1 is {' and '.join(names)}: column numbers or samples? write the leads' names above it")
     return None, rows
 

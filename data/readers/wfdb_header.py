@@ -34,8 +34,8 @@ RECORD_LINE = re.compile(r"(?P<name>[^\s/#][^\s/]*)" + _COUNTS)
 _RECORD_WITH_BLANKS = re.compile(r"(?P<name>[^\s/#][^/]{0,250}?[^\s/])" + _COUNTS)
 _FORMAT = re.compile(r"(?P<code>\d{1,3})(x(?P<per_frame>\d{1,9}))?(:(?P<skew>\d{1,9}))?(\+(?P<offset>\d{1,9}))?")
 _GAIN_FIELD = re.compile(r"(?P<gain>[^\s(/]+)(\((?P<baseline>-?\d{1,18})\))?(/(?P<units>\S+))?")
-# A plain name in the header's own folder, blanks and all: no hidden file, no `..`, no `/`, no protocol.
-_FILE = re.compile(r"[^\s./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,250}")
+# A plain name in the header's own folder, blanks and all: no hidden file, no `..`, no `/`, no protocol; `~` is none.
+_FILE = re.compile(r"[^\s~./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,250}")
 _FILE_WITH_BLANKS = re.compile(r"(?P<file>\S.*?\.[A-Za-z]\w*)\s+(?P<rest>\d.*)")
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.conversations.rows import question_row, user
 from data.ecg import LEADS, Ecg
+from data.experiment.conditions import Altered
 from data.synthetic import SyntheticCohort
-from data.wire import MEDIA_TYPE, data_url
+from data.wire import MEDIA_TYPE, chat_messages, data_url
+from eval.answerers.server import ServerResponder
 from serve.vllm_plugin import messages as plugin
 from serve.vllm_plugin.messages import checked, example, notes_on, read_messages
 
@@ -101,6 +104,27 @@ def test_a_recording_that_cannot_be_read_is_named(make_ecg):
             read_messages([{"role": "system", "content": "Be brief."}, *said(part(url), TEXT)])
 
 
+def test_an_experiment_may_ask_about_what_cannot_be_read(make_ecg):
+    """The audit's flat lines and noise; what no encoder can compute is refused as ever."""
+    source = Altered({"r": make_ecg(0)})
+    rows = [
+        question_row(id="q", ecgs=[f"r~{how}"], patient_ids=["p"], question_type="t", question="Is it?", answer=["yes"])
+        for how in ("flat", "noise", "phase")
+    ]
+    responder = ServerResponder("http://127.0.0.1:9/v1", "ecg", {"r": make_ecg(0)})
+    for row in rows:
+        messages = responder._messages(row)
+        _, (ecg,) = read_messages(messages)
+        assert np.array_equal(ecg.signal, source[row["ecgs"][0]].signal) and checked(ecg) is ecg
+        plain = chat_messages([user(1, "Is it?")], [ecg])
+        if row["ecgs"] != ["r~phase"]:
+            with pytest.raises(ValueError, match="no model can read this recording"):
+                read_messages(plain)
+    loud = replace(make_ecg(0), signal=make_ecg(0).signal * 1e5)
+    with pytest.raises(ValueError, match="more than 1000: are its units right"):
+        read_messages(chat_messages([user(1, "Is it?")], [loud], altered=True))
+
+
 def test_what_is_wrong_with_an_ecg_or_not_read_is_noted(make_ecg):
     whole, flat = SyntheticCohort(1)["s00000-1"], make_ecg(1).signal.copy()
     flat[7] = 0
@@ -145,9 +169,6 @@ def test_what_is_not_understood_is_refused(messages, message):
 
 
 def test_a_client_of_ours_is_understood(make_ecg):
-    from data.conversations.rows import question_row
-    from eval.answerers.server import ServerResponder
-
     source = {"r0": make_ecg(0), "r1": make_ecg(1)}
     row = question_row(
         id="q", ecgs=["r1", "r0"], patient_ids=["p", "p"], question_type="t", question="Which?", answer=["yes"]
