@@ -1,7 +1,7 @@
 """Asks a server: an OpenAI-compatible one that takes ECGs, such as vLLM with our plugin.
 
 An ECG travels as an `audio_url` part, a kind that vLLM's chat API knows and hands on unread, with a `data:` URL of
-`data.wire`. Recordings are altered on this side; their URLs say so, for a server refuses flat lines and noise otherwise.
+`data.wire`. Recordings are altered on this side, and their URLs say so: a server refuses other flat lines and noise.
 """
 
 import json
