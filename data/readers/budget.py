@@ -71,7 +71,7 @@ def checked_words(fs: float | None, units: str | None, leads: Sequence[str] | No
     """What the caller says of the recording, checked: it may be what a stranger typed into a form."""
     if fs is not None:
         if isinstance(fs, bool) or not isinstance(fs, (int, float)) or not budget.fs[0] <= fs <= budget.fs[1]:
-            raise UploadError(f"sampling rate (fs): {expected_rate(budget)}")
+            raise UploadError(f"sampling rate: {expected_rate(budget)}")
         fs = float(fs)
     if leads is not None:
         if isinstance(leads, str) or not 1 <= len(leads) <= budget.signals:

@@ -86,8 +86,8 @@ def data_url(ecg: Ecg, altered: bool = False) -> str:
 def chat_messages(messages: Sequence[Mapping[str, Any]], ecgs: Iterable[Ecg], altered: bool = False) -> list[Message]:
     """Messages as they are sent to a chat server: each ECG part holds its recording, in the order given.
 
-    An experiment says that the recordings are `altered`. The part's kind is `audio_url`, which vLLM's chat API and every
-    OpenAI client know and hand on unread.
+    An experiment says that the recordings are `altered`. The part's kind is `audio_url`, which vLLM's chat API and
+    every OpenAI client know and hand on unread.
 
     Raises:
         ValueError: There are fewer recordings than ECG parts, or a sample is not finite.

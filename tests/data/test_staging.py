@@ -399,7 +399,7 @@ def test_nothing_is_guessed(no_child):
     refused(array, r"^names of the leads", fs=500, units="mV")
     refused(text, r"^units: not in a .csv file, which holds bare numbers", fs=500)
     for fs in (0, -500, 49, 2001, float("nan"), float("inf"), True, "500"):
-        refused(array, r"sampling rate \(fs\): expected a number from 50 to 2000 Hz", **{**WORDS, "fs": fs})
+        refused(array, r"sampling rate: expected a number from 50 to 2000 Hz", **{**WORDS, "fs": fs})
     for units in ("<b>", "", "mmHg"):
         refused(array, "units: unknown units .* expected V, mV, uV or nV", **{**WORDS, "units": units})
     for leads in ("I", (), ["I"] * 17):
