@@ -78,7 +78,8 @@ def _ecg(path: Path, table: Table, stated: Stated) -> Ecg:
         listed = ", ".join(f"{name}=..." for name in missing)
         flags = ", ".join(f"--{name}" for name in missing)
         raise ValueError(f"{path}: a bare array does not say what its numbers mean: pass {listed} (commands: {flags})")
-    leads = known_leads(names, str(path), None if header is None else stated.leads)
+    # Where the file names nothing, the caller does: "-" is a signal that is not a lead.
+    leads = known_leads(header or [""] * len(names), str(path), stated.leads)
     if array.ndim == 1:
         array = array[None]
     if array.ndim != 2 or len(names) not in array.shape:

@@ -109,6 +109,7 @@ class ReadOptions:
 
 def _with_flags(message: str) -> str:
     """A message of `read_ecg` that names flags in place of keywords: `--fs ...` for `fs=...`."""
-    message = re.sub(r"\b(?:fs|units|leads|nan)=\S* \(commands: ([^)]*)\)", r"\1", message)
-    keyword = r"(?<![\w/\\-])(fs|units|leads|nan)=(['\"]?)([\w.]*)\2"
-    return re.sub(keyword, lambda match: f"--{match[1]} {match[3]}".rstrip(), message)
+    keyword = r"\b(?:fs|units|leads|nan)=\S*"
+    message = re.sub(rf"{keyword}(?: {keyword})* \(commands: ([^)]*)\)", r"\1", message)
+    alone = r"(?<![\w/\\-])(fs|units|leads|nan)=(['\"]?)([\w.]*)\2"
+    return re.sub(alone, lambda match: f"--{match[1]} {match[3]}".rstrip(), message)

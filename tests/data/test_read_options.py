@@ -100,7 +100,21 @@ def test_refusals_name_flags(tmp_path):
         with pytest.raises(ValueError) as refused:
             options.read(tmp_path / "fs=500.npy")
         path, _, words = str(refused.value).partition("fs=500.npy: ")
+        assert "commands" not in words and all(words.count(flag) == 1 for flag in flags)
         assert path == f"{tmp_path}/" and all(flag in words for flag in flags) and "=" not in words
+
+
+def test_a_signal_that_is_no_lead_is_left_out_of_an_array(tmp_path):
+    ecg = simulated(2, 100)
+    np.save(tmp_path / "r.npy", ecg.signal[:7])
+    for leads in ("I,II,III,aVR,aVL,aVF,-", "I, II, III, aVR, aVL, -, V1", "I II III aVR aVL aVF -"):
+        read = ReadOptions(fs=100, units="mV", leads=lead_names(leads)).read(tmp_path / "r.npy")
+        rows = [row for row, name in enumerate(lead_names(leads)) if name != "-"]
+        kept = read.select([lead_names(leads)[row] for row in rows])
+        np.testing.assert_array_equal(kept.signal, ecg.signal[rows])
+        assert len(read.meta["other_signals"]) == 1
+    with pytest.raises(ValueError, match="r.npy: leads: unknown lead 'foo'"):
+        ReadOptions(fs=100, units="mV", leads=lead_names("I,II,III,aVR,aVL,aVF,foo")).read(tmp_path / "r.npy")
 
 
 def test_missing_samples_are_bridged_unless_told_otherwise(tmp_path):
