@@ -55,9 +55,15 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
     if ecg.duration < SHORTEST:
         return SignalQuality("unreadable", (f"Only {ecg.duration:.3g} s long: it takes {SHORTEST:g} s to read one.",))
     signal = ecg.signal.astype(np.float64)
-    if too_high := _impossible(signal, names):
+    low, high = signal.min(axis=1, keepdims=True), signal.max(axis=1, keepdims=True)
+    span = (high - low)[:, 0]
+    at_ends = np.count_nonzero(signal == low, axis=1) + np.count_nonzero(signal == high, axis=1)
+    # Seldom more, and percentiles and medians take longer than all the rest.
+    is_high = bool(span.max() > HIGHEST)
+    if is_high and (too_high := _impossible(signal, names)):
         return SignalQuality("unreadable", (too_high,))
-    dead = {**_silent(signal, ecg.fs, names), **_stuck(signal, names)}  # sentences' beginnings, by lead
+    dead = _silent(signal, ecg.fs, names, span)  # sentences' beginnings, by lead
+    dead |= {name: "Saturated" for name, n, mv in zip(names, at_ends, span) if n > signal.shape[1] / 2 and mv >= FLAT}
     readable = tuple(lead for lead, name in zip(ecg.leads, names) if name not in dead)
     harmless = [f"Only {ecg.duration:.3g} s long."] if ecg.duration < USUAL - 0.05 else []
     if derived := ecg.meta.get("derived_leads"):
@@ -71,9 +77,13 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
         harmful.append(f"Not recorded: {', '.join(never)}.")
     harmful += [f"{what}: {', '.join(leads)}." for what, leads in _by_value(dead)]
     harmful += _bridged({lead: count / ecg.fs for lead, count in gaps.items() if lead not in short})
-    harmful += _cut_off(signal, ecg.fs, names, dead)
-    harmful += _spikes(signal, names)
-    harmful += _contradictions(dict(zip(names, _uninverted(ecg, signal))), ecg.fs, dead)
+    least = max(5, round(PLATEAU * ecg.fs))
+    held = [(name, row) for name, row, n in zip(names, signal, at_ends) if n >= least and name not in dead]
+    if cut := [name for name, row in held if _is_cut(row, least)]:
+        harmful.append(f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there.")
+    if is_high:
+        harmful += _spikes(signal, names)
+    harmful += contradictions(dict(zip(names, _uninverted(ecg, signal))), ecg.fs, dead)
     if not readable:
         return SignalQuality("unreadable", (*harmful, *harmless))
     return SignalQuality("poor" if harmful else "good", (*harmful, *harmless), readable)
@@ -104,8 +114,6 @@ def _bridged(gaps: Mapping[str, float]) -> list[str]:
 
 def _impossible(signal: Array, names: Sequence[str]) -> str:
     """Why the numbers of a lead cannot be millivolts; empty where they can."""
-    if np.ptp(signal, axis=1).max() <= HIGHEST:
-        return ""  # seldom more, and percentiles take longer than all the rest
     low, high = np.percentile(signal, (0.5, 99.5), axis=1)
     worst = int(np.argmax(high - low))
     if (span := high[worst] - low[worst]) <= HIGHEST:
@@ -116,18 +124,19 @@ def _impossible(signal: Array, names: Sequence[str]) -> str:
     )
 
 
-def _silent(signal: Array, fs: float, names: Sequence[str]) -> dict[str, str]:
+def _silent(signal: Array, fs: float, names: Sequence[str], span: Array) -> dict[str, str]:
     """Leads in which there is no heart: flat ones, and those that hold only noise, drift or hum."""
-    found = {name: "Flat" for name, row in zip(names, signal) if np.ptp(row) < FLAT}
-    spectrum, frequency = _spectrum(signal), np.fft.rfftfreq(signal.shape[1], 1 / fs)
-    power = np.abs(spectrum) ** 2
+    found = {name: "Flat" for name, mv in zip(names, span) if mv < FLAT}
+    spectrum = _spectrum(signal)
+    frequency: Array = np.asarray(np.fft.rfftfreq(signal.shape[1], 1 / fs), dtype=np.float64)
+    power: Array = spectrum.real**2 + spectrum.imag**2
     band = (frequency >= 2) & (frequency <= 45)
     # No signal has a standard deviation above half of its range, which spares nearly all leads the inverse transform.
     deviation = np.sqrt(2 * power[:, band].sum(axis=1)) / signal.shape[1]
-    for row in np.flatnonzero(deviation <= FLAT / 2):
+    for row in np.flatnonzero(deviation <= FLAT / 2).tolist():
         if np.ptp(np.fft.irfft(spectrum[row] * band, signal.shape[1])) < FLAT:
             found.setdefault(names[row], "Only drift or hum")
-    for row in np.flatnonzero(_is_noisy(power, frequency)):
+    for row in np.flatnonzero(_is_noisy(power, frequency)).tolist():
         if _is_even(signal[row], frequency):
             found.setdefault(names[row], "Noise alone")
     return {name: found[name] for name in names if name in found}
@@ -143,7 +152,7 @@ def _spectrum(signal: Array) -> NDArray[np.complex128]:
 
 def _is_noisy(power: Array, frequency: Array) -> NDArray[np.bool_]:
     """Leads whose power does not fall from the frequencies of a heart to those above."""
-    highest = min(100.0, 0.9 * frequency[-1])
+    highest = min(100.0, 0.9 * float(frequency[-1]))
     heart = (frequency >= 1) & (frequency <= 15)
     above = (frequency >= min(25.0, 0.7 * highest)) & (frequency <= highest)
     if not (heart.any() and above.any()):  # the sampling rate is too low to tell
@@ -157,26 +166,12 @@ def _is_even(row: Array, frequency: Array) -> bool:
     """Whether what is faster than 5 Hz goes on all the time, as noise does; narrow QRS complexes and spikes do not."""
     spectrum = np.fft.rfft(row - row.mean())
     fast = np.fft.irfft(spectrum * ((frequency >= 5) & (frequency <= 100)), row.size)
-    kurtosis = float(np.mean(fast**4) / max(np.mean(fast**2) ** 2, 1e-30))  # 3 for noise; 10 to 50 for an ECG
+    kurtosis = float(np.mean(fast**4)) / max(float(np.mean(fast**2)) ** 2, 1e-30)  # 3 for noise; 10 to 50 for an ECG
     return kurtosis < _IMPULSIVE
 
 
-def _stuck(signal: Array, names: Sequence[str]) -> dict[str, str]:
-    """Leads that are at their highest or lowest value most of the time, and not flat."""
-    ends = (signal == signal.max(axis=1, keepdims=True)) | (signal == signal.min(axis=1, keepdims=True))
-    stuck = (ends.mean(axis=1) > 0.5) & (np.ptp(signal, axis=1) >= FLAT)
-    return {name: "Saturated" for name, yes in zip(names, stuck) if yes}
-
-
-def _cut_off(signal: Array, fs: float, names: Sequence[str], dead: Mapping[str, str]) -> list[str]:
-    """A sentence about leads that stay at their highest or lowest value for `PLATEAU` or longer."""
-    least = max(5, round(PLATEAU * fs))
-    cut = [name for name, row in zip(names, signal) if name not in dead and _is_cut(row, least)]
-    return [f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there."] if cut else []
-
-
 def _is_cut(row: Array, least: int) -> bool:
-    """Whether a wave runs into its highest or lowest value and stays there: the flat top of a slow wave is rounded."""
+    """Whether a wave runs into its highest or lowest value and stays there; the flat top of a slow wave is rounded."""
     slope = 0.01 * np.ptp(row)  # to the next sample; smoothed tops of real recordings begin and end with a tenth of it
     for extreme in (row.max(), row.min()):
         at_end = row == extreme
@@ -191,8 +186,6 @@ def _is_cut(row: Array, least: int) -> bool:
 
 def _spikes(signal: Array, names: Sequence[str]) -> list[str]:
     """A sentence about leads with rare samples beyond what a heart gives."""
-    if np.ptp(signal, axis=1).max() <= HIGHEST:
-        return []
     reach = np.abs(signal - np.median(signal, axis=1, keepdims=True)).max(axis=1)
     high = [f"{name} ({mv:.4g} mV)" for name, mv in zip(names, reach) if mv > HIGHEST]
     return [f"Spikes that no heart makes: {', '.join(high)}."] if high else []
@@ -209,7 +202,7 @@ _LAWS: tuple[tuple[str, Mapping[str, float]], ...] = (
 
 def _uninverted(ecg: Ecg, signal: Array) -> Array:
     signs = np.array([-1.0 if lead.startswith("-") else 1.0 for lead in ecg.leads])
-    return signal * signs[:, None]
+    return np.asarray(signal * signs[:, None], dtype=np.float64)
 
 
 def _smooth(rows: Array, samples: int) -> Array:
@@ -220,8 +213,11 @@ def _smooth(rows: Array, samples: int) -> Array:
     return np.asarray((sums[:, samples:] - sums[:, :-samples]) / samples, dtype=np.float64)
 
 
-def _contradictions(leads: Mapping[str, Array], fs: float, dead: Mapping[str, str]) -> list[str]:
-    """A sentence about limb leads that cannot be those of one body, and what would explain them."""
+def contradictions(leads: Mapping[str, Array], fs: float, dead: Mapping[str, str]) -> list[str]:
+    """A sentence about limb leads that cannot be those of one body, and what would explain it; none where they can.
+
+    The leads are `[samples]` by name, in mV, none inverted; those in `dead` do not count.
+    """
     limbs = [lead for lead in LEADS[:6] if lead in leads and lead not in dead]
     if len(limbs) < 3:
         return []

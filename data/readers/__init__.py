@@ -62,13 +62,23 @@ def read_ecg(
         ValueError: The file is missing, damaged, contradicts itself or the caller, or does not say what its numbers
             mean. Names the file, the field and what to do.
     """
-    path = Path(path).expanduser()
+    if isinstance(leads, str):
+        raise ValueError(f"leads must be a list of names, got {leads!r}: split it")
+    try:
+        path = Path(path).expanduser()
+        return _read(path, Stated(fs, units, leads, nan))
+    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, the home of nobody
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{path}: cannot be opened: {reason}: check the path") from error
+
+
+def _read(path: Path, stated: Stated) -> Ecg:
     head = first_bytes(path)
-    accepted = [reader for reader in READERS if reader.accepts(path, head)]
+    reader = next((reader for reader in READERS if reader.accepts(path, head)), None)
     # Nothing but a WFDB record may be named without its suffix, so for the others the file itself must be there.
-    if not head and not (accepted and accepted[0].read is read_wfdb):
+    if not head and not (reader and reader.read is read_wfdb):
         missing = f"missing, or not a regular file, and there is no record {path.name}.hea"
         raise ValueError(f"{path}: {'empty' if path.is_file() else missing}: check the path")
-    if not accepted:
+    if reader is None:
         raise ValueError(f"{path}: not a known format: expected a {', '.join(reader.name for reader in READERS)}")
-    return accepted[0].read(path, Stated(fs, units, leads, nan))
+    return reader.read(path, stated)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.ecg import LEADS, Ecg, canonical_lead
-from data.quality import FLAT, signal_quality
+from data.quality import FLAT, contradictions, signal_quality
 
 Nan = Literal["raise", "interpolate"]
 
@@ -152,7 +152,7 @@ def to_ecg(
       lead, constant at the ends.
     - `absent_leads`: leads that are left out because more than half of their samples are missing.
     - `derived_leads`: limb leads that the file does not have and two of I, II and III give; the leads are then in the
-      usual order. A stored lead is never replaced, and none is computed from a flat one.
+      usual order. A stored lead is never replaced, and none is computed from flat ones or from some that contradict.
     - `quality`: what `data.quality.signal_quality` says of all of this.
 
     Raises:
@@ -162,21 +162,12 @@ def to_ecg(
         raise ValueError(f"nan must be 'raise' or 'interpolate', got {nan!r}")
     if not signal.shape[1]:
         raise ValueError(f"{path}: no samples: it takes at least one sample of each lead")
-    infinite = np.isinf(signal).sum(axis=1)
-    if infinite.any():
-        lead = int(infinite.argmax())
-        raise ValueError(f"{path}: lead {leads.names[lead]}: {infinite[lead]} infinite samples: export the file again")
-    highest = np.nanmax(np.abs(signal), axis=1, initial=0)
-    if highest.max() > np.finfo(np.float32).max:
-        lead = int(highest.argmax())
-        raise ValueError(
-            f"{path}: lead {leads.names[lead]}: {highest[lead]:g} mV is not finite in 32 bits: check units"
-        )
+    _require_finite(signal, leads.names, path)
     notes: dict[str, object] = {"file": str(path), **meta}
     if leads.others:
         notes["other_signals"] = leads.others
     recorded = _repaired(dict(zip(leads.names, signal)), path, nan, notes)
-    if derived := _derived(recorded, leads.names):
+    if derived := _derived(recorded, leads.names, fs):
         notes["derived_leads"] = tuple(derived)
         recorded = dict(sorted((recorded | derived).items(), key=lambda item: _place(item[0])))
     samples = np.stack([*recorded.values()]).astype(np.float32)
@@ -185,6 +176,17 @@ def to_ecg(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return replace(ecg, meta={**notes, "quality": signal_quality(ecg)})
+
+
+def _require_finite(signal: NDArray[np.floating], names: Sequence[str], path: Path) -> None:
+    """Refuse infinite samples, and those that would be in the 32 bits of a recording. NaN is a missing one."""
+    highest = np.maximum(np.fmax.reduce(signal, axis=1), -np.fmin.reduce(signal, axis=1))
+    row = int(np.fmax(highest, 0).argmax())
+    if highest[row] == np.inf:
+        count = np.isinf(signal[row]).sum()
+        raise ValueError(f"{path}: lead {names[row]}: {count} infinite samples: export the file again")
+    if highest[row] > np.finfo(np.float32).max:
+        raise ValueError(f"{path}: lead {names[row]}: {highest[row]:g} mV is not finite in 32 bits: check units")
 
 
 def _repaired(
@@ -219,14 +221,18 @@ def _repaired(
     return repaired
 
 
-def _derived(recorded: Mapping[str, NDArray[np.floating]], stored: Sequence[str]) -> dict[str, NDArray[np.floating]]:
+def _derived(
+    recorded: Mapping[str, NDArray[np.floating]], stored: Sequence[str], fs: float
+) -> dict[str, NDArray[np.floating]]:
     """Limb leads that the file does not hold, by those of I, II and III that show a signal."""
-    limbs = dict(_upright(name, row) for name, row in recorded.items())
-    sources = [lead for lead in LEADS[:3] if lead in limbs and np.ptp(limbs[lead]) >= FLAT]
-    pair = next(combinations(sources, 2), None)
-    if pair is None:
-        return {}
     held = {name.removeprefix("-") for name in stored}
+    if held >= set(LEADS[:6]):
+        return {}
+    upright = dict(_upright(name, row) for name, row in recorded.items())
+    limbs = {lead: row.astype(np.float64) for lead, row in upright.items() if lead in LEADS[:6] and np.ptp(row) >= FLAT}
+    pair = next(combinations([lead for lead in LEADS[:3] if lead in limbs], 2), None)
+    if pair is None or contradictions(limbs, fs, {}):  # of what contradicts itself, each pair would give another lead
+        return {}
     one, other = (limbs[lead] for lead in pair)
     return {lead: a * one + b * other for lead, (a, b) in _BY_TWO[pair].items() if lead not in held}
 

@@ -68,3 +68,9 @@ def test_headers_of_other_systems_are_read(tmp_path):
         ecg = read_ecg(path)
         assert ecg.meta["comments"] == ("Größe",)
         np.testing.assert_allclose(ecg.signal, waves(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-that-name/r", "a\0b"])
+def test_what_cannot_be_a_file_is_a_refusal(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot be opened|missing|null byte"):
+        read_ecg(name)

@@ -32,10 +32,17 @@ def test_two_limb_leads_give_the_others(pair, chest, tmp_path):
 
 
 def test_a_stored_lead_is_never_replaced(tmp_path):
-    signal = waves()[:4]  # its III and aVR are none that I and II give; Cabrera's -aVR is one that is stored
-    ecg = read_ecg(npy(tmp_path, signal), fs=FS, units="mV", leads=["II", "I", "III", "-aVR"])
+    own = limbs()
+    signal = np.stack([own["II"], own["I"], -own["aVR"], own["III"] + 0.003])  # III as another amplifier gave it
+    ecg = read_ecg(npy(tmp_path, signal), fs=FS, units="mV", leads=["II", "I", "-aVR", "III"])
     assert ecg.leads == ("I", "II", "III", "-aVR", "aVL", "aVF") and ecg.meta["derived_leads"] == ("aVL", "aVF")
-    np.testing.assert_allclose(ecg.signal[:4], signal[[1, 0, 2, 3]], atol=1e-6)
+    np.testing.assert_allclose(ecg.signal[:4], signal[[1, 0, 3, 2]], atol=1e-6)
+
+
+@pytest.mark.parametrize("leads", [("I", "II", "III"), ("I", "II", "aVF"), ("III", "II", "-aVR", "I")])
+def test_nothing_is_computed_from_leads_that_contradict_each_other(leads, tmp_path):
+    ecg = read_ecg(npy(tmp_path, waves()[: len(leads)]), fs=FS, units="mV", leads=leads)
+    assert ecg.leads == leads and "derived_leads" not in ecg.meta
 
 
 @pytest.mark.parametrize("leads", [("II", "V5"), ("aVR", "aVL", "aVF"), ("I", "VX", "VY"), ("V1", "V2")])
@@ -173,3 +180,9 @@ def test_a_unit_in_a_name_counts_and_may_not_contradict(tmp_path):
     wrong = header(tmp_path, leads=("I (uV)", "II (mV)"))
     with pytest.raises(ValueError, match=r"lead I is named 'I \(uV\)', its gain is per mV: correct one"):
         read_ecg(wrong)
+
+
+@pytest.mark.parametrize("leads", ["I,II,III", "I II III", "V1"])
+def test_names_in_one_word_are_no_list(leads, tmp_path):
+    with pytest.raises(ValueError, match=f"leads must be a list of names, got '{leads}': split it"):
+        read_ecg(npy(tmp_path), fs=FS, units="mV", leads=leads)
