@@ -296,8 +296,10 @@ def test_numbers_that_are_no_settings_are_refused_or_do_no_harm(server, chat, ma
 
 
 def raw(server, *pieces, wait=20.0):
-    """What comes back on a connection until it is closed. Sent at once: a server that refuses the first piece need not wait
-    for the next, and what it said is lost with the connection."""
+    """What comes back on a connection until it is closed.
+
+    Sent at once: a server that refuses the first piece need not wait for the next, and what it said is lost then.
+    """
     with socket.create_connection(("127.0.0.1", server.port), wait) as connection:
         connection.sendall(b"".join(pieces))
         said = b""
