@@ -98,9 +98,9 @@ def settled(arguments: ElmArguments, model_args: ModelConfig, explicit: Collecti
 
 def explicit_settings(argv: Sequence[str]) -> set[str]:
     """Names of the settings that a command line gives, as flags and in the file that `--config` names."""
-    flags = [word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")]
+    # Flags may be written with dashes, begin with `no_`, and be shortened where that is clear.
+    flags = [word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"]
     names = {name for name in flags if name in OF_THE_BASE}
-    # Flags may be shortened where that is clear.
     names |= {name for flag in flags if flag and flag not in names for name in OF_THE_BASE if name.startswith(flag)}
     for place, word in enumerate(argv):
         flag, _, file = word.partition("=")

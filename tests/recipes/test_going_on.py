@@ -54,7 +54,14 @@ def test_the_default_configs_parts_are_not_meant_and_those_of_a_user_are(trained
     arguments, _, _, _ = sft_llava.parse(words)
     assert arguments.encoder == parts["encoder"] and arguments.questions_per_row == 8
     assert sft_llava.parse([*words, "--encoder", parts["encoder"], "--encoder_args", "{}"])[0] == arguments
-    for more in (["--encoder", "tiny"], ["--config", DEFAULT], ["--projector_pool", "2"], ["--measured", "true"]):
+    for more in (
+        ["--encoder", "tiny"],
+        ["--config", DEFAULT],
+        ["--projector_pool", "2"],
+        ["--measured", "true"],
+        ["--no_projector_norm"],
+        ["--projector-type", "linear"],
+    ):
         with pytest.raises(ValueError, match=f"is that of {re.escape(str(trained))}: leave [a-z_]+ out"):
             sft_llava.parse([*words, *more])
 
