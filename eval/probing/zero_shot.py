@@ -63,7 +63,8 @@ def run(settings: ZeroShotSettings) -> Numbers:
         FileNotFoundError: There is no such model or recording.
     """
     require_writable(settings.output, "--output")
-    require_writable(settings.cache_folder, "--cache")
+    if settings.task is not None:  # recordings by path are not kept
+        require_writable(settings.cache_folder, "--cache")
     prompts = read_prompts(settings.prompts) if settings.prompts else None
     loaded = load(settings.model, settings.tokenizer)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
