@@ -1,7 +1,10 @@
 """`Ecg`: the one in-memory recording, and the names of its leads."""
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Protocol, Self
 
@@ -13,18 +16,48 @@ from data.signal import resample
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 # Frank's orthogonal leads and the additional right-sided and posterior leads that cart files carry beside the twelve.
 _KNOWN = {name.lower(): name for name in (*LEADS, "VX", "VY", "VZ", "V3R", "V4R", "V7", "V8", "V9")}
+# Other names of the same electrodes: D and L for the limb leads in southern and in northern Europe, C for the chest.
+# Modified leads (MLII, MCL1, CM5) have electrodes elsewhere and stand for no other lead.
+_SPELLINGS = (
+    _KNOWN
+    | {f"{letter}{number}": lead for letter in "dl" for number, lead in enumerate(LEADS[:3], start=1)}
+    | {f"d{lead.lower()}": lead for lead in LEADS[:3]}
+    | {f"c{number}": f"V{number}" for number in range(1, 7)}
+)
+# What may stand before a name: "Lead I", "lead_I", "ECG-II", "ekg lead v1", "MDC_ECG_LEAD_AVR" (ISO/IEEE 11073).
+_PREFIX = re.compile(
+    r"^(?:mdc_ecg_lead|(?:ecg|ekg)(?:[\s_.:-]*lead)?|lead|ableitung|derivation)(?:\s*-\s+|[\s_.:]+|-)?", re.IGNORECASE
+)
+_UNIT = re.compile(
+    r"\s*[(\[]\s*(?P<bracketed>[num\u03bc]?v|adu)\s*[)\]]$|[\s_/,]\s*(?P<after>[num\u03bc]v)$", re.IGNORECASE
+)
+_BLANK = re.compile(r"(?<=[avcdl])[\s_](?=[vrlfxyzi1-9])")  # "aV R", "V 1"; not "I I", which is no name
 
 
+@lru_cache(maxsize=1024)  # every `Ecg` looks at its names
 def canonical_lead(name: str) -> str:
-    """The canonical spelling of a lead: `AVR`, `avr` and `aVR` are `aVR`; `-avr` is `-aVR` (Cabrera's inverted lead).
+    """The canonical name of a lead: `AVR`, `Lead aVR` and `aVR (mV)` are `aVR`; `-avr` is Cabrera's `-aVR`.
 
     Raises:
-        ValueError: The name is not a lead.
+        ValueError: The name is not that of a lead.
     """
-    sign, bare = ("-", name.strip()[1:]) if name.strip().startswith("-") else ("", name.strip())
-    if bare.strip().lower() not in _KNOWN:
+    bare, _ = split_unit(name)
+    inverted = bare.startswith("-")
+    bare = _PREFIX.sub("", bare[inverted:].strip(), count=1)
+    if not inverted and bare.startswith("-"):  # "Lead -aVR"
+        inverted, bare = True, bare[1:].strip()
+    lead = _SPELLINGS.get(_BLANK.sub("", bare.lower()))
+    if lead is None:
         raise ValueError(f"unknown lead {name!r}: expected one of {', '.join(_KNOWN.values())} (any case, '-' inverts)")
-    return sign + _KNOWN[bare.strip().lower()]
+    return f"-{lead}" if inverted else lead
+
+
+def split_unit(name: str) -> tuple[str, str | None]:
+    """A signal's name without quotes, comment sign and unit, and the unit: `"# I (uV)"` gives `"I"` and `"uV"`."""
+    bare = unicodedata.normalize("NFKC", name).strip("\ufeff \t\r\n\"'").lstrip("# \t\"'")
+    if (unit := _UNIT.search(bare)) is None:
+        return bare, None
+    return bare[: unit.start()].strip(" \t\"'"), unit["bracketed"] or unit["after"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +121,7 @@ class Ecg:
         Raises:
             ValueError: A name is not a lead, or the recording does not have it.
         """
-        rows, names = [], tuple(canonical_lead(name) for name in leads)
+        rows, missing, names = [], [], tuple(canonical_lead(name) for name in leads)
         for name in names:
             bare = name.removeprefix("-")
             if name in self.leads:
@@ -97,7 +130,9 @@ class Ecg:
                 stored = bare if bare in self.leads else f"-{bare}"
                 rows.append(-self.signal[self.leads.index(stored)])
             else:
-                raise ValueError(f"{self.who} has no lead {bare}; it has {', '.join(self.leads)}")
+                missing.append(bare)
+        if missing:
+            raise ValueError(f"{self.who} has no lead {', '.join(missing)}; it has {', '.join(self.leads)}")
         if not rows:
             raise ValueError(f"{self.who}: no lead was asked for; it has {', '.join(self.leads)}")
         return replace(self, signal=np.stack(rows), leads=names)

@@ -2,7 +2,7 @@
 
 `signal_quality(ecg)` looks at the samples and at what the reader noted about gaps. Commands, the chat page, the server,
 measurements and corpora all decide by it: where no lead can be read, or amplitudes are impossible, the recording is
-refused (`require_readable`); what else is wrong is said and goes with it. It costs about 1 ms for 12 leads of 10 s.
+refused (`require_readable`); what else is wrong is said and goes with it. It costs a few ms for 12 leads of 10 s.
 
 The limits are of signals in millivolts. None of them judges the heart: ventricular fibrillation is a signal.
 """
@@ -27,6 +27,7 @@ USUAL = 10.0  # s of a diagnostic recording
 HIGHEST = 20.0  # mV from the middle of a lead; the highest QRS complexes of an adult stay below 10
 SHORT_GAP = 0.2  # s of a lead that a straight line may bridge and the recording still be good
 _ALIKE = 0.5  # of noise: power per Hz at 25 to 100 Hz, relative to that at 1 to 15 Hz, where a heart is
+_IMPULSIVE = 6.0  # kurtosis: more is not noise
 _UNLIKE = 0.3  # of limb leads that contradict each other: what is left over, relative to the leads themselves
 
 
@@ -35,7 +36,7 @@ class SignalQuality:
     """What is wrong with a signal.
 
     Attributes:
-        grade: `"good"`, `"poor"` where something may mislead a reader, or `"unreadable"` where no model should be asked.
+        grade: `"good"`, `"poor"` where something may mislead a reader, `"unreadable"` where no model should be asked.
         notes: Sentences about what is wrong; a good signal may have some, too (`Only 7 s long.`).
         readable: Leads that show a signal, in their order.
     """
@@ -54,9 +55,15 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
     if ecg.duration < SHORTEST:
         return SignalQuality("unreadable", (f"Only {ecg.duration:.3g} s long: it takes {SHORTEST:g} s to read one.",))
     signal = ecg.signal.astype(np.float64)
-    if too_high := _impossible(signal, names):
+    low, high = signal.min(axis=1, keepdims=True), signal.max(axis=1, keepdims=True)
+    span = (high - low)[:, 0]
+    at_ends = np.count_nonzero(signal == low, axis=1) + np.count_nonzero(signal == high, axis=1)
+    # Seldom more, and percentiles and medians take longer than all the rest.
+    is_high = bool(span.max() > HIGHEST)
+    if is_high and (too_high := _impossible(signal, names)):
         return SignalQuality("unreadable", (too_high,))
-    dead = {**_silent(signal, ecg.fs, names), **_stuck(signal, names)}  # sentences' beginnings, by lead
+    dead = _silent(signal, ecg.fs, names, span)  # sentences' beginnings, by lead
+    dead |= {name: "Saturated" for name, n, mv in zip(names, at_ends, span) if n > signal.shape[1] / 2 and mv >= FLAT}
     readable = tuple(lead for lead, name in zip(ecg.leads, names) if name not in dead)
     harmless = [f"Only {ecg.duration:.3g} s long."] if ecg.duration < USUAL - 0.05 else []
     if derived := ecg.meta.get("derived_leads"):
@@ -64,12 +71,19 @@ def signal_quality(ecg: Ecg) -> SignalQuality:
     gaps: Mapping[str, int] = ecg.meta.get("repaired_samples", {})
     short = {lead: count / ecg.fs for lead, count in gaps.items() if count <= SHORT_GAP * ecg.fs}
     harmless += _bridged(short)
-    harmful = [f"Not recorded: {', '.join(missing)}." for missing in [[x for x in LEADS if x not in names]] if missing]
+    absent: Sequence[str] = ecg.meta.get("absent_leads", ())
+    harmful = [f"Mostly missing, and left out: {', '.join(absent)}."] if absent else []
+    if never := [lead for lead in LEADS if lead not in names and lead not in absent and f"-{lead}" not in absent]:
+        harmful.append(f"Not recorded: {', '.join(never)}.")
     harmful += [f"{what}: {', '.join(leads)}." for what, leads in _by_value(dead)]
     harmful += _bridged({lead: count / ecg.fs for lead, count in gaps.items() if lead not in short})
-    harmful += _cut_off(signal, ecg.fs, names, dead)
-    harmful += _spikes(signal, names)
-    harmful += _contradictions(dict(zip(names, _uninverted(ecg, signal))), dead)
+    least = max(5, round(PLATEAU * ecg.fs))
+    held = [(name, row) for name, row, n in zip(names, signal, at_ends) if n >= least and name not in dead]
+    if cut := [name for name, row in held if _is_cut(row, least)]:
+        harmful.append(f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there.")
+    if is_high:
+        harmful += _spikes(signal, names)
+    harmful += contradictions(dict(zip(names, _uninverted(ecg, signal))), ecg.fs, dead)
     if not readable:
         return SignalQuality("unreadable", (*harmful, *harmless))
     return SignalQuality("poor" if harmful else "good", (*harmful, *harmless), readable)
@@ -110,53 +124,63 @@ def _impossible(signal: Array, names: Sequence[str]) -> str:
     )
 
 
-def _silent(signal: Array, fs: float, names: Sequence[str]) -> dict[str, str]:
+def _silent(signal: Array, fs: float, names: Sequence[str], span: Array) -> dict[str, str]:
     """Leads in which there is no heart: flat ones, and those that hold only noise, drift or hum."""
-    found = {name: "Flat" for name, row in zip(names, signal) if np.ptp(row) < FLAT}
-    window = np.hanning(signal.shape[1])
-    level = signal - np.median(signal, axis=1, keepdims=True)
-    slope = np.linspace(0, 1, signal.shape[1]) * (level[:, -1:] - level[:, :1]) + level[:, :1]
-    spectrum = np.fft.rfft((level - slope) * window, axis=1)
-    frequency = np.fft.rfftfreq(signal.shape[1], 1 / fs)
-    power = np.abs(spectrum) ** 2
-    heart = (frequency >= 1) & (frequency <= 15)
-    above = (frequency >= 25) & (frequency <= min(100.0, 0.45 * fs))
-    if above.any():
-        # The median over lines of hum; that of noise's power per line is ln 2 of its mean.
-        noise = np.median(power[:, above], axis=1) / np.log(2)
-        found |= {
-            name: "Noise alone"
-            for name, a, h in zip(names, noise, power[:, heart].mean(axis=1))
-            if a > _ALIKE * h and name not in found
-        }
-    beats = np.fft.irfft(spectrum * ((frequency >= 2) & (frequency <= 45)), signal.shape[1], axis=1)
-    found |= {
-        name: "Only drift or hum"
-        for name, row in zip(names, beats)
-        if np.ptp(row) < FLAT and name not in found
-    }  # fmt: skip
+    found = {name: "Flat" for name, mv in zip(names, span) if mv < FLAT}
+    spectrum = _spectrum(signal)
+    frequency: Array = np.asarray(np.fft.rfftfreq(signal.shape[1], 1 / fs), dtype=np.float64)
+    power: Array = spectrum.real**2 + spectrum.imag**2
+    band = (frequency >= 2) & (frequency <= 45)
+    # No signal has a standard deviation above half of its range, which spares nearly all leads the inverse transform.
+    deviation = np.sqrt(2 * power[:, band].sum(axis=1)) / signal.shape[1]
+    for row in np.flatnonzero(deviation <= FLAT / 2).tolist():
+        if np.ptp(np.fft.irfft(spectrum[row] * band, signal.shape[1])) < FLAT:
+            found.setdefault(names[row], "Only drift or hum")
+    for row in np.flatnonzero(_is_noisy(power, frequency)).tolist():
+        if _is_even(signal[row], frequency):
+            found.setdefault(names[row], "Noise alone")
     return {name: found[name] for name in names if name in found}
 
 
-def _stuck(signal: Array, names: Sequence[str]) -> dict[str, str]:
-    """Leads that are at their highest or lowest value most of the time, and not flat."""
-    ends = (signal == signal.max(axis=1, keepdims=True)) | (signal == signal.min(axis=1, keepdims=True))
-    stuck = (ends.mean(axis=1) > 0.5) & (np.ptp(signal, axis=1) >= FLAT)
-    return {name: "Saturated" for name, yes in zip(names, stuck) if yes}
+def _spectrum(signal: Array) -> NDArray[np.complex128]:
+    """Spectrum of each lead without the straight line through the means of its first and its last tenth."""
+    tenth = -(-signal.shape[1] // 10)
+    first, last = signal[:, :tenth].mean(axis=1, keepdims=True), signal[:, -tenth:].mean(axis=1, keepdims=True)
+    slope = first + np.linspace(-0.5, 9.5, signal.shape[1]) / 9 * (last - first)
+    return np.fft.rfft((signal - slope) * np.hanning(signal.shape[1]), axis=1)
 
 
-def _cut_off(signal: Array, fs: float, names: Sequence[str], dead: Mapping[str, str]) -> list[str]:
-    """A sentence about leads that stay at their highest or lowest value for `PLATEAU` or longer."""
-    least = max(5, round(PLATEAU * fs))
-    cut = [name for name, row in zip(names, signal) if name not in dead and _is_cut(row, least)]
-    return [f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there."] if cut else []
+def _is_noisy(power: Array, frequency: Array) -> NDArray[np.bool_]:
+    """Leads whose power does not fall from the frequencies of a heart to those above."""
+    highest = min(100.0, 0.9 * float(frequency[-1]))
+    heart = (frequency >= 1) & (frequency <= 15)
+    above = (frequency >= min(25.0, 0.7 * highest)) & (frequency <= highest)
+    if not (heart.any() and above.any()):  # the sampling rate is too low to tell
+        return np.zeros(len(power), dtype=np.bool_)
+    # The median over lines of hum; that of noise's power per line is ln 2 of its mean.
+    noise = np.median(power[:, above], axis=1) / np.log(2)
+    return np.asarray(noise > _ALIKE * power[:, heart].mean(axis=1), dtype=np.bool_)
+
+
+def _is_even(row: Array, frequency: Array) -> bool:
+    """Whether what is faster than 5 Hz goes on all the time, as noise does; narrow QRS complexes and spikes do not."""
+    spectrum = np.fft.rfft(row - row.mean())
+    fast = np.fft.irfft(spectrum * ((frequency >= 5) & (frequency <= 100)), row.size)
+    kurtosis = float(np.mean(fast**4)) / max(float(np.mean(fast**2)) ** 2, 1e-30)  # 3 for noise; 10 to 50 for an ECG
+    return kurtosis < _IMPULSIVE
 
 
 def _is_cut(row: Array, least: int) -> bool:
+    """Whether a wave runs into its highest or lowest value and stays there; the flat top of a slow wave is rounded."""
+    slope = 0.01 * np.ptp(row)  # to the next sample; smoothed tops of real recordings begin and end with a tenth of it
     for extreme in (row.max(), row.min()):
-        ends = np.flatnonzero(np.diff(row == extreme, prepend=False, append=False)).reshape(-1, 2)
-        if (ends[:, 1] - ends[:, 0]).max() >= least:
-            return True
+        at_end = row == extreme
+        if np.count_nonzero(at_end) < least:
+            continue
+        for start, end in np.flatnonzero(np.diff(at_end, prepend=False, append=False)).reshape(-1, 2):
+            sides = [row[place] for place in (start - 1, end) if 0 <= place < row.size]
+            if end - start >= least and all(abs(extreme - side) >= slope for side in sides):
+                return True
     return False
 
 
@@ -178,16 +202,28 @@ _LAWS: tuple[tuple[str, Mapping[str, float]], ...] = (
 
 def _uninverted(ecg: Ecg, signal: Array) -> Array:
     signs = np.array([-1.0 if lead.startswith("-") else 1.0 for lead in ecg.leads])
-    return signal * signs[:, None]
+    return np.asarray(signal * signs[:, None], dtype=np.float64)
 
 
-def _contradictions(leads: Mapping[str, Array], dead: Mapping[str, str]) -> list[str]:
-    """A sentence about limb leads that cannot be those of one body, and what would explain them."""
+def _smooth(rows: Array, samples: int) -> Array:
+    """Means of so many neighbours."""
+    if samples < 2 or samples >= rows.shape[1]:
+        return rows
+    sums = np.cumsum(rows, axis=1)
+    return np.asarray((sums[:, samples:] - sums[:, :-samples]) / samples, dtype=np.float64)
+
+
+def contradictions(leads: Mapping[str, Array], fs: float, dead: Mapping[str, str]) -> list[str]:
+    """A sentence about limb leads that cannot be those of one body, and what would explain it; none where they can.
+
+    The leads are `[samples]` by name, in mV, none inverted; those in `dead` do not count.
+    """
     limbs = [lead for lead in LEADS[:6] if lead in leads and lead not in dead]
     if len(limbs) < 3:
         return []
     rows = np.stack([leads[lead] for lead in limbs])
-    rows = rows - np.median(rows, axis=1, keepdims=True)
+    rows = _smooth(rows, round(0.02 * fs))  # noise and hum are other in each lead where leads were not computed
+    rows = rows - rows.mean(axis=1, keepdims=True)
     products = rows @ rows.T / rows.shape[1]  # all that follows are sums of these
     broken = _broken(products, limbs)
     if not broken:

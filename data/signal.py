@@ -1,5 +1,6 @@
 """Signal operations on arrays `[..., samples]`: pure functions, no state."""
 
+import math
 from fractions import Fraction
 from functools import cache
 
@@ -16,13 +17,11 @@ def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArra
     Rates are in Hz. Gives float32 `[..., round(samples * fs_out / fs_in)]`, the first sample at the same time.
 
     Raises:
-        ValueError: A rate is not positive, or their ratio cannot be met to one part in a million.
+        ValueError: A rate is not a positive number.
     """
-    if not (fs_in > 0 and fs_out > 0):
-        raise ValueError(f"sampling rates must be positive, got {fs_in} and {fs_out}")
-    ratio = Fraction(fs_out / fs_in).limit_denominator(10_000)
-    if abs(float(ratio) / (fs_out / fs_in) - 1) > 1e-6:
-        raise ValueError(f"cannot resample {fs_in} Hz to {fs_out} Hz: their ratio is not a simple fraction")
+    if not (0 < fs_in < math.inf and 0 < fs_out < math.inf):
+        raise ValueError(f"sampling rates must be positive numbers, got {fs_in} and {fs_out}")
+    ratio = _ratio(fs_out / fs_in, signal.shape[-1])
     from scipy.signal import resample_poly  # takes longer to import than most recordings to read
 
     # The straight line through both ends is taken away and put back: an offset would ring at the ends, and, because
@@ -33,6 +32,24 @@ def resample(signal: NDArray[np.float32], fs_in: float, fs_out: float) -> NDArra
     out = resample_poly(level, ratio.numerator, ratio.denominator, axis=-1)
     count = min(out.shape[-1], max(1, round(signal.shape[-1] * fs_out / fs_in)))
     return np.asarray(out[..., :count] + first + slope * (np.arange(count) * fs_in / fs_out), dtype=np.float32)
+
+
+def _ratio(exact: float, samples: int) -> Fraction:
+    """The fraction by which a signal of so many samples is resampled: the ratio of the rates, or one next to it.
+
+    Rates that were chosen (500, 360, 128 Hz) have ratios of small whole numbers, met to one part in a million. One
+    that was measured (499.99 Hz) has none: a fraction with a denominator of 10,000 may still be 2e-5 beside it, and the
+    filter grows with the denominator. So the simplest fraction is taken with which the last sample is less than half
+    a sample early or late, which no wave of an ECG shows; longer recordings need larger denominators.
+    """
+    ratio = Fraction(exact).limit_denominator(10_000)
+    if abs(float(ratio) / exact - 1) <= 1e-6:
+        return ratio
+    for digits in range(1, 7):  # a filter for a denominator of a million takes 160 MB
+        ratio = Fraction(exact).limit_denominator(10**digits)
+        if ratio and abs(float(ratio) - exact) * samples < 0.5:
+            return ratio
+    return max(ratio, Fraction(1, samples))  # at least one sample comes out
 
 
 def bandpass(signal: NDArray[np.floating], fs: float, low: float, high: float, order: int = 5) -> NDArray[np.float64]:

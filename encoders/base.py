@@ -4,7 +4,10 @@ An encoder is one folder: a configuration, a model, a feature extractor. The thr
 weights depend on (sampling rate, duration, lead order, scaling) lives in the extractor, never in the caller.
 """
 
+import logging
+import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
@@ -14,6 +17,10 @@ from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedConfig,
 from transformers.utils import ModelOutput
 
 from data.ecg import Ecg
+
+logger = logging.getLogger(__name__)
+
+SLACK = 0.05  # s beyond what is read that nobody misses: 5,001 samples at 500 Hz are a recording of 10 s
 
 Settings = dict[str, Any]  # fields of configurations, and settings of extractors, by name
 Features = dict[str, NDArray[np.generic]]  # what becomes of one recording, by name
@@ -144,6 +151,14 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
         values = self.to_dict()
         return {name: values[name] for name in self.own_settings}
 
+    @property
+    def seconds_read(self) -> float:
+        """Seconds that it reads of a longer recording, the first ones: its setting `seconds`, infinite without one.
+
+        A subclass that reads another number of them says so.
+        """
+        return float(vars(self).get("seconds") or math.inf)
+
     def features(self, ecg: Ecg) -> Features:
         """The encoder's inputs and `token_mask` of one recording, each without the batch dimension."""
         raise NotImplementedError(f"{type(self).__name__} must turn a recording into features")
@@ -161,10 +176,18 @@ class EcgFeatureExtractor(FeatureExtractionMixin):
                 raise TypeError(f"expected data.ecg.Ecg (signal, rate, lead names), got {type(ecg).__name__}")
         if not batch:
             raise ValueError("no recording to extract features from")
+        if any(ecg.duration > self.seconds_read + SLACK for ecg in batch):
+            _say_once(f"{type(self).__name__} reads the first {self.seconds_read:g} s of longer recordings")
         rows = [self.features(ecg) for ecg in batch]
         return BatchFeature(
             {name: np.stack([row[name] for row in rows]) for name in rows[0]}, tensor_type=return_tensors
         )
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    """Log a sentence the first time it is said in this process: a corpus may have thousands of long recordings."""
+    logger.warning(sentence)
 
 
 def first_seconds(ecg: Ecg, leads: tuple[str, ...], sampling_rate: float, seconds: float) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,17 @@ def check_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
     """Try an encoder on simulated recordings of twelve leads, and refuse it unless it keeps to `encoders.base`.
 
     Its features are named and shaped as it says; its tokens are as many and as wide as its configuration states, differ
-    where recordings differ and not with the neighbours in a batch; its mask tells signal from padding; leads go by name
-    and samples by time; a NaN is refused by the name of its record; what is saved loads to the same outputs; and it
-    runs in bfloat16. The encoder is of a registered type, with any weights; its mode and weights stay as they are.
+    where recordings differ and not with the neighbours in a batch; its mask tells signal from padding; it reads as many
+    seconds as it says; leads go by name and samples by time; a NaN is refused by the name of its record; what is saved
+    loads to the same outputs; and it runs in bfloat16. The encoder is of a registered type, with any weights; its mode
+    and weights stay as they are.
 
     Raises:
         ValueError: It does not; says in what.
     """
     pair = copy.deepcopy(encoder).eval().float(), extractor
     try:
-        for check in (_features, _tokens, _mask, _batch, _names_and_time, _refusals, _bfloat16, _folder):
+        for check in (_features, _tokens, _mask, _seconds, _batch, _names_and_time, _refusals, _bfloat16, _folder):
             check(*pair)
     except _Broken as fault:
         raise ValueError(f"{type(encoder).__name__} with {type(extractor).__name__}: {fault}") from fault.__cause__
@@ -99,6 +101,19 @@ def _mask(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
         _demand(count > 0, f"a recording of {seconds:g} s has no token that carries signal")
         _demand(count >= most, f"a recording of {seconds:g} s has fewer tokens that carry signal than a shorter one")
         most = count
+
+
+def _seconds(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:
+    reads = extractor.seconds_read
+    begin = reads + 1 if np.isfinite(reads) else 35.0  # a second behind: a filter looks a little beyond
+    ecg, other = simulated(begin + 5), simulated(begin + 5, seed=1)
+    later = (np.arange(ecg.signal.shape[1]) >= begin * ecg.fs) & (np.arange(ecg.signal.shape[1]) < (begin + 3) * ecg.fs)
+    features = extractor([ecg])
+    changed = extractor([replace(ecg, signal=np.where(later, other.signal, ecg.signal))])
+    same = all(torch.equal(features[name], changed[name]) for name in features)
+    says = "seconds_read (its setting `seconds`, unless it says otherwise)"
+    _demand(same or not np.isfinite(reads), f"it reads more than the {reads:g} s of {says}")
+    _demand(np.isfinite(reads) or not same, f"of {ecg.duration:g} s it does not read all: state how many in {says}")
 
 
 def _batch(encoder: EcgEncoder, extractor: EcgFeatureExtractor) -> None:

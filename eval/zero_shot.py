@@ -21,6 +21,7 @@ Writes zero_shot.json and zero_shot.md. Research use only; not a medical device.
 import logging
 from collections.abc import Sequence
 
+from data.readers.options import join_lead_names
 from data.support.commands import parse
 from data.support.status import command
 from eval.probing.settings import ZeroShotSettings
@@ -29,7 +30,7 @@ from eval.probing.settings import ZeroShotSettings
 @command()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    settings = parse(ZeroShotSettings, "eval.zero_shot", __doc__, argv)
+    settings = parse(ZeroShotSettings, "eval.zero_shot", __doc__, join_lead_names(argv))
 
     from eval.probing.text import score_text, write, zero_shot_text
     from eval.probing.zero_shot import run

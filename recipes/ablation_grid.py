@@ -28,8 +28,9 @@ from data.support.status import mention_traceback, training_command
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import questions_for
 from elm.training import dev
+from elm.training.base import explicit_settings, settled
 from elm.training.resume import claim_folder
-from elm.training.run import share
+from elm.training.run import for_training, share
 from elm.training.settings import check_folders, check_launch, check_settings, for_dev, settings_of_a_run
 from eval.grids import conditions, inputs
 from eval.grids.cells import GridArguments, cells_of, run_cells
@@ -42,6 +43,7 @@ DEV = "--seeds 0 --jobs 1"  # beside what --dev means for one training
 
 def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """Trains and asks every model, then puts them side by side."""
+    arguments = settled(arguments, model_args)
     check_launch()
     check_settings(arguments, training_args, model_args)
     if arguments.dev:
@@ -63,7 +65,7 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 
     # What all models share
     with training_args.main_process_first(desc="data and shared parts"):
-        questions = questions_for(arguments)
+        questions = for_training(arguments, questions_for(arguments))
         for shared in rows.values() if by_input else [arguments]:
             alone = dataclasses.replace(shared, text_only=False, ablation=False)
             with beside(companion, alone, training_args, model_args) if grid.jobs > 1 else nullcontext():
@@ -97,9 +99,10 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:
     """The settings on a command line."""
-    argv = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
+    words = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
     parser = mention_traceback(TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig)))
-    return parser.parse_args_and_config(dev.with_flags(argv, DEV))
+    grid, arguments, training_args, model_args = parser.parse_args_and_config(dev.with_flags(words, DEV))
+    return grid, settled(arguments, model_args, explicit_settings(argv)), training_args, model_args
 
 
 if __name__ == "__main__":

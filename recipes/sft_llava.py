@@ -3,6 +3,7 @@
     accelerate launch recipes/sft_llava.py
     accelerate launch recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --output_dir out/llama-melp
     accelerate launch recipes/sft_llava.py --train_condition shuffled --output_dir out/shuffled
+    accelerate launch recipes/sft_llava.py --model_name_or_path out/sft-llava --output_dir out/second    # goes on
     python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --plan    # what would it need?
     python recipes/sft_llava.py --config recipes/configs/ecg_qa_llama_1b.yaml --dev     # does it run?
 
@@ -21,16 +22,18 @@ from pathlib import Path
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations.rows import QuestionSet
+from data.support.files import visible_files
 from data.support.parallel import beside
 from data.support.status import mention_traceback, training_command
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
 from elm.training import dev
+from elm.training.base import explicit_settings, settled
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
-from elm.training.run import Run, share
+from elm.training.run import Run, for_training, share
 from elm.training.settings import check_folders, check_launch, check_settings, for_dev
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
@@ -48,6 +51,7 @@ def main(
     arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig, plan_args: PlanArguments | None = None
 ) -> None:
     """Trains one model, then asks it the held-out questions."""
+    arguments = settled(arguments, model_args)
     if plan_args is not None and plan_args.plan:
         print("\n".join(plan(arguments, training_args, model_args, plan_args)))
         return
@@ -60,7 +64,7 @@ def main(
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation)
     with training_args.main_process_first(desc="questions"):
-        questions = questions_for(arguments)
+        questions = for_training(arguments, questions_for(arguments))
     two = arguments.processes > 1 == training_args.world_size
     with beside(companion, arguments, training_args, model_args) if two else nullcontext():
         folder = train(arguments, training_args, model_args, questions)
@@ -70,7 +74,7 @@ def main(
         return
     report = audit(AuditSettings(model=folder, batch_size=256), questions=questions)
     print(f"\n{table(report.overall)}\n\n{finding(report)}\n\nTo read: {folder / 'ablation' / 'report.html'}\n")
-    print(NEXT.format(folder, min(folder.glob("examples/*.hea"), default=Path("RECORD")).with_suffix("")))
+    print(NEXT.format(folder, next(iter(visible_files(folder / "examples", "*.hea")), Path("RECORD")).with_suffix("")))
     if training_args.push_to_hub:
         how = hub.Publication(private=bool(training_args.hub_private_repo))
         print(f"Published: {hub.push(folder, training_args.hub_model_id, how, training_args.hub_token)}")
@@ -96,7 +100,7 @@ def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: Mod
     """What a second process does beside `train`: all that needs no trained model, the tiny language model first."""
     quiet()
     training_args = dataclasses.replace(training_args, dataloader_num_workers=0)  # this process has time left
-    questions = questions_for(arguments)
+    questions = for_training(arguments, questions_for(arguments))
     parts(arguments, model_args, questions, training_args.seed, text_first=True)
     if arguments.text_only:
         train_without_ecgs(arguments, training_args, model_args, questions)
@@ -108,9 +112,10 @@ def parse(
     argv: list[str], default: Path = DEFAULT_CONFIG
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
-    argv = argv if "--config" in argv else ["--config", str(default), *argv]
+    words = argv if "--config" in argv else ["--config", str(default), *argv]
     parser = mention_traceback(TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments)))
-    return parser.parse_args_and_config(dev.with_flags(argv))
+    arguments, training_args, model_args, plan_args = parser.parse_args_and_config(dev.with_flags(words))
+    return settled(arguments, model_args, explicit_settings(argv)), training_args, model_args, plan_args
 
 
 if __name__ == "__main__":

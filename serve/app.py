@@ -24,6 +24,7 @@ from pathlib import Path
 from data.support.commands import add_options, command_line, settings_from
 from data.support.status import command
 from serve.page.settings import Settings
+from serve.serving.port import require_free
 
 
 @command()
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = settings_from(Settings, parser.parse_args(argv))
     if find_spec("gradio") is None:
         raise ModuleNotFoundError('the chat page needs Gradio: pip install "ecg-elm[app]"')
+    require_free(settings.host, settings.port)
     # Uploads go to a folder of this user alone, which ends with the page.
     uploads = tempfile.TemporaryDirectory(prefix="ecg-chat-")
     atexit.register(uploads.cleanup)

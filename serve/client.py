@@ -4,7 +4,7 @@
 
     chat = EcgChat("http://127.0.0.1:8000")
     answer = chat.ask(read_ecg("record"), "Is this a normal ECG?")
-    print(answer.text, answer.model_hash)
+    print(answer.text, answer.model_hash, answer.notes)  # notes: what is wrong with the recording
     for piece in chat.stream(ecg, "And the rhythm?", history=[("Is this a normal ECG?", answer.text)]):
         print(piece, end="", flush=True)
 

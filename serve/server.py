@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from data.support.commands import add_options, command_line, settings_from
 from data.support.sentences import Refused
 from data.support.status import command
+from serve.serving.port import require_free
 from serve.serving.settings import Settings
 
 
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     settings = settings_from(Settings, parser().parse_args(argv))
+    require_free(settings.host, settings.port)
 
     from serve.serving.launch import run, runs_on_cpu
 

@@ -11,6 +11,7 @@ import pytest
 
 from data import measure, synthetic
 from data.conversations import load_questions
+from data.corpora import verdicts
 from data.ecg import Ecg
 from data.experiment import conditions
 from data.experiment import duplicates as copies
@@ -47,6 +48,15 @@ def duplicates(cohort):
     return [[int(name.split()[-1]) for name in (pair.train, pair.test)] for pair in pairs]
 
 
+def judged(cohort):
+    ecg = cohort[cohort.records[0]]
+    flat = np.where(np.arange(12)[:, None] == 7, 0, ecg.signal)
+    source = {"sound": ecg, "flat": Ecg(flat, ecg.fs, ecg.leads), "short": ecg.crop(0, 0.5)}
+    source["dead"] = Ecg(0 * ecg.signal, ecg.fs, ecg.leads)
+    found = verdicts.read_recordings(source, "ours", list(source)).values()
+    return [[len(verdict.notes), bool(verdict.reason), len(verdict.leads)] for verdict in found]
+
+
 def measurements(cohort):
     pytest.importorskip("neurokit2")
     one = measure.measure(cohort[cohort.records[0]])
@@ -67,7 +77,8 @@ CASES = {
     (simulated, synthetic): (1, [0.72503, 0.00222, 0.64269]),
     (altered, conditions): (1, [0.10421, -0.24348, -0.03375]),
     (duplicates, copies): (1, [0.16215, -1.27906, -1.51023]),
-    (measurements, measure): (1, [6.75131, 28.94752, -247.52632]),
+    (judged, verdicts): (1, [3.59485, -5.51412, -2.07727]),
+    (measurements, measure): (2, [6.75131, 28.94752, -247.52632]),
     (words, feature_extraction): (1, [0.03348, 0.15465, 0.23317]),
     (tiny_texts, tiny): (2, [-764.09392, 44.44256, 726.17159]),
 }

@@ -28,7 +28,7 @@ from data.conversations.rows import QuestionSet, Row, question_row
 from data.conversations.super_classes import super_class_rows
 from data.corpora import corpus_named
 from data.corpora.folder import CorpusFolder
-from data.corpora.ptbxl import TRAIN_FOLDS
+from data.corpora.ptbxl import TRAIN_FOLDS, PtbXl
 from data.support.translate import translate
 
 DERIVED = "ecgqa-derived"  # questions in ECG-QA's schema that are not ECG-QA
@@ -182,7 +182,7 @@ def load(*args: Any, **keywords: Any) -> QuestionSet:
         test=test,
         reports=reports,
         patient_of=patient_of,
-        notes=notes + report_notes,
+        notes=[*_partial(recordings), *notes, *report_notes],
         traits={record: recordings.traits(record) for record in patient_of},
         test_reports=test_reports,
         fold_of={record: str(recordings.fold_of[record]) for record in patient_of if record in recordings.fold_of},
@@ -190,6 +190,13 @@ def load(*args: Any, **keywords: Any) -> QuestionSet:
 
 
 setattr(load, "__signature__", inspect.signature(EcgQa))  # noqa: B010  the settings it has, for `load_questions`
+
+
+def _partial(recordings: CorpusFolder) -> list[str]:
+    """A note on a corpus of which only a part is there."""
+    if not isinstance(recordings, PtbXl) or len(recordings) == recordings.listed:
+        return []
+    return [f"{len(recordings):,} of the {recordings.listed:,} records of PTB-XL's table are on disk."]
 
 
 def _split_questions(settings: EcgQa, recordings: CorpusFolder) -> tuple[list[Row], list[Row], list[str]]:

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from data.conversations.rows import Row, question_row
+from data.corpora.folder import whole_number
 from data.corpora.ptbxl import VOLTAGE_CODES
+from data.support.files import visible_files
 
 Fields = dict[str, Any]  # of a question, as the file has them
 
@@ -36,12 +39,12 @@ _WHERE = "see https://github.com/Jwoo5/ecg-qa, or pass only the sets and the ver
 def read_questions(folder: Path) -> Iterator[tuple[str, Fields]]:
     """Split and fields of each question below a version's folder."""
     for split in ("train", "valid", "test"):
-        files = sorted((folder / split).glob("*.json"))
+        files = visible_files(folder / split, "*.json")
         if split == "train" and not files:
             raise ValueError(f"{folder / split}: no .json files of questions: {_WHERE}")
         for file in files:
             try:
-                questions = json.loads(file.read_text(encoding="utf-8"))
+                questions = json.loads(file.read_bytes())  # UTF-8, with or without a byte order mark
             except ValueError as error:
                 raise ValueError(f"{file}: not valid JSON: {error}") from error
             if not isinstance(questions, list):
@@ -62,15 +65,32 @@ def _check(question: object, where: str) -> None:
     kind, ecgs = question["question_type"], question["ecg_id"]
     if kind not in QUESTION_TYPES:
         raise ValueError(f"{where}: question_type {kind!r} is unknown: expected one of {', '.join(QUESTION_TYPES)}")
+    for ecg in ecgs:
+        _record_id(ecg, where)
     if len(ecgs) != (count := QUESTION_TYPES[kind]):
         raise ValueError(f"{where}: ecg_id: {kind} is about {count} ECGs, got {ecgs}")
     if not question["answer"] or not all(isinstance(answer, str) for answer in question["answer"]):
         raise ValueError(f"{where}: answer: expected texts (['none'] for no finding), got {question['answer']}")
 
 
+def _record_id(ecg: object, where: str = "") -> str:
+    """A record's id: that of `1`, `1.0` (as pandas makes them), `"1"`, `"1.0"` and `"00001"` is `"1"`.
+
+    Raises:
+        ValueError: It is no such number. Begins with `where`, the file and the question.
+    """
+    if type(ecg) is int and ecg >= 0:  # as published, a million times
+        return str(ecg)
+    if isinstance(ecg, float | str):
+        with suppress(ValueError):
+            if (number := whole_number(str(ecg))) >= 0:
+                return str(number)
+    raise ValueError(f"{where}: ecg_id: {ecg!r} is no number of a record: write whole numbers, such as 1")
+
+
 def row_of(prefix: str, question: Fields, patient_of: Mapping[str, str]) -> Row:
     """A question as a row; the patient of a recording that is not on disk is empty."""
-    ecgs = [str(ecg) for ecg in question["ecg_id"]]
+    ecgs = [_record_id(ecg) for ecg in question["ecg_id"]]
     attributes = tuple(map(str, question.get("attribute") or ()))
     shared = _shared_row(
         question["question_type"],

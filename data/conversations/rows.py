@@ -60,6 +60,7 @@ class QuestionSet:
     traits: dict[str, Traits] = field(default_factory=dict)  # what donors are matched on, of each record id
     test_reports: list[Row] = field(default_factory=list)  # rows that ask for the report of one held-out recording
     fold_of: dict[str, str] = field(default_factory=dict)  # of each record id in its corpus' published split, if any
+    leads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each record id whose recording was read
 
 
 def user(n_ecgs: int, text: str) -> Message:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from data.corpora.folder import CorpusFolder, table_rows
-from data.ecg import Ecg
+from data.support.files import visible_files
 
 SPLITS = ("train", "valid", "test")
 
@@ -33,7 +33,7 @@ class LabelledWfdb(CorpusFolder):
     def __init__(self, root: Path | str, rate: int = 500) -> None:
         super().__init__(root, rate)
         self._files: dict[str, Path] = {}
-        for path in sorted(self.root.rglob(self.pattern)):
+        for path in visible_files(self.root, self.pattern, below=True):
             if path.stem in self._files:
                 raise ValueError(f"{path}: {path.stem} is also {self._files[path.stem]}: pass one of the two folders")
             self._files[path.stem] = path
@@ -42,11 +42,11 @@ class LabelledWfdb(CorpusFolder):
         self.records = tuple(sorted(self._files))
         self.patient_of = {record: record for record in self.records}
 
-    def __getitem__(self, record_id: str) -> Ecg:
-        """The recording, missing samples interpolated; `KeyError` when there is none, `ValueError` when damaged."""
+    def file_of(self, record_id: str) -> Path:
+        """Header of a recording; `KeyError` when there is none."""
         if record_id not in self._files:
             raise KeyError(f"no record {record_id!r} below {self.root}")
-        return self._read(record_id, self._files[record_id], "interpolate")
+        return self._files[record_id]
 
     @classmethod
     def split_labels(cls, folder: Path | str) -> dict[str, dict[str, frozenset[str]]]:
@@ -82,7 +82,7 @@ class LabelledWfdb(CorpusFolder):
 
     @classmethod
     def _table(cls, folder: Path, name: str) -> Path:
-        paths = sorted(path for end in ("", ".gz") for path in folder.rglob(f"{name}{end}"))
+        paths = [path for end in ("", ".gz") for path in visible_files(folder, f"{name}{end}", below=True)]
         if len(paths) != 1:
             where = f"is there {len(paths)} times, as {paths[0]} and {paths[1]}" if paths else "is not"
             raise ValueError(

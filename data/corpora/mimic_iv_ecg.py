@@ -14,19 +14,16 @@ when asked for.
 Age and sex are in the clinical database alone (MIMIC-IV, credentialed access). The corpus has no published split.
 """
 
-import csv
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.corpora import register
-from data.corpora.folder import CorpusFolder
+from data.corpora.folder import CorpusFolder, table_columns, whole_number
 from data.corpora.words import VOLTAGE_WORDS
-from data.ecg import Ecg
 
 _WHERE = "download MIMIC-IV-ECG from https://physionet.org/content/mimic-iv-ecg/ and pass the folder that holds it"
 _MIN_WORDS = 4  # shorter reports are left out, as MELP leaves them out
@@ -73,12 +70,12 @@ class MimicIvEcg(CorpusFolder):
             raise ValueError(f"{table}: study_id {patients.studies[twice[0]]} is there twice: remove one row")
         self.records = self.patient_of = patients
 
-    def __getitem__(self, record_id: str) -> Ecg:
-        """The recording; `KeyError` when record_list.csv does not list it, `ValueError` when it cannot be read."""
+    def file_of(self, record_id: str) -> Path:
+        """Header of a recording, there or not; `KeyError` when record_list.csv does not list it."""
         if record_id not in self.patient_of:
             raise KeyError(f"no record {record_id!r} in {self.root / 'record_list.csv'}")
         path = self._paths.get(int(record_id)) or _path(int(self.patient_of[record_id]), int(record_id))
-        return self._read(record_id, self.root / f"{path}.hea", "interpolate")
+        return self.root / f"{path}.hea"
 
     def reports(self, records: Iterable[str], language: str = "en", *, voltage: bool = True) -> dict[str, str]:
         """The machine's English reports of those of `records` that have one.
@@ -131,19 +128,12 @@ def _rows(table: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, int, lis
     """Subject, study and the named columns of each row."""
     if not table.is_file():
         raise ValueError(f"{table}: missing: {_WHERE}")
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if lacking := [column for column in chain(_IDS, columns) if column not in header]:
-            names = ", ".join(map(repr, lacking))
-            raise ValueError(f"{table}: no column {names}: not the table of MIMIC-IV-ECG; {_WHERE}")
-        subject, study = (header.index(column) for column in _IDS)
-        places = [header.index(column) for column in columns]
-        for row in reader:
-            try:
-                yield int(row[subject]), int(row[study]), [row[place] for place in places]
-            except (IndexError, ValueError):
-                raise ValueError(
-                    f"{table}: line {reader.line_num}: {','.join(row)[:80]!r} is no row with a subject_id and a "
-                    "study_id: download the table again"
-                ) from None
+    what = f"the table of MIMIC-IV-ECG; {_WHERE}"
+    for line, (subject, study, *values) in table_columns(table, (*_IDS, *columns), what):
+        try:
+            yield whole_number(subject), whole_number(study), values
+        except ValueError:
+            raise ValueError(
+                f"{table}: line {line}: {','.join((subject, study, *values))[:80]!r} is no row with a subject_id and a "
+                "study_id: download the table again"
+            ) from None

@@ -13,15 +13,16 @@ share patients; the makers recommend 1-8 for training, 9 for validation and 10 f
 """
 
 import ast
+import copy
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data.corpora import register
-from data.corpora.folder import CorpusFolder, table_rows
+from data.corpora.folder import CorpusFolder, table_rows, whole_number
 from data.corpora.words import language_of, mended, without_voltage
 from data.corpus import Traits
 from data.ecg import Ecg
@@ -67,28 +68,39 @@ class PtbXl(CorpusFolder):
         self._database = self.root / "ptbxl_database.csv"
         listed = self._table("ptbxl_database.csv", _REQUIRED)
         self.listed = len(listed)
-        rows = [row for row in listed if (self.root / f"{row[filename]}.hea").is_file()]
+        rows = [row for row in listed if self._is_there(row[filename])]
         if not rows:
-            raise ValueError(f"{self.root}: none of the records of ptbxl_database.csv is in records{rate}/: {_WHERE}")
+            raise ValueError(
+                f"{self.root}: none of the records of ptbxl_database.csv is in records{rate}/{self._instead(listed)}"
+            )
         self._statements = {row[""]: row for row in self._table("scp_statements.csv", ("", "description"))}
-        self._rows = {str(int(self._number(row, "ecg_id"))): row for row in rows}
+        self._rows = {str(self._whole(row, "ecg_id")): row for row in rows}
         if len(self._rows) < len(rows):
             raise ValueError(f"{self._database}: an ecg_id is there twice: download the table again")
         self._rows = dict(sorted(self._rows.items(), key=lambda item: int(item[0])))
         self._files = {record: self.root / f"{row[filename]}.hea" for record, row in self._rows.items()}
         self.records = tuple(self._rows)
-        # The table writes ids as decimals: 15709.0.
-        self.patient_of = {record: str(int(self._number(row, "patient_id"))) for record, row in self._rows.items()}
-        self.fold_of = {record: int(self._number(row, "strat_fold")) for record, row in self._rows.items()}
+        self.patient_of = {record: str(self._whole(row, "patient_id")) for record, row in self._rows.items()}
+        self.fold_of = {record: self._whole(row, "strat_fold") for record, row in self._rows.items()}
         ages = {record: self._number(row, "age") if row["age"] else None for record, row in self._rows.items()}
         self.age = {record: 90.0 if age is not None and age > 89 else age for record, age in ages.items()}
         sexes = {"0": "male", "1": "female", "male": "male", "female": "female"}
         self.sex = {record: sexes.get(row["sex"].removesuffix(".0"), "") for record, row in self._rows.items()}
 
+    def file_of(self, record_id: str) -> Path:
+        """Header of a recording; `KeyError` when it was not there at the start."""
+        return self._files[self._checked(record_id)]
+
     def __getitem__(self, record_id: str) -> Ecg:
         """The recording, with `patient_id`, and age and sex in `meta`; `KeyError` when its files are not there."""
-        ecg = self._read(record_id, self._files[self._checked(record_id)], "raise")
+        ecg = super().__getitem__(record_id)
         return replace(ecg, meta={**ecg.meta, "age": self.age[record_id], "sex": self.sex[record_id]})
+
+    def without(self, records: Collection[str]) -> Self:
+        """The corpus without some of its records."""
+        part = copy.copy(self)
+        part.records = tuple(record for record in self.records if record not in records)
+        return part
 
     def traits(self, record_id: str) -> Traits:
         """Corpus, and sex and age where they are known."""
@@ -169,15 +181,35 @@ class PtbXl(CorpusFolder):
             raise ValueError(f"{table}: missing: {_WHERE}")
         return list(table_rows(table, required, f"the table of PTB-XL; {_WHERE}"))
 
+    def _is_there(self, filename: str) -> bool:
+        return bool(filename) and (self.root / f"{filename}.hea").is_file()
+
+    def _instead(self, listed: Iterable[Mapping[str, str]]) -> str:
+        """What to do where no record of the rate is there."""
+        other, column = (500, "filename_hr") if self.rate == 100 else (100, "filename_lr")
+        if any(self._is_there(row[column]) for row in listed):
+            return f", but records{other}/ is there: set rate: {other}"
+        return f": {_WHERE}"
+
+    def _whole(self, row: Mapping[str, str], column: str) -> int:
+        self._number(row, column)
+        try:
+            return whole_number(row[column])
+        except ValueError:
+            raise self._wrong(row, column, "a whole number") from None
+
     def _number(self, row: Mapping[str, str], column: str) -> float:
         try:
             number = float(row[column])
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            where = f"{self._database}: ecg_id {row['ecg_id']}, {column}"
-            raise ValueError(f"{where}: {row[column]!r} is not a number: download the table again")
+            raise self._wrong(row, column, "a number")
         return number
+
+    def _wrong(self, row: Mapping[str, str], column: str, what: str) -> ValueError:
+        where = f"{self._database}: ecg_id {row['ecg_id']}, {column}"
+        return ValueError(f"{where}: {row[column]!r} is not {what}: download the table again")
 
     def _checked(self, record_id: str) -> str:
         if record_id not in self._rows:

@@ -16,7 +16,9 @@ NOT_MEASURABLE = "Measured: not measurable."
 class Measurements:
     """What is measured in a recording; None where it cannot be determined."""
 
-    quality: Quality  # `"failed"` where nothing is measured, `"poor"` where it should be taken with care
+    # `"failed"` where nothing is measured, `"poor"` where it should be taken with care. Of the measurement, and never
+    # better than the signal's (`data.quality`).
+    quality: Quality
     reason: str = ""  # why it is not `"good"`; empty where it is
     rate: float | None = None  # mean ventricular rate, 1/min
     pr: float | None = None  # onset of P to onset of QRS, ms; None without P waves before the beats

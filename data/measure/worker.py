@@ -7,15 +7,18 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from queue import SimpleQueue
 from threading import Lock
 
+import numpy as np
+
 from data.ecg import Ecg, EcgSource
 from data.measure.delineation import VERSION, delineate
-from data.measure.values import Measurements
+from data.measure.values import Measurements, Quality
+from data.quality import signal_quality
 from data.support.sentences import Refused
 from data.wire import from_wire, to_wire
 
@@ -126,19 +129,37 @@ _WORKERS: dict[int, Worker] = {}  # of each process: a fork must not share its p
 def measure(ecg: Ecg, timeout: float = 5.0) -> Measurements:
     """Measure one recording, in a process that is ended where it takes longer than `timeout` seconds.
 
-    What cannot be measured is no error: `quality` and `reason` say so.
+    What cannot be measured is no error: `quality` and `reason` say so. The quality is never better than the signal's.
 
     Raises:
         ModuleNotFoundError: NeuroKit2 is not installed.
     """
     require_neurokit()
-    return _WORKERS.setdefault(os.getpid(), Worker()).measure(ecg, timeout)
+    return _measure(_WORKERS.setdefault(os.getpid(), Worker()), ecg, timeout)
+
+
+def _measure(worker: Worker, ecg: Ecg, timeout: float) -> Measurements:
+    """A worker's measurements, and what is wrong with the signal; some of it stands in `meta`, which no worker gets."""
+    if not np.isfinite(ecg.signal).all():
+        return worker.measure(ecg, timeout)  # which says where
+    signal = signal_quality(ecg)
+    if signal.grade == "unreadable":
+        return Measurements("failed", _joined(signal.notes))
+    measured = worker.measure(ecg, timeout)
+    if signal.grade == "good":
+        return measured
+    quality: Quality = "failed" if measured.quality == "failed" else "poor"
+    return replace(measured, quality=quality, reason=_joined([measured.reason, *signal.notes]))
+
+
+def _joined(notes: Iterable[str]) -> str:
+    return "; ".join(note.rstrip(".") for note in notes if note)
 
 
 def measure_many(
     source: EcgSource, records: Iterable[str], jobs: int | None = None, timeout: float = 5.0
 ) -> Iterator[Measurements]:
-    """Measurements of recordings in their order, `jobs` at a time (as many as there are cores, if not given).
+    """What `measure` gives of recordings in their order, `jobs` at a time (as many as there are cores, if not given).
 
     Raises:
         ModuleNotFoundError: NeuroKit2 is not installed.
@@ -156,7 +177,7 @@ def measure_many(
     def one(record: str) -> Measurements:
         worker = idle.get()
         try:
-            return worker.measure(source[record], timeout)
+            return _measure(worker, source[record], timeout)
         finally:
             idle.put(worker)
 

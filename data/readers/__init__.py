@@ -25,11 +25,11 @@ class Reader:
     read: Callable[[Path, Stated], Ecg]  # reads a file, as the caller of `read_ecg` states what it is
 
 
-# In order of how surely the content tells: magic bytes, then a grammar, then a mere comma.
+# In order of how surely the content tells: magic bytes, then a grammar, then mere columns of numbers.
 READERS = (
     Reader("NumPy array (.npy)", is_npy, read_npy),
     Reader("WFDB record (.hea with .dat or .mat)", is_wfdb, read_wfdb),
-    Reader("table (.csv)", is_csv, read_csv),
+    Reader("table (.csv, .tsv, .txt)", is_csv, read_csv),
 )
 
 
@@ -47,23 +47,37 @@ def read_ecg(
         path: The file; a WFDB record also by the name its files share.
         fs: Sampling rate, Hz. Needed where the file does not say; must agree where it does. So are the next two.
         units: Units of the samples: V, mV, uV, µV or nV, in any case.
-        leads: Names of the signals, in order.
-        nan: What to do about missing samples: `"raise"`, or `"interpolate"` between neighbours of the same lead
-            (`meta["repaired_samples"]` counts them).
+        leads: Names of the signals, in order: one for each, or one for each that is not evidently something else
+            (breathing, time). They rename signals (`["II", "V5"]` for MLII and V5), but no lead that the file names; an
+            empty name or `"-"` says that a signal is not a lead.
+        nan: What to do about missing samples: `"raise"`, or `"interpolate"`: between neighbours of the same lead, and
+            leads of which more than half is missing are left out.
 
     Returns:
-        The recording; `meta["file"]` says where it was read, `meta["other_signals"]` names what was not a lead.
+        The recording. Limb leads that it lacks are computed where two of I, II and III give them. Its `meta` tells what
+        was done: `file`, `other_signals`, `repaired_samples`, `absent_leads`, `derived_leads` (see
+        `data.readers.common.to_ecg`), and `quality`, what is wrong with the signal (`data.quality.SignalQuality`).
 
     Raises:
         ValueError: The file is missing, damaged, contradicts itself or the caller, or does not say what its numbers
             mean. Names the file, the field and what to do.
     """
-    path = Path(path)
+    if isinstance(leads, str):
+        raise ValueError(f"leads must be a list of names, got {leads!r}: split it")
+    try:
+        path = Path(path).expanduser()
+        return _read(path, Stated(fs, units, leads, nan))
+    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, the home of nobody
+        raise ValueError(f"{path}: cannot be opened: {error}: check the path") from error
+
+
+def _read(path: Path, stated: Stated) -> Ecg:
     head = first_bytes(path)
-    accepted = [reader for reader in READERS if reader.accepts(path, head)]
+    reader = next((reader for reader in READERS if reader.accepts(path, head)), None)
     # Nothing but a WFDB record may be named without its suffix, so for the others the file itself must be there.
-    if not head and not (accepted and accepted[0].read is read_wfdb):
-        raise ValueError(f"{path}: {'empty' if path.is_file() else 'missing, or not a regular file'}")
-    if not accepted:
+    if not head and not (reader and reader.read is read_wfdb):
+        missing = f"missing, or not a regular file, and there is no record {path.name}.hea"
+        raise ValueError(f"{path}: {'empty' if path.is_file() else missing}: check the path")
+    if reader is None:
         raise ValueError(f"{path}: not a known format: expected a {', '.join(reader.name for reader in READERS)}")
-    return accepted[0].read(path, Stated(fs, units, leads, nan))
+    return reader.read(path, stated)

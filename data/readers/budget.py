@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.ecg import Ecg, canonical_lead
+from data.quality import require_readable
 from data.units import millivolts
+
+NO_LEAD = "-"  # among the names of leads: this signal is none
 
 Words = dict[str, float | str | list[str] | None]  # keywords of `read_ecg`
 
@@ -16,7 +19,7 @@ Words = dict[str, float | str | list[str] | None]  # keywords of `read_ecg`
 class Budget:
     """What an upload may be, and what reading it may take: the most there may be, or the least and the most."""
 
-    files: int = 2
+    files: int = 20  # of a record whose signals lie in a file each, and what a computer leaves beside them
     file_bytes: int = 5_000_000  # of all files together
     header_bytes: int = 1 << 16  # of a WFDB header
     header_lines: int = 32  # of a WFDB header, without comments
@@ -24,9 +27,7 @@ class Budget:
     fs: tuple[float, float] = (50.0, 2000.0)  # Hz
     seconds: tuple[float, float] = (1.0, 600.0)  # of a recording
     gain: tuple[float, float] = (1.0, 1e6)  # stored units per mV
-    # Absolute value of a sample, mV: microvolts that a file calls millivolts exceed it where the ECG exceeds 0.02 mV.
-    # Values that are too *small* cannot be told from an ECG of low voltage.
-    peak: float = 20.0
+    peak: float = 1000.0  # mV, of spikes: from there on float32 overflows inside encoders
     # Bytes the child may claim beyond what the interpreter and the packages hold when it begins to read (RLIMIT_AS
     # counts addresses, not pages: about 250 MB of them, and 580 MB with the `wfdb` package, are claimed before).
     memory: int = 1 << 30
@@ -47,12 +48,22 @@ class UploadError(ValueError):
         super().__init__(plain if len(plain) <= 300 else f"{plain[:297]}...")
 
 
+class WordsNeeded(UploadError):
+    """What the files do not say themselves, but their sender can: sampling rate, units, or names of the leads."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of files for a message: the first four, none of them long."""
+    short = [name if len(name) <= 40 else f"{name[:37]}..." for name in names]
+    return ", ".join(short[:4]) + (f" and {len(short) - 4} more" if len(short) > 4 else "")
+
+
 def require_count(count: int, budget: Budget) -> None:
     """Refuse no files, and more than the budget allows."""
     if not 1 <= count <= budget.files:
         raise UploadError(
             f"files: {count} were sent, 1 to {budget.files} are read: upload one .npy or .csv file, or a WFDB header "
-            "(.hea) and its sample file"
+            "(.hea) and its sample files"
         )
 
 
@@ -60,13 +71,13 @@ def checked_words(fs: float | None, units: str | None, leads: Sequence[str] | No
     """What the caller says of the recording, checked: it may be what a stranger typed into a form."""
     if fs is not None:
         if isinstance(fs, bool) or not isinstance(fs, (int, float)) or not budget.fs[0] <= fs <= budget.fs[1]:
-            raise UploadError(f"sampling rate (fs): {expected_rate(budget)}")
+            raise UploadError(f"sampling rate: {expected_rate(budget)}")
         fs = float(fs)
     if leads is not None:
         if isinstance(leads, str) or not 1 <= len(leads) <= budget.signals:
             raise UploadError(f"leads: expected a list of 1 to {budget.signals} names")
         try:
-            leads = [canonical_lead(lead[:32]) for lead in leads]
+            leads = [lead if lead == NO_LEAD else canonical_lead(lead[:32]) for lead in leads]
         except (ValueError, AttributeError, TypeError) as error:
             raise UploadError(f"leads: {error}") from None
     if units is not None:
@@ -94,9 +105,9 @@ def require_plausible(ecg: Ecg, budget: Budget) -> None:
     if not budget.fs[0] <= ecg.fs <= budget.fs[1]:
         raise UploadError(f"sampling rate: {expected_rate(budget)}")
     require_duration(ecg.duration, budget)
-    peaks = np.abs(ecg.signal).max(axis=1)
-    if peaks.max() > budget.peak:
-        raise UploadError(
-            f"lead {ecg.leads[int(peaks.argmax())]}: reaches {peaks.max():.4g} mV, an ECG stays below {budget.peak:g}: "
-            "check units, gain, baseline and byte order, and remove an offset"
-        )
+    try:
+        require_readable(ecg)
+    except ValueError as error:
+        raise UploadError(str(error)) from None
+    if (peak := float(np.abs(ecg.signal).max())) > budget.peak:
+        raise UploadError(f"amplitude: reaches {peak:.4g} mV, at most {budget.peak:g} are read: remove the spikes")

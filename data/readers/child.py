@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
-from data.ecg import Ecg
+from data.ecg import Ecg, canonical_lead
 from data.readers import read_ecg
 from data.readers.budget import Budget, UploadError, Words
 from data.wire import from_wire, to_wire
@@ -19,6 +22,7 @@ from data.wire import from_wire, to_wire
 logger = logging.getLogger(__name__)
 
 _READ, _REFUSED = b"+", b"-"  # first byte of the child's answer
+_LEADS_OF = ("absent_leads", "derived_leads")  # entries of `Ecg.meta` that are names of leads
 
 
 def read_in_child(file: str, package: bool, words: Words, folder: Path, size: int, budget: Budget) -> Ecg:
@@ -51,8 +55,8 @@ def read_in_child(file: str, package: bool, words: Words, folder: Path, size: in
     deadline = Timer(budget.wall_seconds, end)
     deadline.start()
     try:
-        # At least a byte a sample in the file; four in the answer, and a third more in base64.
-        answer = process.stdout.read(6 * size + (1 << 16))
+        # At least a byte a sample in the file; four in the answer, a third more in base64, and of two limb leads six.
+        answer = process.stdout.read(18 * size + (1 << 16))
     finally:
         deadline.cancel()
         deadline.join()
@@ -61,7 +65,8 @@ def read_in_child(file: str, package: bool, words: Words, folder: Path, size: in
         status = process.wait()
     verdict, content = answer[:1], answer[1:]
     if status == 0 and verdict == _READ:
-        return from_wire(content)
+        notes, _, wire = content.partition(b"\n")
+        return replace(from_wire(wire), meta=unpacked(notes))
     if status == 0 and verdict == _REFUSED:
         raise ValueError(content.decode("utf-8", "replace"))
     logger.warning("the process that read an upload ended with status %d", status)
@@ -75,11 +80,34 @@ def main() -> None:
         import wfdb  # noqa: F401  (takes addresses and time, which are not the recording's)
     limit(job["memory"], job["cpu"])
     try:
-        answer = _READ + to_wire(read_ecg(job["file"], **job["words"]))
+        ecg = read_ecg(job["file"], nan="interpolate", **job["words"])
+        answer = _READ + packed(ecg.meta) + b"\n" + to_wire(ecg)
     except ValueError as error:
         answer = _REFUSED + str(error).encode("utf-8", "replace")
     sys.stdout.buffer.write(answer)
     sys.stdout.flush()
+
+
+def packed(meta: Mapping[str, Any]) -> bytes:
+    """What the reader noted about leads and gaps, without a word of the sender: canonical names, and counts."""
+    notes = {name: list(meta.get(name, ())) for name in _LEADS_OF}
+    return json.dumps([dict(meta.get("repaired_samples", {})), notes, len(meta.get("other_signals", ()))]).encode()
+
+
+def unpacked(notes: bytes) -> dict[str, Any]:
+    """The entries of `Ecg.meta` that `packed` was made from, where there were any; other signals have no names.
+
+    Raises:
+        ValueError: They are anything else, or name something that is no lead.
+    """
+    try:
+        repaired, leads, others = json.loads(notes)
+        meta: dict[str, Any] = {name: tuple(map(canonical_lead, leads[name])) for name in _LEADS_OF}
+        meta["repaired_samples"] = {canonical_lead(lead): int(count) for lead, count in repaired.items()}
+        meta["other_signals"] = ("another signal",) * int(others)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError("what the reader noted about the leads cannot be read") from error
+    return {name: value for name, value in meta.items() if value}
 
 
 def limit(memory: int, cpu_seconds: int) -> None:

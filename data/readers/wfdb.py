@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.ecg import Ecg
+from data.ecg import Ecg, split_unit
 from data.readers.arrays import is_csv
 from data.readers.common import Stated, agree, first_bytes, known_leads, to_ecg
 from data.readers.wfdb_header import FORMATS, RECORD_LINE, Header, Signal, read_header, sample_bytes
@@ -35,11 +35,19 @@ def _header_of(path: Path, head: bytes) -> Path:
     text = [line.decode("utf-8", "replace") for line in head.splitlines()]
     lines = [line.strip() for line in text if line.strip() and not line.startswith("#")]
     if path.suffix.lower() == ".hea" or (lines and RECORD_LINE.fullmatch(lines[0])):
-        return path
-    whole = path.with_name(path.name + ".hea")
+        return as_on_disk(path)
+    whole = as_on_disk(path.with_name(path.name + ".hea"))
     # A name that is no file may have a dot of its own: cutting it there would read some other record.
     cut = path.suffix.lower() in (".dat", ".mat") or bool(head)
-    return path.with_suffix(".hea") if cut and not whole.is_file() else whole
+    return as_on_disk(path.with_suffix(".hea")) if cut and not whole.is_file() else whole
+
+
+def as_on_disk(path: Path) -> Path:
+    """The file itself or, where it is not there, the one of its folder that has this name in other capitals."""
+    if path.is_file() or not path.parent.is_dir():
+        return path
+    twins = [file for file in path.parent.iterdir() if file.name.casefold() == path.name.casefold() and file.is_file()]
+    return twins[0] if len(twins) == 1 else path
 
 
 def read_wfdb(path: Path, stated: Stated) -> Ecg:
@@ -49,16 +57,14 @@ def read_wfdb(path: Path, stated: Stated) -> Ecg:
         ValueError: Header, sample files and the caller's words do not agree, or cannot be an ECG. Names file and field.
     """
     header = read_header(_header_of(path, first_bytes(path)))
-    if path.is_file() and path != header.path and path.name not in (line.file for line in header.signals):
+    named = {as_on_disk(header.path.parent / line.file).name for line in header.signals}
+    if path.is_file() and path != header.path and path.name not in named:
         raise ValueError(f"{path}: the header {header.path.name} beside it does not name this file")
     where = str(header.path)
     if header.fs is None and stated.fs is None:
         raise ValueError(f"{where}: sampling rate: the header does not say: pass fs=...")
     agree("sampling rate", stated.fs if header.fs else None, header.fs, where)
-    names = tuple(signal.name for signal in header.signals)
-    if not any(names) and stated.leads is not None and len(stated.leads) == len(names):
-        names = tuple(stated.leads)
-    leads = known_leads(names, where, stated.leads)
+    leads = known_leads([signal.name for signal in header.signals], where, stated.leads)
     lines = [header.signals[row] for row in leads.rows]
     scales = np.array([_scale(line, name, stated.units, where) for line, name in zip(lines, leads.names)])
 
@@ -74,6 +80,9 @@ def read_wfdb(path: Path, stated: Stated) -> Ecg:
 def _scale(signal: Signal, lead: str, units: str | None, where: str) -> float:
     """Stored units per millivolt of a lead."""
     unit = millivolts(signal.units, f"{where}: lead {lead}")
+    named = split_unit(signal.name)[1]
+    if named is not None and millivolts(named, f"{where}: lead {lead}") != unit:
+        raise ValueError(f"{where}: lead {lead} is named {signal.name!r}, its gain is per {signal.units}: correct one")
     if units is not None and millivolts(units, f"{where}: units=") != unit:
         agree("units", units, signal.units, f"{where}: lead {lead}")
     if not _GAIN[0] <= signal.gain / unit <= _GAIN[1]:
@@ -84,32 +93,46 @@ def _scale(signal: Signal, lead: str, units: str | None, where: str) -> float:
     return signal.gain / unit
 
 
-def _samples(header: Header) -> NDArray[np.int64]:
-    """Stored samples `[signals, samples]`, once the files are known to be as the header says."""
+def sample_files(header: Header) -> list[tuple[str, list[Signal]]]:
+    """The sample files of a record, each with its signals. No sample is read.
+
+    Raises:
+        ValueError: One is missing or is not of the size that the header promises.
+    """
     groups = [(name, list(lines)) for name, lines in groupby(header.signals, key=lambda signal: signal.file)]
     if len({name for name, _ in groups}) != len(groups):
         raise ValueError(f"{header.path}: file name: the signals of a file must follow each other")
     for name, lines in groups:
-        file, first = header.path.parent / name, lines[0]
+        file, first = as_on_disk(header.path.parent / name), lines[0]
         if any((line.code, line.offset) != (first.code, first.offset) for line in lines):
             raise ValueError(f"{header.path}: format: the signals in {name} differ in format or offset")
         if not file.is_file():
-            raise ValueError(f"{file}: missing: the header {header.path.name} names it")
+            raise ValueError(
+                f"{file}: missing: the header {header.path.name} names it, and the two belong in one folder"
+            )
         need, most = sample_bytes(lines, header.length)
         if not need <= file.stat().st_size <= most:
             raise ValueError(
                 f"{file}: {file.stat().st_size} bytes, but {header.path.name} promises {need} ({header.length} samples "
                 f"of {len(lines)} signals): the file is cut off or the header belongs to another one"
             )
+    return groups
+
+
+def _samples(header: Header) -> NDArray[np.int64]:
+    """Stored samples `[signals, samples]`, once the files are known to be as the header says."""
+    groups = sample_files(header)
     if all(line.code == "16" for line in header.signals):
-        flat = [np.fromfile(header.path.parent / name, "<i2", offset=lines[0].offset) for name, lines in groups]
+        files = [(as_on_disk(header.path.parent / name), lines[0].offset) for name, lines in groups]
+        flat = [np.fromfile(file, "<i2", offset=offset) for file, offset in files]
         stored = np.concatenate([samples.reshape(header.length, -1).T for samples in flat]).astype(np.int64)
     else:
         import wfdb  # the package; slow to import and seldom needed
 
         try:
-            # Resolved, so that the name cannot be taken for an address (`s3://...`), which wfdb would open.
-            record = wfdb.rdrecord(str(header.path.resolve().with_suffix("")), physical=False)
+            # Absolute, so that the name cannot be taken for an address (`s3://...`), which wfdb would open. Links stay:
+            # in a store of files each has another folder and name.
+            record = wfdb.rdrecord(str(header.path.absolute().with_suffix("")), physical=False)
         except Exception as error:  # the package raises whatever its parsing runs into
             raise ValueError(f"{header.path}: the wfdb package cannot read its samples: {error!r}") from error
         stored = np.asarray(record.d_signal, dtype=np.int64).T
@@ -178,15 +201,22 @@ def write_wfdb(ecg: Ecg, folder: Path | str, comments: Sequence[str] = ()) -> Pa
 
 
 class WfdbFolder:
-    """A folder of WFDB records as an `EcgSource`: `source["sub/record"]` reads `root/sub/record`."""
+    """A folder of WFDB records as an `EcgSource`: `source["sub/record"]` reads `root/sub/record`.
+
+    Missing samples are treated as in the corpora: short gaps are bridged, leads that are mostly missing left out.
+    """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
-    def __getitem__(self, record_id: str) -> Ecg:
-        """The recording of that id; `KeyError` when there is none, `ValueError` when it cannot be read."""
+    def file_of(self, record_id: str) -> Path:
+        """The header of a record; `KeyError` when there is none."""
         name = Path(f"{record_id}.hea")
         header = self.root / name
         if ".." in name.parts or name.is_absolute() or not header.is_file():
             raise KeyError(f"no record {record_id!r} in {self.root}")
-        return replace(read_wfdb(header, Stated()), record_id=record_id)
+        return header
+
+    def __getitem__(self, record_id: str) -> Ecg:
+        """The recording of that id; `KeyError` when there is none, `ValueError` when it cannot be read."""
+        return replace(read_wfdb(self.file_of(record_id), Stated(nan="interpolate")), record_id=record_id)

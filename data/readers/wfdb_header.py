@@ -29,12 +29,14 @@ FORMATS: dict[str, tuple[float, int | None]] = {
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_SIGNALS = 64
 
-RECORD_LINE = re.compile(
-    r"(?P<name>[\w.-]+)(?P<segments>/\d+)?\s+(?P<n>\d+)(\s+(?P<fs>\S+)(\s+(?P<length>\S+)(\s.*)?)?)?"
-)
+_COUNTS = r"(?P<segments>/\d+)?\s+(?P<n>\d+)(\s+(?P<fs>\S+)(\s+(?P<length>\S+)(\s.*)?)?)?"
+RECORD_LINE = re.compile(r"(?P<name>[^\s/#][^\s/]*)" + _COUNTS)
+_RECORD_WITH_BLANKS = re.compile(r"(?P<name>[^\s/#][^/]{0,250}?[^\s/])" + _COUNTS)
 _FORMAT = re.compile(r"(?P<code>\d{1,3})(x(?P<per_frame>\d{1,9}))?(:(?P<skew>\d{1,9}))?(\+(?P<offset>\d{1,9}))?")
 _GAIN_FIELD = re.compile(r"(?P<gain>[^\s(/]+)(\((?P<baseline>-?\d{1,18})\))?(/(?P<units>\S+))?")
-_FILE = re.compile(r"\w[\w-]*(\.\w+)?")  # a plain name in the header's own folder: no `..`, no `/`, no protocol
+# A plain name in the header's own folder, blanks and all: no hidden file, no `..`, no `/`, no protocol; `~` is none.
+_FILE = re.compile(r"[^\s~./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,250}")
+_FILE_WITH_BLANKS = re.compile(r"(?P<file>\S.*?\.[A-Za-z]\w*)\s+(?P<rest>\d.*)")
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,15 @@ def read_header(path: Path) -> Header:
     lines: list[tuple[int, str]] = []
     # Split as bytes: in text some other characters end a line, too, and a comment may hold them.
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
-        line = raw.decode("utf-8", "replace")
+        line = _text(raw.removeprefix(b"\xef\xbb\xbf"))
         if line.startswith("#"):
             comments.append(line.lstrip("# \t").rstrip())
         elif line.strip():
             lines.append((number, line.strip()))
-    record = RECORD_LINE.fullmatch(lines[0][1]) if lines else None
+    first = lines[0][1] if lines else ""
+    record = RECORD_LINE.fullmatch(first) or _RECORD_WITH_BLANKS.fullmatch(first)
     if record is None:
-        first = lines[0][1][:80] if lines else ""
-        raise ValueError(f"{path}: record line: expected 'name signals rate samples', got {first!r}")
+        raise ValueError(f"{path}: record line: expected 'name signals rate samples', got {first[:80]!r}")
     if record["segments"]:
         raise ValueError(f"{path}: record line: records of several segments are not read: join them first")
     n_signals = _integer(record["n"], f"{path}: number of signals")
@@ -106,9 +108,19 @@ def read_header(path: Path) -> Header:
     return Header(path, fs, length, signals, tuple(line for line in comments if line))
 
 
+def _text(line: bytes) -> str:
+    """A line in UTF-8, or in cp1252 where it is not that: older writers put `µV` so."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("cp1252", "replace")
+
+
 def _signal(line: str, where: str) -> Signal:
     # file format gain(baseline)/units resolution zero first checksum block name
     fields = line.split(maxsplit=8)
+    if len(fields) > 1 and not _FORMAT.fullmatch(fields[1]) and (blanks := _FILE_WITH_BLANKS.fullmatch(line)):
+        fields = [blanks["file"], *blanks["rest"].split(maxsplit=7)]
     if len(fields) < 2:
         raise ValueError(f"{where}: expected 'file format gain ... lead', got {line[:80]!r}")
     if not _FILE.fullmatch(fields[0]):

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written, and errors that name the file."""
+"""Writing files so that nothing is ever half-written, errors that name the file, and listing those that are data."""
 
 import errno
 import json
@@ -15,6 +15,7 @@ from data.support.sentences import TORCH_WRITES
 
 # Errors of a disk, which the system reports where a file is written or closed, without its name.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_LEFT_BEHIND = ("Thumbs.db", "desktop.ini", "__MACOSX")  # by Windows, and by macOS in archives
 
 
 @contextmanager
@@ -110,3 +111,36 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # that of an encoding is one, too
         raise ValueError(f"{path} is damaged, it is not JSON ({error}): copy or make it again") from error
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is what a system leaves behind (`._x`, `.DS_Store`, `Thumbs.db`), nobody's data."""
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def visible_files(folder: Path | str, pattern: str = "*", *, below: bool = False) -> list[Path]:
+    """Files of a folder whose names match a pattern, sorted; with `below` those of its folders, too.
+
+    Hidden files and folders are passed over (`is_hidden`). Links are followed, to a folder once.
+    """
+    return sorted(path for path, hidden in _listed(Path(folder), below) if not hidden and path.match(pattern))
+
+
+def hidden_files(folder: Path | str) -> list[Path]:
+    """What `visible_files` passes over in a folder and below, sorted."""
+    return sorted(path for path, hidden in _listed(Path(folder), True) if hidden)
+
+
+def _listed(folder: Path, below: bool) -> Iterator[tuple[Path, bool]]:
+    """Files, and whether each is hidden or in a hidden folder."""
+    entered: set[tuple[int, int]] = set()  # a link may lead back to where it stands
+    for place, folders, files in os.walk(folder, followlinks=True):
+        stat = os.stat(place)
+        if (stat.st_dev, stat.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((stat.st_dev, stat.st_ino))
+        in_hidden = any(map(is_hidden, Path(place).relative_to(folder).parts))
+        yield from ((Path(place, name), in_hidden or is_hidden(name)) for name in files)
+        if not below:
+            folders.clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.support.cache import cache_key, content_key, locked
-from data.support.files import written_whole
+from data.support.files import visible_files, written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def translate(texts: Iterable[str], model: Path | str, cache: Path | str, *, bat
 def _version(model: Path | str) -> tuple[str | None, str]:
     """Revision of a model of the hub (None of a folder), and a name for exactly these weights."""
     if Path(model).is_dir():
-        files = sorted(path for path in Path(model).iterdir() if path.is_file())
+        files = visible_files(model)
         return None, cache_key(VERSION, [[file.name, content_key(file)] for file in files])
     from huggingface_hub import hf_hub_download
 

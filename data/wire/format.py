@@ -3,7 +3,9 @@
     {"fs": 500.0, "leads": ["I", "II", ...], "units": "mV", "signal": "AAAAAI0..."}
 
 `signal` is base64 of little-endian float32 `[leads, samples]`, one lead after the other. Only the signal travels: whose
-recording it is stays with the sender. In an HTTP request it is a `data:` URL of the type `application/x-ecg+json`.
+recording it is stays with the sender. In an HTTP request it is a `data:` URL of the type `application/x-ecg+json`, with
+the parameter `altered` where an experiment made the recording: a server answers about it though nothing can be read in
+it, such as a flat line.
 """
 
 import base64
@@ -20,6 +22,8 @@ from data.units import millivolts, sampling_rate
 Message = dict[str, Any]  # {"role": ..., "content": str | list of parts}
 
 MEDIA_TYPE = "application/x-ecg+json"
+URL = f"data:{MEDIA_TYPE};base64,"  # how the URL of a recording begins
+ALTERED_URL = f"data:{MEDIA_TYPE};altered;base64,"
 _KEYS = ("fs", "leads", "units", "signal")
 _SAMPLE = np.dtype("<f4")
 
@@ -73,15 +77,17 @@ def from_wire(data: bytes) -> Ecg:
         raise ValueError(f"{MEDIA_TYPE}: {error}") from error
 
 
-def data_url(ecg: Ecg) -> str:
-    """The recording as a `data:` URL, for a content part of a chat request."""
-    return f"data:{MEDIA_TYPE};base64,{base64.b64encode(to_wire(ecg)).decode()}"
+def data_url(ecg: Ecg, altered: bool = False) -> str:
+    """The recording as a `data:` URL, for a content part of a chat request; `altered` ones are of an experiment."""
+    beginning = ALTERED_URL if altered else URL
+    return f"{beginning}{base64.b64encode(to_wire(ecg)).decode()}"
 
 
-def chat_messages(messages: Sequence[Mapping[str, Any]], ecgs: Iterable[Ecg]) -> list[Message]:
+def chat_messages(messages: Sequence[Mapping[str, Any]], ecgs: Iterable[Ecg], altered: bool = False) -> list[Message]:
     """Messages as they are sent to a chat server: each ECG part holds its recording, in the order given.
 
-    The part's kind is `audio_url`, which vLLM's chat API and every OpenAI client know and hand on unread.
+    An experiment says that the recordings are `altered`. The part's kind is `audio_url`, which vLLM's chat API and
+    every OpenAI client know and hand on unread.
 
     Raises:
         ValueError: There are fewer recordings than ECG parts, or a sample is not finite.
@@ -94,7 +100,7 @@ def chat_messages(messages: Sequence[Mapping[str, Any]], ecgs: Iterable[Ecg]) ->
         ecg = next(left, None)
         if ecg is None:
             raise ValueError("the messages have more ECG parts than ECGs are given")
-        return {"type": "audio_url", "audio_url": {"url": data_url(ecg)}}
+        return {"type": "audio_url", "audio_url": {"url": data_url(ecg, altered)}}
 
     contents = (message["content"] for message in messages)
     changed = (content if isinstance(content, str) else [sent(part) for part in content] for content in contents)

@@ -222,6 +222,16 @@ class ElmForConditionalGeneration(ElmPreTrainedModel, EcgGenerationMixin):
         model.never_say_placeholders()
         return model
 
+    @classmethod
+    def around(cls, config: ElmConfig, loaded: ElmForConditionalGeneration) -> ElmForConditionalGeneration:
+        """A model of another one's parts, without what `from_pretrained` notes of 4 bits: it is saved as any other."""
+        with torch.device("meta"):
+            model = cls(config)
+        for part in ("encoder", "projector", "language_model"):
+            setattr(model.model, part, getattr(loaded.model, part))
+        model.lm_head, model.generation_config = loaded.lm_head, loaded.generation_config
+        return model
+
     def get_output_embeddings(self) -> nn.Module:
         """The head, where TRL's fused loss and PEFT look for it."""
         return self.lm_head

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 
+from elm.model.families import family_of
 from elm.model.modeling import ElmForConditionalGeneration
 
 # Bytes of one weight: 4 bits, 8 for the scale of 64 weights, and 32 for the scale of 256 such scales.
@@ -22,12 +23,21 @@ SAVED = (
 )
 
 
-def nf4() -> BitsAndBytesConfig:
-    """What `from_pretrained` takes to load a language model in 4 bits; raises `ImportError` without bitsandbytes."""
+def nf4(whole: list[str] | None = None) -> BitsAndBytesConfig:
+    """What `from_pretrained` takes to load a language model in 4 bits; raises `ImportError` without bitsandbytes.
+
+    `whole` are the modules that keep their precision; the head, if not given.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError('quantization nf4 needs bitsandbytes: pip install "ecg-elm[quant]"')
     kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
-    return BitsAndBytesConfig(load_in_4bit=True, **kind)
+    return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=whole, **kind)
+
+
+def refuse_transposed(config: PreTrainedConfig) -> None:
+    """Refuse a language model of this configuration whose layers bitsandbytes passes over: raises `ValueError`."""
+    if family_of(config).transposed:
+        raise ValueError(f"quantization nf4 does not know the layers of {config.model_type} (Conv1D): leave it out")
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast
 
+from data.conversations.readable import check_policy
 from elm.inputs.features import CACHE_GB
 
 TRAIN_CONDITIONS = ("real", "zero", "none", "shuffled")
@@ -25,19 +26,29 @@ def setting(default: T, help: str) -> T:
 
 @dataclass
 class ElmArguments:
-    """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`."""
+    """What is trained on what. The language model is `model_name_or_path`; its LoRA settings are `lora_*`.
+
+    That may be a saved ECG-language model, which training goes on from (`elm.training.base`): encoder, projector and
+    measured features are then its own, and what is set of them here must not contradict it.
+    """
 
     # --- data: which questions about which recordings
     dataset: str = setting("synthetic", "Question set: synthetic, ecg_qa, or one of an installed package.")
     dataset_args: Settings | str | None = setting(None, "Settings of the question set, as JSON (a mapping in YAML).")
     question_types: list[str] | None = setting(None, "Train and ask only questions of these types, e.g. single-verify.")
 
+    unreadable: str = setting(
+        "refuse",
+        "Recordings that cannot be read or lack a lead that the encoder needs: refuse, before anything is trained, or "
+        "leave_out, with the questions about them, which the card counts.",
+    )
+
     # --- model: encoder, precision of the language model, projector
     encoder: str = setting(
         "tiny",
         "ECG encoder: a folder, a hub id, 'tiny', 'tiny-heartlang' or 'tiny-cnn' to train a small one from the reports "
         "first, or a type of encoder for a new one: 'ecg_patch' for patches of the signal itself, 'ecg_byte' for "
-        "ECG-Byte's tokens (projector_type vocabulary).",
+        "ECG-Byte's tokens (projector_type vocabulary). Left out where model_name_or_path is a saved model.",
     )
     encoder_args: Settings | str | None = setting(None, 'Its settings to change, as JSON, e.g. {"output": "features"}.')
     quantization: str | None = setting(None, "nf4 trains LoRA on linear layers of 4 bits (QLoRA).")
@@ -88,6 +99,7 @@ class ElmArguments:
         self.encoder_args = as_mapping("encoder_args", self.encoder_args)
         if (condition := self.train_condition) not in TRAIN_CONDITIONS:
             raise ValueError(f"train_condition must be one of {', '.join(TRAIN_CONDITIONS)}, got {condition!r}")
+        check_policy(self.unreadable)
         if self.quantization not in (None, "nf4"):
             raise ValueError(f"quantization must be nf4 or left out, got {self.quantization!r}")
 
@@ -111,6 +123,18 @@ def as_mapping(name: str, value: Settings | str | None) -> Settings:
     return mapping
 
 
+class BaseRecord(TypedDict, total=False):
+    """What training.json says of the saved model that a run went on from."""
+
+    name_or_path: str
+    training: str  # digest of its training.json (`elm.saved.run.SavedRun.digest`)
+    dataset_name: str
+    corpora: list[str]
+    train_condition: str
+    arguments: Settings  # fields of `ElmArguments` that say which questions it was trained on
+    base: "BaseRecord | None"  # what that one went on from
+
+
 class TrainingRecord(TypedDict, total=False):
     """What training.json holds; of a folder that another version wrote, some of it."""
 
@@ -120,6 +144,7 @@ class TrainingRecord(TypedDict, total=False):
     leaks: list[str]
     language_model: str
     train_condition: str
+    base: BaseRecord | None  # the saved model it went on from, if it did
     arguments: Settings  # fields of `ElmArguments`
     processes: int
     lora: dict[str, int]
@@ -128,3 +153,12 @@ class TrainingRecord(TypedDict, total=False):
     losses: list[float]
     versions: dict[str, str]
     parameters: int
+
+
+def trained_before(training: TrainingRecord) -> list[BaseRecord]:
+    """The saved models that a training went on from, the last one first."""
+    chain, base = [], training.get("base")
+    while base:
+        chain.append(base)
+        base = base.get("base")
+    return chain

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from data.card import source_lines, sources_of
 from data.support.files import read_json, written_whole
 from elm.model.configuration import ElmConfig
-from elm.saved.arguments import TrainingRecord
+from elm.saved.arguments import TrainingRecord, trained_before
 from elm.saved.audit import AuditSummary
 
 DISCLAIMER = "**Research use only. Not a medical device. Not for diagnosis or treatment.**"
@@ -50,7 +50,9 @@ def model_card(
     `licence` is the hub's identifier, `"other"` if not given; `report_file` the report in `ablation/` to point to.
     """
     encoder = config.encoder_config
-    sources = sources_of([training["dataset_name"], *training.get("corpora", ())])
+    earlier = trained_before(training)
+    names = [name for one in (training, *earlier) for name in (one["dataset_name"], *one.get("corpora", ()))]
+    sources = sources_of(names)
     seen = [source for source in sources_of([encoder.pretrained_on]) if source not in sources]
     return template(Path(__file__).with_name("card.md.jinja")).render(
         config=config,
@@ -59,6 +61,7 @@ def model_card(
         tokens=f"at most {config.max_tokens_per_ecg} language-model tokens per ECG.",
         training=dict.fromkeys(("leaks", "versions", "lora", "quantization", "trainer", "losses")) | training,
         settings=training.get("arguments", {}),
+        earlier=earlier,
         metadata=_metadata(training, audit, name, licence),
         disclaimer=DISCLAIMER,
         audit=audit,
@@ -72,14 +75,17 @@ def model_card(
 def _metadata(training: TrainingRecord, audit: AuditSummary | None, name: str, licence: str | None) -> str:
     """Metadata for the hub. No `pipeline_tag`: none of its tasks takes a recording, and its widgets would fail."""
     settings = training.get("arguments", {})
-    parts = [part for part in (training["language_model"], settings.get("encoder", "")) if _is_hub_id(part)]
+    earlier = trained_before(training)
+    parts = [*(one["name_or_path"] for one in earlier[:1]), training["language_model"], settings.get("encoder", "")]
+    parts = [part for part in parts if _is_hub_id(part)]
+    datasets = [part for one in (training, *earlier) for part in one["dataset_name"].split("+")]
     results = [] if audit is None else _results(audit)
     data = ModelCardData(
         license=licence or "other",
         library_name="transformers",
         tags=["ecg", "multimodal", "medical"],
         base_model=parts or None,
-        datasets=[_slug(part) for part in training["dataset_name"].split("+")],
+        datasets=list(dict.fromkeys(map(_slug, datasets))),
         model_name=name if results else None,
         eval_results=results or None,
     )

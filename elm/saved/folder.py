@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from data.support.files import disk_errors_of, read_json, written_whole
@@ -22,26 +22,26 @@ from elm.inputs.processing import ElmProcessor
 from elm.model import vocabulary
 from elm.model.configuration import ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
+from elm.model.quantization import nf4
 from elm.saved.arguments import TrainingRecord
 from elm.saved.card import write_card
+from elm.saved.check import FILES, SAVING, refuse_part, require_model
 from encoders.checkpoints import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
-FILES = (  # what a model is loaded from, and training.json: patterns of names
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"),
-    *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "training.json"),
-)
 
 
-def resolve(name_or_path: Path | str, revision: str | None = None) -> Path:
+def resolve(name_or_path: Path | str, revision: str | None = None, *, checkpoints: bool = False) -> Path:
     """The folder of a saved model: itself, or that in the cache to which a hub id's files are downloaded once.
 
-    Raises `FileNotFoundError` where there is neither a folder nor a hub id of that name that can be reached.
+    Raises:
+        FileNotFoundError: There is neither a folder nor a hub id of that name that can be reached; or it is a file, a
+            checkpoint (unless `checkpoints` are allowed) or a part of a saved model.
     """
-    path = Path(name_or_path)
-    if path.is_dir():
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        if not (checkpoints and (path / "config.json").is_file()):
+            refuse_part(path, name_or_path)
         return path
     try:
         return from_hub(str(name_or_path), FILES, revision)
@@ -55,26 +55,27 @@ def load(
     revision: str | None = None,
     adapter: Path | str | None = None,
     dtype: torch.dtype | str = "auto",
+    quantized: bool = False,
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
     """A saved model (its folder or hub id) and its processor, ready to answer.
 
-    `adapter` is an `adapter/` folder of LoRA weights to put on it, trained on this very model. `dtype` is that of the
-    weights; `"auto"` keeps the saved one.
+    `adapter` is an `adapter/` folder of LoRA weights to put on it, trained on this very model; that may be a checkpoint
+    of the align stage. `dtype` is that of the weights; `"auto"` keeps the saved one. `quantized` holds the language
+    model's linear layers in 4 bits, for training.
 
     Raises:
         FileNotFoundError: The folder is no saved model, and no hub id of one that can be reached.
-        ValueError: A weight is missing, unexpected, misshapen or not finite, the file of weights is damaged, or the
-            adapter belongs to another base.
+        ValueError: A weight is missing, unexpected, misshapen or not finite, a file is damaged, or the adapter belongs
+            to another base.
     """
-    folder, name = resolve(folder, revision), folder
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{name} is no saved model: it has no config.json (was its training interrupted?)")
+    folder, name = resolve(folder, revision, checkpoints=adapter is not None), folder
+    require_model(folder, name)
     config = ElmConfig.of_folder(folder)
     kind = ElmForConditionalGeneration if config.vocabulary_start is None else AutoModelForCausalLM
-    try:
-        model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True)
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {name} are damaged: {error}") from error
+    how = _in_4_bits(config) if quantized else {}
+    model, info = kind.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **how
+    )
     faults = [f"{name} is missing" for name in info["missing_keys"]]
     faults += [f"{name} is unexpected" for name in info["unexpected_keys"]]
     faults += [f"{name} is {tuple(got)} instead of {tuple(want)}" for name, got, want in info["mismatched_keys"]]
@@ -84,6 +85,8 @@ def load(
         raise ValueError(f"the weights of {name} do not fit its config.json: {'; '.join(faults[:5])}{more}")
     if config.vocabulary_start is not None:
         model = vocabulary.from_plain(model, config)
+    elif quantized:
+        model = ElmForConditionalGeneration.around(config, model)
     processor = ElmProcessor.from_pretrained(folder)
     if adapter is not None:
         belongs = read_json(Path(adapter) / BASE_FILE)["weights"]
@@ -95,6 +98,12 @@ def load(
         model = PeftModel.from_pretrained(model, str(adapter))
         model.get_base_model().model.mirror_rows()  # a head that shares the table speaks by it
     return model.eval(), processor
+
+
+def _in_4_bits(config: ElmConfig) -> dict[str, object]:
+    """Settings of `from_pretrained` for a language model in 4 bits; all other parts keep their precision."""
+    whole = None if config.vocabulary_start is not None else ["model.encoder", "model.projector", "lm_head"]
+    return {"quantization_config": nf4(whole), "device_map": {"": PartialState().device}}
 
 
 def save(
@@ -112,7 +121,7 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    staged = Path(tempfile.mkdtemp(prefix=SAVING, dir=folder))
     try:
         with disk_errors_of(folder):
             (model if model.config.vocabulary_start is None else vocabulary.as_plain(model)).save_pretrained(staged)

@@ -3,20 +3,18 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from data.card import check_terms, sources_of
 from data.support.hub import check_repo_id, commit
 from elm.model.configuration import ElmConfig
 from elm.saved.audit import REPORT, SUMMARY, AuditSummary
 from elm.saved.card import REPORTS, model_card
-from elm.saved.folder import FILES
+from elm.saved.check import FILES, check_tensors, check_weights, refuse_part
 from elm.saved.run import SavedRun
 
 logger = logging.getLogger(__name__)
@@ -70,7 +68,8 @@ def push(folder: Path | str, repo_id: str | None, how: Publication = Publication
 
 def contents(folder: Path | str, repo_id: str, how: Publication = Publication()) -> dict[str, Path | bytes]:
     """Files that `push` uploads, or their content, by path in the repository. Raises as it does."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    refuse_part(folder, folder)
     for file in ("config.json", "training.json"):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} is no saved model: it has no {file}")
@@ -86,7 +85,9 @@ def contents(folder: Path | str, repo_id: str, how: Publication = Publication())
         patterns += RECORDINGS if audit is not None else RECORDINGS[:1]
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files: dict[str, Path | bytes] = {path: folder / path for path in there if any(fnmatch(path, p) for p in patterns)}
-    _check_weights(folder, [path for path in files if path.endswith(".safetensors")])
+    check_weights(folder, folder)
+    if ADAPTER[1] in files:
+        check_tensors(folder / ADAPTER[1])
     page = "ablation/report.html"
     if page in files and not how.with_recordings and _DRAWN in (folder / page).read_text(encoding="utf-8"):
         del files[page]
@@ -123,20 +124,6 @@ def _audit(folder: Path, digest: str) -> AuditSummary:
             f"the audit in {folder / 'ablation'} is of another training than the weights in {folder}: {command} again"
         )
     return audit
-
-
-def _check_weights(folder: Path, paths: Sequence[str]) -> None:
-    """Refuse weights that are cut short or not all there: what is published must load."""
-    index = folder / "model.safetensors.index.json"
-    wanted = set(_read(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    if missing := sorted(wanted - set(paths)):
-        raise FileNotFoundError(f"{folder} is no saved model: it has no {missing[0]}")
-    for path in paths:
-        try:
-            with safe_open(folder / path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"the weights in {folder / path} are damaged: {error}") from error
 
 
 def _read(file: Path) -> Any:

@@ -6,18 +6,24 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 from data.conversations import load_questions
+from data.conversations.readable import readable_questions, without_unreadable
 from data.conversations.rows import QuestionSet, Row
+from data.ecg import Ecg
 from data.experiment import conditions
 from data.experiment.conditions import Altered
-from data.support.files import is_writable, read_json
+from data.support.files import is_writable
+from data.synthetic import SyntheticCohort
 from elm.inputs.features import FeatureStore
 from elm.inputs.measured import MeasuredStore
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.saved.arguments import ElmArguments, TrainingRecord, as_mapping, with_cache
+from elm.saved.check import json_object
 from elm.saved.folder import load, resolve
+from encoders.base import EcgFeatureExtractor
 
 DEV_NOTE = (
     "A --dev run: small parts with random weights, few questions, a few steps. It shows that the config runs, no more."
@@ -39,17 +45,22 @@ class SavedRun:
 
     What is computed once goes to `cache`, without it to the training's cache if that is there and can be written, else
     to `spare_cache`: never into the model's folder, and never by a path that was relative to where it was trained.
+    `revision` is that of a hub id.
     """
 
     def __init__(
-        self, name_or_path: Path | str, cache: Path | None = None, spare_cache: Path = Path("~/.cache/ecg-elm")
+        self,
+        name_or_path: Path | str,
+        cache: Path | None = None,
+        spare_cache: Path = Path("~/.cache/ecg-elm"),
+        revision: str | None = None,
     ) -> None:
-        self.name, self._cache, self._spare_cache = str(name_or_path), cache, spare_cache
+        self.name, self._cache, self._spare_cache, self.revision = str(name_or_path), cache, spare_cache, revision
 
     @cached_property
     def folder(self) -> Path:
         """Where its files are. Raises `FileNotFoundError` as `elm.saved.folder.resolve` does."""
-        return resolve(self.name)
+        return resolve(self.name, self.revision)
 
     @cached_property
     def _record(self) -> bytes:
@@ -63,13 +74,12 @@ class SavedRun:
 
     @cached_property
     def training(self) -> TrainingRecord:
-        """What training.json holds. Raises `FileNotFoundError` where there is none."""
+        """What training.json holds. Raises `FileNotFoundError` without one, `ValueError` where it is damaged."""
         if not self._record:
             raise FileNotFoundError(
                 f"{self.name} has no training.json: it does not say on which questions to ask this model"
             )
-        record: TrainingRecord = read_json(self.folder / "training.json")
-        return record
+        return cast("TrainingRecord", json_object(self._record, "training.json", self.name))
 
     @cached_property
     def arguments(self) -> ElmArguments:
@@ -119,6 +129,13 @@ class SavedRun:
         store = partial(feature_store, self.arguments, self.model, self.processor)
         return Stores(store(questions), store(questions, zero=True), store(altered))
 
+    def fitting(self, questions: QuestionSet) -> QuestionSet:
+        """The questions whose recordings have the leads that the encoder needs (`fitting`), where that is recorded."""
+        if not questions.leads or not self._record:
+            return questions
+        extractor = ElmProcessor.from_pretrained(self.folder).feature_extractor
+        return fitting(questions, extractor, self.arguments.unreadable)
+
     def measured(self, questions: QuestionSet) -> MeasuredStore | None:
         """What is measured in the recordings of a question set, where the model reads that."""
         return measured_store(self.arguments, questions)
@@ -145,19 +162,72 @@ def measured_store(arguments: ElmArguments, questions: QuestionSet) -> MeasuredS
     return MeasuredStore(questions.source, questions.source_key, arguments.cache_dir)
 
 
-def questions_for(arguments: ElmArguments) -> QuestionSet:
-    """The question set of a run. Simulated recordings are cached with everything else.
+def questions_for(arguments: ElmArguments, *, read: bool = True) -> QuestionSet:
+    """The question set of a run, all of whose recordings can be read. Simulated ones are cached with everything else.
+
+    Which recordings were read, and were sound, is remembered in `cache_dir`. Without `read` none is looked at.
 
     Raises:
-        ValueError: Of one of the `question_types` there are no questions.
+        ValueError: There is nothing to train on, or of one of the `question_types`; or a recording cannot be read, and
+            is not to be left out.
     """
     settings = as_mapping("dataset_args", arguments.dataset_args)
+    if "unreadable" in settings:
+        raise ValueError("dataset_args: unreadable is no setting of a question set: give --unreadable beside it")
     if arguments.dataset in ("synthetic", "ecg_qa"):
         settings.setdefault("cache", arguments.cache_dir)
-    questions = load_questions(arguments.dataset, **settings)
+    questions = load_questions(arguments.dataset, unreadable=None, **settings)
+    _refuse_nothing(questions)
     if arguments.question_types is not None:
         questions = of_types(questions, arguments.question_types)
-    return few(questions) if arguments.dev else questions
+    if arguments.dev:
+        questions = few(questions)
+    if read:
+        questions = readable_questions(questions, arguments.unreadable, arguments.cache_dir)
+    _refuse_nothing(questions)
+    return questions
+
+
+def _refuse_nothing(questions: QuestionSet) -> None:
+    """Refuse, with a `ValueError`, a question set without a training question; its notes say where they went."""
+    if not questions.train:
+        left = f"no training question is left, and {len(questions.test):,} of the test"
+        raise ValueError(" ".join([f"{questions.name}: there is nothing to train on: {left}.", *questions.notes]))
+
+
+def fitting(questions: QuestionSet, extractor: EcgFeatureExtractor, unreadable: str) -> QuestionSet:
+    """The question set without recordings that lack a lead the encoder needs; `unreadable` is that of a run.
+
+    What an encoder needs is found by showing it a simulated recording with the leads of each kind that were read.
+
+    Raises:
+        ValueError: There are such, and they are not to be left out; names them.
+    """
+    if not questions.leads:
+        return questions
+    cohort = SyntheticCohort(1, records_per_patient=1, fs=500)
+    whole = dataclasses.replace(cohort[cohort.records[0]], record_id="")
+    if _refusal(extractor, whole):  # of what has nothing to do with leads
+        return questions
+    reasons: dict[tuple[str, ...], str] = {}
+    for leads in dict.fromkeys(questions.leads.values()):
+        standard = [lead for lead in leads if lead.removeprefix("-") in whole.leads]
+        why = _refusal(extractor, whole.select(standard)) if standard else f"it has {', '.join(leads)}"
+        if why:
+            reasons[leads] = f"the encoder cannot take it: {why}"
+    lacking = {record: reasons[leads] for record, leads in questions.leads.items() if leads in reasons}
+    questions = without_unreadable(questions, lacking, unreadable)
+    _refuse_nothing(questions)
+    return questions
+
+
+def _refusal(extractor: EcgFeatureExtractor, ecg: Ecg) -> str:
+    """Why an extractor does not take a recording; empty where it does."""
+    try:
+        extractor(ecg)
+    except ValueError as error:
+        return str(error).removeprefix(f"{ecg.who} ")
+    return ""
 
 
 def of_types(questions: QuestionSet, types: Sequence[str]) -> QuestionSet:

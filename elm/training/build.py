@@ -26,10 +26,11 @@ from elm.model import families, vocabulary
 from elm.model.attention import refuse_unmasked
 from elm.model.configuration import ElmConfig
 from elm.model.modeling import ElmForConditionalGeneration
-from elm.model.quantization import nf4
+from elm.model.quantization import nf4, refuse_transposed
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import feature_store, measured_store
 from elm.training import dev, tiny
+from elm.training.base import base_of, build_on, refuse_as_encoder, settled
 from elm.training.hooks import attention_of
 from elm.training.tiny_encoder import ENCODERS
 from encoders import load_encoder, new_encoder
@@ -40,7 +41,9 @@ from encoders.registry import find_config
 def build(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int
 ) -> tuple[ElmForConditionalGeneration, ElmProcessor]:
-    """A model and its processor from a pretrained encoder, a new projector and a pretrained language model."""
+    """A model and its processor: a saved one to go on from, or a pretrained encoder and language model, joined anew."""
+    if (base := base_of(model_args)) is not None:
+        return build_on(base, settled(arguments, model_args), model_args)
     text_path, encoder_path = parts(arguments, model_args, questions, seed, arguments.train_condition == "none")
     torch.manual_seed(seed)  # a new encoder's weights
     encoder, extractor = _encoder(encoder_path, arguments, questions)
@@ -82,7 +85,13 @@ def config_of(
 def parts(
     arguments: ElmArguments, model_args: ModelConfig, questions: QuestionSet, seed: int, text_first: bool = False
 ) -> tuple[str, str]:
-    """Where to load the language model and the encoder from; small ones are trained, or made for `--dev`, first."""
+    """Where to load the language model and the encoder from; small ones are trained, or made for `--dev`, first.
+
+    A saved model that a run goes on from holds both. Raises `ValueError` where one is given as the encoder alone.
+    """
+    if (base := base_of(model_args)) is not None:
+        return str(base.folder), str(base.folder)
+    refuse_as_encoder(arguments.encoder)
     text, encoder, cache = model_args.model_name_or_path, arguments.encoder, Path(arguments.cache_dir)
     if arguments.dev:
         text = dev.language_model(text, model_args.model_revision, questions, cache, seed)
@@ -117,8 +126,8 @@ def _language(
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     config = AutoConfig.from_pretrained(path, revision=revision).get_text_config()
     family = families.family_of(config)
-    if arguments.quantization and family.transposed:
-        raise ValueError(f"quantization nf4 does not know the layers of {config.model_type} (Conv1D): leave it out")
+    if arguments.quantization:
+        refuse_transposed(config)
     tokenizer.chat_template = families.chat_template(tokenizer, family)
     token = families.ecg_token_of(tokenizer, family)
     model = AutoModelForCausalLM.from_pretrained(

@@ -23,6 +23,7 @@ from elm.saved.arguments import ElmArguments, as_mapping, setting
 from elm.saved.card import template
 from elm.saved.run import questions_for
 from elm.training import dev, tiny_encoder, tiny_llama
+from elm.training.base import base_of
 from elm.training.build import config_of, lora
 from elm.training.dev import ENCODERS, LANGUAGE_MODELS, language_config
 from elm.training.stages import characters
@@ -78,6 +79,11 @@ def skeleton(
         ValueError: A tiny language model is asked for without the questions that its vocabulary is made of.
     """
     name = model_args.model_name_or_path
+    if (base := base_of(model_args)) is not None:
+        with torch.device("meta"):
+            model = ElmForConditionalGeneration(ElmConfig.of_folder(base.folder))
+        model.requires_grad_(False)
+        return model
     if name != "tiny":
         text: PreTrainedConfig = language_config(name, model_args.model_revision)
     elif questions is not None:
@@ -253,7 +259,7 @@ def as_published(arguments: ElmArguments, tokens_per_ecg: int) -> Data:
 def plan(arguments: ElmArguments, training: SFTConfig, model_args: ModelConfig, device: PlanArguments) -> list[str]:
     """Lines that say what a run would need."""
     name, settings = model_args.model_name_or_path, as_mapping("dataset_args", arguments.dataset_args)
-    questions = questions_for(arguments) if Path(settings.get("root", ".")).is_dir() else None
+    questions = questions_for(arguments, read=False) if Path(settings.get("root", ".")).is_dir() else None
     empty = skeleton(arguments, model_args, questions)
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else empty.dtype
     model, encoder = count(empty, arguments, model_args, dtype), empty.config.encoder_config

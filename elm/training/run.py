@@ -12,11 +12,11 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import enable_full_determinism
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 from trl import ModelConfig, SFTConfig
 
 from data.card import corpora_of
 from data.conversations.rows import QuestionSet, Row, balanced, dialogues, packed
-from data.experiment.leaks import check_leaks
 from data.readers.wfdb import write_wfdb
 from elm.inputs.collator import EcgCollator
 from elm.inputs.features import weights_hash
@@ -25,11 +25,14 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
 from elm.saved.arguments import ElmArguments, TrainingRecord, with_cache
 from elm.saved.folder import save, save_adapter
-from elm.saved.run import feature_store, measured_store
+from elm.saved.run import SavedRun, feature_store, fitting, measured_store
+from elm.training.base import base_of, earlier_trainings, record_of, sentence_of, settled
 from elm.training.build import build, build_collator, encode_early, lora
+from elm.training.leaks import leaks_of
 from elm.training.resume import losses_of, plain_settings, versions
 from elm.training.settings import claim
 from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
+from elm.training.tiny_encoder import ENCODERS
 from elm.training.trainer import ElmTrainer
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class Run:
     collator: EcgCollator
     leaks: list[str]  # sentences of the leak check, for the model card
     log: Callable[[str], object]
+    base: SavedRun | None = None  # the saved model that it goes on from
     base_weights: str = ""  # hash of the weights that LoRA was put on
     trainer: ElmTrainer | None = None  # of the last stage
 
@@ -66,9 +70,13 @@ class Run:
         """Claim the output folder, build the model, and compute once what is needed for every step.
 
         Raises:
-            ValueError: The folder holds another run; or patients or recordings are in training and in the test, and
-                `allow_leaks` is not set.
+            ValueError: The folder holds another run, or the saved model that this one goes on from; settings contradict
+                that model; a recording lacks a lead that the encoder needs, and is not to be left out; or patients or
+                recordings are in training and in the test, and `allow_leaks` is not set.
         """
+        if (base := base_of(model_args)) is not None:
+            arguments = settled(arguments, model_args)
+            log(sentence_of(base))
         claim(arguments, training_args, model_args)
         if arguments.threads:  # `accelerate launch` leaves a process one thread by default
             torch.set_num_threads(arguments.threads)
@@ -76,12 +84,12 @@ class Run:
             enable_full_determinism(training_args.seed)
         # What is computed once is computed by the first process and read from the cache by the others.
         with training_args.main_process_first(desc="model"):
-            rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
-            records = [record for row in rows for record in row["ecgs"]]
-            if arguments.processes > 1 and arguments.train_condition == "real":
-                encode_early(arguments, questions, training_args.seed, records)
+            if base is None and arguments.processes > 1 and arguments.train_condition == "real":
+                encode_early(arguments, questions, training_args.seed, _records(arguments, questions))
             model, processor = build(arguments, model_args, questions, training_args.seed)
-            leaks = leaks_of(arguments, questions, model)
+            questions = fitting(questions, processor.feature_extractor, arguments.unreadable)
+            records = _records(arguments, questions)
+            leaks = leaks_of(arguments, questions, model, earlier_trainings(base))
             collator = build_collator(arguments, model, processor, questions)
             if collator.measured is not None:
                 collator.measured.fill(records)
@@ -89,7 +97,7 @@ class Run:
             collator.features.fill(records, device=training_args.device)
         model.requires_grad_(False)
         model.model.projector.requires_grad_(True)
-        return cls(arguments, training_args, model_args, questions, model, processor, collator, leaks, log)
+        return cls(arguments, training_args, model_args, questions, model, processor, collator, leaks, log, base)
 
     def rebuild(self) -> ElmForConditionalGeneration:
         """The model as it was built, before any stage."""
@@ -166,12 +174,14 @@ class Run:
         return packed(rows, arguments.questions_per_row)
 
     def _record(self) -> TrainingRecord:
+        model_name = self.model_args.model_name_or_path
         return {
             "dataset_name": self.questions.name,
             "corpora": corpora_of(self.questions),
             "notes": self.questions.notes,
             "leaks": list(self.leaks),
-            "language_model": self.model_args.model_name_or_path,
+            "language_model": model_name if self.base is None else self.base.training["language_model"],
+            "base": None if self.base is None else record_of(self.base),
             "train_condition": self.arguments.train_condition,
             # Absolute: the model will be audited by commands that are started elsewhere.
             "arguments": dataclasses.asdict(with_cache(self.arguments, Path(self.arguments.cache_dir).absolute())),
@@ -184,14 +194,30 @@ class Run:
         }
 
 
-def leaks_of(arguments: ElmArguments, questions: QuestionSet, model: ElmForConditionalGeneration) -> list[str]:
-    """Sentences of the leak check, for the model card. Raises `ValueError` on leaks without `allow_leaks`."""
-    leaks = check_leaks(questions, model.config.encoder_config.pretrained_on, arguments.cache_dir)
-    if leaks.refusal() and not arguments.allow_leaks:
-        raise ValueError(leaks.refusal())
-    if leaks.refusal():
-        logger.warning("%s", " ".join(leaks.sentences()))
-    return leaks.sentences()
+def _records(arguments: ElmArguments, questions: QuestionSet) -> list[str]:
+    """Recordings that the stages show to the encoder, as often as they do."""
+    rows = () if arguments.train_condition == "none" else (*questions.reports, *questions.train)
+    return [record for row in rows for record in row["ecgs"]]
+
+
+def for_training(arguments: ElmArguments, questions: QuestionSet) -> QuestionSet:
+    """The question set of a run, once it is known to have what the stages and the audit need.
+
+    Raises:
+        ValueError: There are no reports for the align stage, or no question for the audit; or a recording lacks a lead
+            that a tiny encoder needs, which is trained before the model is built.
+    """
+    if arguments.align_steps and arguments.train_condition != "none" and not questions.reports:
+        raise ValueError(f"{questions.name} has no reports for the align stage: give --align_steps 0")
+    if arguments.ablation and not any(row["control"] == "" for row in questions.test):
+        why = " ".join(questions.notes)
+        raise ValueError(
+            f"{questions.name} has no held-out question for the audit: give --ablation false. {why}".strip()
+        )
+    if arguments.encoder not in ENCODERS:
+        return questions
+    config = ENCODERS[arguments.encoder].config()
+    return fitting(questions, FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), arguments.unreadable)
 
 
 def share(
@@ -203,8 +229,9 @@ def share(
 ) -> None:
     """Cache what several runs on these questions need: tiny models, and a frozen encoder's output for `rows` (all)."""
     model, processor = build(arguments, model_args, questions, training_args.seed)
+    questions = fitting(questions, processor.feature_extractor, arguments.unreadable)
     rows = (*questions.reports, *questions.train, *questions.test) if rows is None else rows
-    records = [record for row in rows for record in row["ecgs"]]
+    records = [record for row in rows for record in row["ecgs"] if record in questions.patient_of]
     if (measured := measured_store(arguments, questions)) is not None:
         measured.fill(records)
     if not arguments.train_encoder:

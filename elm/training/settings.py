@@ -14,6 +14,7 @@ from data.support.sentences import Refused
 from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
+from elm.training.base import base_of, refuse_own_folder
 from elm.training.resume import claim_folder, run_settings
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,13 @@ def is_set(variable: str) -> bool:
 
 
 def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Note in `checkpoints/run.json` which run the output folder belongs to. Raises as `claim_folder` does."""
+    """Note in `checkpoints/run.json` which run the output folder belongs to.
+
+    Raises:
+        ValueError: It belongs to another one, or holds the saved model that this one goes on from.
+    """
+    if (base := base_of(model_args)) is not None:
+        refuse_own_folder(base, training_args.output_dir)
     folder = Path(training_args.output_dir) / "checkpoints"
     settings = settings_of_a_run(arguments, training_args, model_args)
     claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
@@ -121,4 +128,5 @@ def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_a
     """All settings without which a checkpoint is one of another run, as JSON knows them."""
     model = {name: value for name, value in dataclasses.asdict(model_args).items() if value is not None}
     data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
-    return run_settings(training_args, _OF_A_RUN, data | model)
+    base = base_of(model_args)  # trained anew, a saved model is another one
+    return run_settings(training_args, _OF_A_RUN, data | model | ({} if base is None else {"base": base.digest}))

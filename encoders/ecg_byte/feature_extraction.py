@@ -1,5 +1,6 @@
 """What a recording becomes before a language model reads it as ECG-Byte's tokens: their numbers, padded."""
 
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,6 +74,11 @@ class EcgByteFeatureExtractor(EcgFeatureExtractor):
     def byte(self) -> EcgByteTokenizer:
         """The tokenizer itself: what tokens look like, and back from tokens to millivolts."""
         return self._byte
+
+    @property
+    def seconds_read(self) -> float:
+        """Seconds that it reads of a longer recording: the tokenizer's."""
+        return self._byte.settings.seconds or math.inf
 
     def features(self, ecg: Ecg) -> Features:
         """`ecg_tokens` int32 `[T]` and `token_mask` bool `[T]` of one recording."""

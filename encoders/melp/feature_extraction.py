@@ -62,6 +62,11 @@ class MelpFeatureExtractor(EcgFeatureExtractor):
         sizes = config.sampling_rate, config.seconds, config.output, config.max_tokens, config.hop
         return cls(*sizes, **extra).with_leads(config)
 
+    @property
+    def seconds_read(self) -> float:
+        """Seconds that it reads of a longer recording: the layout `"cpsc"` fills half of them with zeros."""
+        return self.seconds / 2 if self.layout == "cpsc" else self.seconds
+
     def features(self, ecg: Ecg) -> Features:
         """`ecg_values` float32 `[12, samples]` and `token_mask` bool `[T]` of one recording."""
         length = round(self.seconds * self.sampling_rate)

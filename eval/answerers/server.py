@@ -1,7 +1,7 @@
 """Asks a server: an OpenAI-compatible one that takes ECGs, such as vLLM with our plugin.
 
 An ECG travels as an `audio_url` part, a kind that vLLM's chat API knows and hands on unread, with a `data:` URL of
-`data.wire`. Recordings are altered on this side and sent like any other.
+`data.wire`. Recordings are altered on this side, and their URLs say so: a server refuses other flat lines and noise.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from data.conversations.rows import Message, Row
 from data.ecg import EcgSource
-from data.experiment.conditions import Altered, condition_named
+from data.experiment.conditions import Altered, condition_named, is_altered
 from data.wire import chat_messages
 from data.wire.http import Client, Reply, ServerError
 from eval.answerers.base import question_messages
@@ -162,7 +162,8 @@ class ServerResponder:
 
     def _messages(self, row: Row) -> list[Message]:
         """The question, its recordings in the row's order."""
-        return chat_messages(question_messages(row), (self.source[record] for record in row["ecgs"]))
+        altered = any(map(is_altered, row["ecgs"]))
+        return chat_messages(question_messages(row), (self.source[record] for record in row["ecgs"]), altered)
 
     def _all(self, fn: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """`fn` of all items, in their order, `concurrency` at a time; the first error ends it."""

@@ -63,6 +63,8 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     if settings.cache_dir is not None:
         require_writable(settings.cache_dir, "--cache_dir")
     questions = with_simulated(saved.questions) if questions is None else questions
+    if settings.model.is_dir():
+        questions = saved.fitting(questions)
     rows = sample(questions.test, settings.limit, settings.seed)
     check(questions.name, rows)
     plan = Plan(questions, rows, Key.of(questions), settings.seed)
@@ -71,6 +73,11 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     elif responder is None:
         responder = load_responder(saved, questions, settings.batch_size)
     names, notes = choose_conditions(settings.conditions, settings.full, responder, plan)
+    split = super_classes.folds_of(questions) if settings.limit is None and responder.scores else None
+    if split is not None:
+        cache = saved.arguments.cache_dir if settings.model.is_dir() and saved.digest else None
+        split, left_out = super_classes.readable_part(split, cache)
+        notes += left_out
 
     lines = _answers(plan, responder, names, settings)
     if settings.full and questions.test_reports:
@@ -96,7 +103,7 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     report = dataclasses.replace(
         measure(by_condition(lines), about),
         ladder=_ladder(responder, questions, lines, settings) if settings.full else None,
-        super_classes=_super_classes(responder, questions, settings) if settings.limit is None else None,
+        super_classes=None if split is None else _super_classes(responder, split, settings),
     )
     _write(settings.folder, report, lines, examples(questions, lines, settings.seed))
     return report
@@ -171,10 +178,8 @@ def _ladder(
     return ladder(responder, questions, margins, rows, LadderSettings(settings.draws, settings.seed)) if rows else None
 
 
-def _super_classes(responder: Responder, questions: QuestionSet, settings: AuditSettings) -> SuperClasses | None:
-    """PTB-XL's super-classes beside a plain CNN; None for other recordings, and for who gives no log-probabilities."""
-    if not responder.scores or (split := super_classes.folds_of(questions)) is None:
-        return None
+def _super_classes(responder: Responder, split: super_classes.Split, settings: AuditSettings) -> SuperClasses:
+    """PTB-XL's super-classes beside a plain CNN."""
     ptbxl, train, test = split
     return super_classes.measure(responder, ptbxl, test, (ptbxl, train), draws=settings.draws, seed=settings.seed)
 

@@ -1,7 +1,9 @@
 """PTB-XL's five super-classes: yes/no answers as a classifier's scores, beside a plain CNN on the same items."""
 
 import dataclasses
+import logging
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from data.conversations.rows import QuestionSet, Row
 from data.conversations.super_classes import SUPER_CLASSES, super_class_rows
 from data.corpora.ptbxl import PtbXl
+from data.corpora.verdicts import counted, first_of, read_recordings
 from data.ecg import EcgSource
 from data.experiment.conditions import apply
 from data.experiment.donors import Donor, choose_donors, derangement
@@ -31,10 +34,14 @@ from eval.statistics import (
     robust_interval,
 )
 
+logger = logging.getLogger(__name__)
+
+Split = tuple[PtbXl, list[int], list[int]]  # recordings, and their folds that are trained on and held out
+
 OPTIONS = ["yes", "no"]
 
 
-def folds_of(questions: QuestionSet) -> tuple[PtbXl, list[int], list[int]] | None:
+def folds_of(questions: QuestionSet) -> Split | None:
     """PTB-XL, and its folds that a question set trains on and holds out; None where these overlap."""
     source: EcgSource = questions.source
     ptbxl = source.corpus if isinstance(source, Beside) else source
@@ -45,6 +52,21 @@ def folds_of(questions: QuestionSet) -> tuple[PtbXl, list[int], list[int]] | Non
         for rows in ([*questions.reports, *questions.train], questions.test)
     )
     return None if not train or train & test else (ptbxl, sorted(train), sorted(test))
+
+
+def readable_part(split: Split, cache: Path | str | None) -> tuple[Split, list[str]]:
+    """PTB-XL and its folds without the recordings that cannot be read, and a note on these.
+
+    Super-classes are asked of every record of a fold, those, too, that no question of the set is about.
+    """
+    ptbxl, train, test = split
+    records = [record for record in ptbxl.records if ptbxl.fold_of[record] in (*train, *test)]
+    verdicts = read_recordings(ptbxl, ptbxl.key, records, cache)
+    bad = [record for record, verdict in verdicts.items() if verdict.reason]
+    if not bad:
+        return split, []
+    note = f"Left out of the super-classes: {counted(bad)} of PTB-XL that cannot be read ({first_of(bad)})."
+    return (ptbxl.without(set(bad)), train, test), [note]
 
 
 def measure(
@@ -198,6 +220,11 @@ def run(settings: SuperClassSettings) -> tuple[str, SuperClasses]:
     trained, train_folds, test_folds = split
     recordings = trained if settings.ptbxl is None else PtbXl(settings.ptbxl, trained.rate)
     folds = settings.folds or test_folds
+    cache = saved.arguments.cache_dir if saved.digest else None
+    (trained, *_), left_out = readable_part((trained, train_folds, []), cache)
+    (recordings, *_), more = readable_part((recordings, [], list(folds)), cache)
+    for note in (*left_out, *more):
+        logger.warning("%s", note)
     rows = super_class_rows(recordings, folds)
     questions = dataclasses.replace(questions, source=recordings, source_key=recordings.key, test=rows)
     responder = load_responder(saved, questions, batch_size=256)

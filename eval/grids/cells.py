@@ -16,7 +16,7 @@ from trl import ModelConfig, SFTConfig
 from data.support.parallel import end_with_parent
 from elm.saved.arguments import TRAIN_CONDITIONS, ElmArguments, as_mapping, setting
 from elm.saved.run import questions_for
-from elm.training.run import Run
+from elm.training.run import Run, for_training
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
 from eval.grids.conditions import PUBLISHED
@@ -90,7 +90,7 @@ class Cell:
     def run(self) -> str:
         """Train the model, if it is not there yet, and ask it, if it was not asked; the name of its folder."""
         if not (self.folder / "ablation" / "report.json").exists():
-            questions = questions_for(self.arguments)
+            questions = for_training(self.arguments, questions_for(self.arguments))
             if not (self.folder / "config.json").exists():
                 run = Run.build(self.arguments, self.training_args, self.model_args, questions, log=print)
                 run.align()

@@ -8,6 +8,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Literal
 
+from data.readers.options import ReadOptions
 from data.support.commands import option
 
 PUBLISHED_FOLDS = "1-8/9/10"
@@ -163,7 +164,7 @@ class _ZeroShotModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotSettings(Recordings, _ZeroShotModel):
+class ZeroShotSettings(ReadOptions, Recordings, _ZeroShotModel):
     """Settings of `eval.zero_shot`."""
 
     patients: int = option("patients of the task synthetic, in all folds", default=2000, metavar="N")

@@ -4,6 +4,7 @@ Nothing is fitted (docs/zero_shot.md).
 """
 
 import copy
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,11 @@ from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from data.ecg import EcgSource
-from data.readers import read_ecg
 from data.support.commands import command_of
 from data.support.files import read_json, require_writable
 from data.synthetic import NOISES, VOLTAGES
 from elm.inputs.features import weights_hash
+from elm.inputs.recordings import as_read
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining
 from encoders.melp.files import load_pretraining
 from encoders.melp.pretraining import zero_shot
@@ -30,6 +31,8 @@ from eval.probing.tasks import SYNTHETIC, Task, simulated, task_of
 from eval.probing.transfer import prompts_of, read_prompts, seen_notes
 from eval.probing.vectors import vectors
 from eval.statistics import rounded
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED = "fuyingw/MELP_Encoder"
 NEEDED = (
@@ -59,18 +62,22 @@ def run(settings: ZeroShotSettings) -> Numbers:
     """Load recordings and model, and measure or score.
 
     Raises:
-        ValueError: As `load`, `measure`, `score`, `eval.probing.tasks.load_task` and `data.readers.read_ecg`.
+        ValueError: As `load`, `measure`, `score`, `eval.probing.tasks.load_task`, `data.readers.read_ecg` and
+            `elm.inputs.recordings.as_read`.
         FileNotFoundError: There is no such model or recording.
     """
     require_writable(settings.output, "--output")
-    if settings.task is not None:  # recordings by path are not kept
+    if settings.task is not None:  # recordings by path are kept nowhere
         require_writable(settings.cache_folder, "--cache")
     prompts = read_prompts(settings.prompts) if settings.prompts else None
     loaded = load(settings.model, settings.tokenizer)
     loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     command = {"command": command_of("eval.zero_shot", settings)}
     if settings.task is None:
-        source = {path: read_ecg(path) for path in settings.ecg}
+        ecgs, remarks = as_read([settings.read(path) for path in settings.ecg], loaded.extractor)
+        for remark in remarks:
+            logger.warning(remark)
+        source = {ecg.record_id: ecg for ecg in ecgs}
         with tempfile.TemporaryDirectory() as folder:  # a path may hold another recording tomorrow
             return command | score(loaded, source, "files", list(source), settings.prompt, folder)
     simulation = settings.task == SYNTHETIC

@@ -10,6 +10,7 @@ from gradio.events import Dependency
 
 from data.paper import SECONDS, Paper
 from data.readers.budget import Budget
+from elm.inputs.window import SLACK
 from serve.page.desk import Desk
 from serve.page.session import Session
 from serve.page.talk import QUIET, Talk, Update
@@ -33,15 +34,15 @@ class Place:
                 )
             self.facts = gr.HTML(facts_html(None), elem_classes="facts")
             with gr.Group(visible=False, elem_classes="words") as self.form:
-                gr.HTML("<p>This file holds bare numbers. What are they?</p>")
+                gr.HTML("<p>The file does not say it all. What are its numbers? Leave empty what it says.</p>")
                 with gr.Row():
                     # Not a number field: Gradio's holds a 0 from the start, which stays behind what is typed.
                     self.fs = gr.Textbox(label="Sampling rate (Hz)", max_length=12, min_width=100, elem_classes="rate")
                     self.units = gr.Dropdown(["mV", "uV", "V", "nV"], label="Units", value=None, min_width=100)
-                order = "I II III aVR aVL aVF V1 V2 V3 V4 V5 V6 (empty where a CSV names them)"
+                order = "I II III aVR aVL aVF V1 V2 V3 V4 V5 V6 (- for a signal that is no lead)"
                 self.leads = gr.Textbox(label="Leads in order", placeholder=order, max_length=400, elem_classes="leads")
                 self.read = gr.Button("Read it", size="sm", variant="primary", elem_classes="read")
-            self.start = gr.Slider(0, 1, 0, step=1, label="Shown from second", visible=False)
+            self.start = gr.Slider(0, 1, 0, step=1, label="Shown and asked about from second", visible=False)
             self.paper = gr.HTML(paper_html(None, Paper()), elem_classes="paper")
 
     def wire(self, settings: list[gr.Dropdown], talk: Talk) -> None:
@@ -54,8 +55,12 @@ class Place:
         sent = self.upload.upload(self._on_upload, [self.upload, *settings], [*outputs, *words], **reading)
         self._measure_after(sent, talk)
         self._measure_after(self.read.click(self._on_read, [*words, *settings], outputs, **reading), talk)
-        for change in (*(control.change for control in settings), self.start.release):
-            change(self._on_look, [*settings, self.start], self.paper, **QUIET)
+        for control in settings:
+            control.change(self._on_look, settings, self.paper, **QUIET)
+        moved = self.start.change(
+            self._on_move, [self.start, *settings], [self.facts, self.paper], trigger_mode="always_last", **QUIET
+        )
+        moved.then(talk.after, None, talk.outputs, **QUIET)
 
     def _measure_after(self, event: Dependency, talk: Talk) -> None:
         event.then(talk.after, None, talk.outputs, **QUIET)
@@ -64,13 +69,17 @@ class Place:
     def _changed(self, session: Session, paper: Paper) -> Update:
         """Facts and paper of another recording, from its beginning."""
         recording = session.recordings[self.number]
-        last = recording.ecg.duration - SECONDS if recording is not None else 0.0
+        last = recording.ecg.duration - min(SECONDS, self.desk.seconds) if recording is not None else 0.0
         return {
-            self.facts: facts_html(recording, session.notes[self.number]),
+            self.facts: self._facts(session),
             self.form: gr.update(visible=session.needs_words(self.number)),
-            self.start: gr.update(visible=last >= 1, maximum=max(1, int(last)), value=0),
+            self.start: gr.update(visible=last > SLACK, maximum=max(1, math.ceil(last - SLACK)), value=0),
             self.paper: paper_html(recording, paper),
         }
+
+    def _facts(self, session: Session) -> str:
+        place = self.number
+        return facts_html(session.recordings[place], session.notes[place], session.starts[place], self.desk.seconds)
 
     def _on_example(self, example: int) -> Callable[[str, int, int, gr.Request], Update]:
         def on_example(layout: str, speed: int, gain: int, request: gr.Request) -> Update:
@@ -96,11 +105,18 @@ class Place:
     def _on_measure(self, request: gr.Request) -> str:
         session = self.desk.sessions[request.session_hash]
         recording = session.recordings[self.number]
-        return facts_html(recording.measure() if recording is not None else None, session.notes[self.number])
+        if recording is not None:
+            recording.measure()
+        return self._facts(session)
 
-    def _on_look(self, layout: str, speed: int, gain: int, start: float, request: gr.Request) -> str:
-        recording = self.desk.sessions[request.session_hash].recordings[self.number]
-        return paper_html(recording, Paper(layout, speed, gain), start)
+    def _on_look(self, layout: str, speed: int, gain: int, request: gr.Request) -> str:
+        session = self.desk.sessions[request.session_hash]
+        return paper_html(session.recordings[self.number], Paper(layout, speed, gain), session.starts[self.number])
+
+    def _on_move(self, start: float, layout: str, speed: int, gain: int, request: gr.Request) -> Update:
+        session = self.desk.sessions[request.session_hash]
+        self.desk.look(session, self.number, start)
+        return {self.facts: self._facts(session), self.paper: self._on_look(layout, speed, gain, request)}
 
 
 def number(words: str) -> float | None:

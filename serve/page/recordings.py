@@ -1,22 +1,24 @@
-"""Recordings on the page: what is measured in them, what is wrong with them, and the ones the page brings along."""
+"""Recordings on the page: what is measured in them, which seconds are asked about, and the ones it brings along."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.ecg import LEADS, Ecg
+from data.ecg import Ecg
 from data.measure import Measurements, measure
-from data.paper import SECONDS
+from data.quality import require_readable
 from data.readers import read_ecg
 from data.synthetic import SyntheticCohort, categories, findings
+from elm.inputs.window import read_window
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 3
-_FLAT = 0.01  # mV between the highest and the lowest sample of a lead
-_PLATEAU = 0.02  # s at the very same extreme value
 
 
 @dataclass
@@ -38,34 +40,10 @@ class Recording:
         return self
 
 
-def remarks(ecg: Ecg) -> list[str]:
-    """Sentences about what is wrong with the signal; none where nothing is.
-
-    They name leads that are missing, flat (less than 0.01 mV from top to bottom), or cut off: 20 ms or more at the very
-    same extreme value.
-    """
-    rows = {lead.removeprefix("-"): row for lead, row in zip(ecg.leads, ecg.signal, strict=True)}
-    flat = [lead for lead, row in rows.items() if np.ptp(row) < _FLAT]
-    cut = [lead for lead, row in rows.items() if lead not in flat and _is_cut(row, max(5, round(_PLATEAU * ecg.fs)))]
-    sentences = []
-    if missing := [lead for lead in LEADS if lead not in rows]:
-        sentences.append(f"Not recorded: {', '.join(missing)}.")
-    if flat:
-        sentences.append(f"Flat: {', '.join(flat)}.")
-    if cut:
-        sentences.append(f"Cut off at the top or the bottom: {', '.join(cut)}. Amplitudes are too small there.")
-    if ecg.duration < SECONDS - 0.05:
-        sentences.append(f"Only {ecg.duration:.3g} s long.")
-    return sentences
-
-
-def _is_cut(row: np.ndarray, least: int) -> bool:
-    """Whether a lead `[samples]` stays at its highest or lowest value for at least so many samples."""
-    for extreme in (row.max(), row.min()):
-        ends = np.flatnonzero(np.diff(row == extreme, prepend=False, append=False)).reshape(-1, 2)
-        if (ends[:, 1] - ends[:, 0]).max() >= least:
-            return True
-    return False
+def window(ecg: Ecg, seconds: float, start: float) -> tuple[Ecg, str]:
+    """The seconds a model reads that begin at `start`, or the last ones; and a sentence where there are others."""
+    last = max(0.0, ecg.duration - seconds)
+    return read_window(ecg, seconds, min(start, last), "the slider chooses others")
 
 
 def _kinds(measured: Measurements | None) -> dict[str, str]:
@@ -102,8 +80,7 @@ class Shelf:
             Recording(cohort[record], f"simulated patient {int(cohort.patient_of[record][1:])}: {finding}")
             for finding, record in _one_of_each(cohort).items()
         ]
-        paths = sorted((folder / "examples").glob("*.hea")) if folder is not None else []
-        saved = [Recording(read_ecg(path), f"record {path.stem}") for path in paths]
+        saved = [] if folder is None else list(_saved(folder / "examples"))
         self.examples = (saved or simulated)[:EXAMPLES]
         self.donors = [*saved, *simulated]
 
@@ -117,6 +94,20 @@ class Shelf:
         barred = [*taken, instead_of]
         candidates = [donor for donor in self.donors if not any(_same(donor.ecg, other.ecg) for other in barred)]
         return max(candidates, key=lambda donor: unlike(instead_of.measure().measured, donor.measure().measured))
+
+
+def _saved(folder: Path) -> Iterator[Recording]:
+    """The recordings in a folder, without those that cannot be read: they only decorate the page."""
+    for path in sorted(folder.glob("*.[hH][eE][aA]")):
+        try:
+            if path.name.startswith("."):
+                raise ValueError("a hidden file is no recording")
+            ecg = read_ecg(path, nan="interpolate")
+            require_readable(ecg)
+        except (ValueError, OSError) as error:
+            logger.warning("the example %s is left out: %s", path, error)
+        else:
+            yield Recording(ecg, f"record {path.stem}")
 
 
 def _same(one: Ecg, other: Ecg) -> bool:

@@ -1,5 +1,7 @@
 """A visitor's recordings and conversation: in memory alone, until the page is closed."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,19 +42,22 @@ class Turn:
 
     question: str
     answer: Answer
-    history: list[tuple[str, str]]  # earlier turns that the model was asked with
+    history: list[Turn]  # earlier turns that the model was asked with
+    forgotten: bool = False  # whether later questions are asked without it, as the conversation has become too long
     columns: dict[str, Answer] = field(default_factory=dict)  # by condition; "real" where the first had a history
 
 
 @dataclass
 class Session:
-    """State of one visitor's page; recordings, notes and waiting have one entry for each of the two places."""
+    """State of one visitor's page; what is a list has one entry for each of the two places, turns excepted."""
 
     recordings: list[Recording | None] = field(default_factory=lambda: [None, None])
+    starts: list[float] = field(default_factory=lambda: [0.0, 0.0])  # s, the first that is shown and asked about
     compare: bool = False  # whether questions are about both
     notes: list[str] = field(default_factory=lambda: ["", ""])  # why an upload was not read
-    waiting: list[list[tuple[str, bytes]]] = field(default_factory=lambda: [[], []])  # files of bare numbers
-    turns: list[Turn] = field(default_factory=list)  # the conversation about these recordings; others begin another
+    waiting: list[list[tuple[str, bytes]]] = field(default_factory=lambda: [[], []])  # files that do not say it all
+    turns: list[Turn] = field(default_factory=list)  # the conversation about these seconds; others begin another
+    dropped: int = 0  # turns of it that were before those
     stop: Event = field(default_factory=Event)  # ends the answer that is being given
     busy: Lock = field(default_factory=Lock)  # held while one is
 
@@ -62,15 +67,23 @@ class Session:
 
     def put(self, place: int, recording: Recording | None) -> None:
         """Lay a recording on the desk; the conversation about the one before is over."""
-        self.stop.set()
-        self.recordings[place] = recording
+        self.recordings[place], self.starts[place] = recording, 0.0
         self.waiting[place], self.notes[place] = [], ""
-        self.turns = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin another conversation."""
+        self.stop.set()
+        self.turns, self.dropped = [], 0
+
+    def forgotten(self) -> int:
+        """Number of questions, from the first on, that are no longer part of the conversation."""
+        last = max((i for i, turn in enumerate(self.turns, start=1) if turn.forgotten), default=0)
+        return self.dropped + last
 
     def needs_words(self, place: int) -> bool:
-        """Whether the files that wait are bare numbers: their sender must say rate, units and leads."""
-        files = self.waiting[place]
-        return len(files) == 1 and files[0][0].lower().endswith((".npy", ".csv"))
+        """Whether files wait for their sender to say what they do not: rate, units or leads."""
+        return bool(self.waiting[place])
 
     def can_ask_again(self) -> bool:
         """Whether there is a finished answer about the recordings on the desk."""

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from data.support.commands import option
+from serve.serving.port import require_port
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +13,7 @@ class Settings:
     """Settings of the chat page.
 
     Raises:
-        ValueError: Not exactly one of model and server, or others can reach the page without a password.
+        ValueError: Not exactly one of model and server, no port, or others can reach the page without a password.
     """
 
     model: str | None = option("folder of a trained model, or its hub id", default=None, parse=os.path.expanduser)
@@ -26,6 +27,7 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.server is None):
             raise ValueError("one of --model and --server is required, and not both")
+        require_port(self.port)
         if not is_local(self.host) and not self.password:
             raise ValueError(
                 f"--host {self.host} lets others reach the page: give a --password as well, or leave --host out (the "

@@ -8,9 +8,12 @@ import html
 import logging
 from pathlib import Path
 
+from data.ecg import Ecg
 from data.paper import SECONDS, Paper
+from data.quality import signal_quality
+from elm.inputs.window import SLACK
 from elm.saved.audit import AuditSummary
-from serve.page.recordings import Recording, remarks
+from serve.page.recordings import Recording, window
 from serve.page.session import Answer, Session, Turn, meaning
 
 logger = logging.getLogger(__name__)
@@ -72,14 +75,33 @@ def _audit(folder: Path | None, digest: str) -> str:
     return f'<p class="ecg-audit">Does it read the ECG? {verdict}</p>'
 
 
-def facts_html(recording: Recording | None, note: str = "") -> str:
-    """Name, measurements and quality of a recording, or why there is none."""
+def facts_html(recording: Recording | None, note: str = "", start: float = 0.0, seconds: float = SECONDS) -> str:
+    """Name, measurements and quality of a recording, or why there is none; a model reads `seconds` from `start` on."""
     if recording is None:
         return _problem(note) or _p("hint", "Choose an example, or upload an ECG.")
     ecg, name = recording.ecg, text(recording.name[:1].upper() + recording.name[1:])
     about = f"{ecg.duration:.3g} s, {ecg.fs:g} Hz, {len(ecg.leads)} leads"
     title = f'<p class="ecg-title"><b>{name}</b> <span>{about}</span></p>'
-    return "".join([_problem(note), title, _measured(recording), *(_p("note", words) for words in remarks(ecg))])
+    _, span = window(ecg, seconds, start)
+    shown, _ = window(ecg, max(seconds, SECONDS), start)
+    measured = "" if recording.measured is None else recording.measured.reason
+    quality = signal_quality(shown)
+    wrong = [words for words in quality.notes if words not in measured]
+    if quality.grade == "unreadable":
+        wrong = [f"No model can read this recording: {quality}"]
+    notes = [span, *_left_out(ecg), *wrong]
+    return "".join([_problem(note), title, _measured(recording), *(_p("note", words) for words in notes if words)])
+
+
+def _left_out(ecg: Ecg) -> list[str]:
+    """Sentences about what was in an upload beside the recording."""
+    sentences = []
+    if count := len(ecg.meta.get("other_signals", ())):
+        sentences.append(f"{count} of the file's signals {'is' if count == 1 else 'are'} no ECG lead, and left out.")
+    if count := ecg.meta.get("files_left_out", 0):
+        one = count == 1
+        sentences.append(f"{count} file{' is' if one else 's are'} no part of the record, and left out.")
+    return sentences
 
 
 def _measured(recording: Recording) -> str:
@@ -95,7 +117,9 @@ def _measured(recording: Recording) -> str:
         for name, value, unit in values
     )
     poor = _p("note", f"Measured with doubt: {m.reason}.") if m.quality == "poor" else ""
-    by = _p("quiet", "Measured in the signal by an algorithm, not by the model.")
+    seconds = recording.ecg.duration
+    where = f"all {seconds:.3g} s of " if seconds > SECONDS + SLACK else ""
+    by = _p("quiet", f"Measured in {where}the signal by an algorithm, not by the model.")
     return f'<dl class="ecg-facts">{items}</dl>{by}{poor}'
 
 
@@ -125,6 +149,9 @@ def chat_html(session: Session, note: str = "") -> str:
     if not turns:
         about = "both ECGs" if session.compare else "the ECG"
         turns = _p("hint", f"Ask anything about {about}, or choose a question below.")
+    if count := session.forgotten():
+        which = "The first question is" if count == 1 else f"The first {count} questions are"
+        turns = _p("note", f"{which} no longer part of the conversation: it has become too long.") + turns
     answers = [answer for turn in session.turns for answer in (turn.answer, *turn.columns.values())]
     # Busy until all answers are finished: screen readers would begin anew with every word.
     busy = "true" if any(answer.state == "asking" for answer in answers) else "false"

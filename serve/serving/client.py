@@ -1,6 +1,6 @@
 """The chat client: questions about recordings as requests to a server, and its replies as answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +9,12 @@ from data.conversations.rows import Message, assistant, user
 from data.ecg import Ecg
 from data.wire import chat_messages
 from data.wire.http import Client, Reply
+from serve.vllm_plugin.notes import FIELD
 
 HEADER = "X-Ecg-Model"  # NAME=HASH of every model that is served, with commas between
 _CHAT, _MODELS = "/v1/chat/completions", "/v1/models"
 
+Notes = tuple[tuple[str, ...], ...]  # sentences about each recording, in order: what is wrong with it
 Turns = Sequence[tuple[str, str]]  # earlier questions about the same recordings, each with its answer
 
 
@@ -34,6 +36,47 @@ class Answer:
     cut: bool  # whether the answer was longer than `max_tokens`
     prompt_tokens: int  # of the conversation, ECGs included
     tokens: int  # of the answer
+    notes: Notes = ()  # on the recordings; empty where the server says nothing of any of them
+
+
+class Pieces:
+    """Pieces of an answer as they come.
+
+    Attributes:
+        notes: Sentences about each recording, as in `Answer`, once the first piece is here.
+    """
+
+    def __init__(self, events: Generator[Reply, None, None]) -> None:
+        self._notes: list[Notes] = []
+        self._pieces = _pieces(events, self._notes)
+
+    @property
+    def notes(self) -> Notes:
+        """Sentences about each recording, once the first piece is here."""
+        return self._notes[0] if self._notes else ()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Close the connection, on which the server stops working on the answer."""
+        self._pieces.close()
+
+
+def _pieces(events: Generator[Reply, None, None], notes: list[Notes]) -> Generator[str, None, None]:
+    with closing(events):
+        for event in events:
+            if FIELD in event.value:
+                notes.append(_notes(event))
+            if event.at("choices") and (piece := event.at("choices", 0, "delta").get("content")):
+                yield piece
+
+
+def _notes(reply: Reply) -> Notes:
+    return tuple(tuple(map(str, sentences)) for sentences in reply.value.get(FIELD, ()))
 
 
 class EcgChat:
@@ -90,20 +133,18 @@ class EcgChat:
         reply = self._client.json(_CHAT, self._body(ecgs, question, history, max_tokens))
         prompt_tokens, tokens = (int(reply.at("usage", name)) for name in ("prompt_tokens", "completion_tokens"))
         text, cut = reply.at("choices", 0, "message", "content"), reply.at("choices", 0, "finish_reason") == "length"
-        return Answer((text or "").strip(), self.model, self._hash(reply), cut, prompt_tokens, tokens)
+        answer = (text or "").strip()
+        return Answer(answer, self.model, self._hash(reply), cut, prompt_tokens, tokens, _notes(reply))
 
     def stream(
         self, ecgs: Ecg | Sequence[Ecg], question: str, history: Turns = (), max_tokens: int | None = None
-    ) -> Iterator[str]:
+    ) -> Pieces:
         """Pieces of the answer as they come; arguments and errors are those of `ask`.
 
-        Closing the generator (`close()`, or leaving the loop and dropping it) closes the connection, on which the
-        server stops working on the answer.
+        Closing them (`close()`, or leaving the loop and dropping them) closes the connection, on which the server
+        stops working on the answer.
         """
-        with closing(self._client.events(_CHAT, self._body(ecgs, question, history, max_tokens))) as events:
-            for event in events:
-                if event.at("choices") and (piece := event.at("choices", 0, "delta").get("content")):
-                    yield piece
+        return Pieces(self._client.events(_CHAT, self._body(ecgs, question, history, max_tokens)))
 
     def _body(
         self, ecgs: Ecg | Sequence[Ecg], question: str, history: Turns, max_tokens: int | None

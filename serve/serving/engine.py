@@ -4,6 +4,8 @@ They stream an answer in pieces, and end the work when they are told to stop or 
 only looks away would leave the model busy for the next person.
 """
 
+import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from queue import Empty, SimpleQueue
@@ -11,15 +13,24 @@ from threading import Event, Thread
 from typing import Protocol
 
 from data.ecg import Ecg
+from data.wire.http import ServerError
 from serve.serving.client import EcgChat, Turns
 
+logger = logging.getLogger(__name__)
+
 LOOK = 0.1  # s between two looks at whether to stop
+# How vLLM, and the server's plugin, begin to say that a conversation is too long.
+_LENGTH = re.compile(r"context length|maximum (model|input) length|max_model_len|characters of text, more than")
 
 Put, Over = Callable[[str], None], Callable[[], bool]
 
 
+class TooLong(ValueError):
+    """The model cannot read so long a conversation; raised before the first piece of an answer."""
+
+
 class Engine(Protocol):
-    """Answers questions about recordings."""
+    """Answers questions about recordings. One that knows how many seconds its model reads says it as `seconds`."""
 
     name: str  # of the model, on the page
     digest: str  # tells one training of it from another; empty where it is not known
@@ -36,7 +47,8 @@ class Engine(Protocol):
             stop: Set by anybody, ends the answer and the work on it. So does closing the generator.
 
         Raises:
-            ValueError: The model cannot take these recordings, or so long a conversation; says why.
+            TooLong: The conversation is too long.
+            ValueError: The model cannot take these recordings; says why.
             RuntimeError: The server failed, or cannot be reached; says what to do.
         """
         ...
@@ -85,10 +97,23 @@ class RemoteEngine:
         """See `Engine`. Stopping closes the connection, on which the server stops working on the answer."""
 
         def produce(put: Put, over: Over) -> None:
-            with closing(self._chat.stream(ecgs, question, history)) as pieces:
-                for piece in pieces:
-                    if over():
-                        return
-                    put(piece)
+            try:
+                with closing(self._chat.stream(ecgs, question, history)) as pieces:
+                    for piece in pieces:
+                        if over():
+                            return
+                        put(piece)
+            except ServerError as error:
+                raise _to_visitor(error) from error
 
         return streamed(produce, stop)
+
+
+def _to_visitor(error: ServerError) -> Exception:
+    """The error as it is said to somebody who has not started the server."""
+    if error.status == 400 and _LENGTH.search(str(error)):
+        return TooLong("the question is too long for this model: shorten it")
+    if error.status is None and "no answer:" in str(error):
+        logger.warning("%s", error)
+        return ServerError("there is no answer. Is the server running? Whoever runs this page can start it.")
+    return error

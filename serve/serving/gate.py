@@ -1,4 +1,4 @@
-"""A gate in front of vLLM's HTTP server: few paths, the key, a limit of bytes, and the models' hashes.
+"""A gate in front of vLLM's HTTP server: few paths, the key, a limit of bytes, the models' hashes, notes on ECGs.
 
 vLLM's own key guards only what begins with /v1, and its server has paths that load weights, pause the engine or answer
 without a key. Behind the gate, paths that are not listed do not exist, and all but /health ask for the key.
@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serve.serving.client import HEADER
+from serve.serving.noted import Noted
+from serve.vllm_plugin.notes import collect
 
 API_KEY = "ECG_API_KEY"  # names in the environment
 MODELS = "ECG_SERVED_MODELS"
@@ -131,7 +133,7 @@ class Gate:
         whole: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
         headers = [(name, value) for name, value in scope["headers"] if name.lower() in HEADERS]
         headers.append((b"content-length", str(len(body)).encode()))
-        await self.app({**scope, "headers": headers}, received, named)
+        await self.app({**scope, "headers": headers}, received, Noted(named, collect()))
 
     async def _body(self, receive: Receive, keep: bool) -> bytes | None:
         """The body, read within the limit; None where the client hangs up before the end, and nobody waits for a reply.

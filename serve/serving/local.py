@@ -9,9 +9,12 @@ from transformers import PreTrainedModel, StoppingCriteriaList, TextStreamer
 
 from data.ecg import Ecg
 from elm import ElmProcessor
+from elm.inputs.window import seconds_read
 from elm.saved.run import SavedRun
 from serve.serving.client import Turns, conversation
-from serve.serving.engine import LOOK, Over, Put, streamed
+from serve.serving.engine import LOOK, Over, Put, TooLong, streamed
+
+ROOM = 8  # part of the model's positions that is kept free for an answer: one in so many
 
 
 class LocalEngine:
@@ -31,6 +34,7 @@ class LocalEngine:
             loaded, self.digest = (saved.model, saved.processor), saved.digest
             loaded[0].to("cuda" if torch.cuda.is_available() else "cpu")
         self._model, self._processor = loaded
+        self.seconds = seconds_read(self._processor)
         self._lock = Lock()
 
     def stream(
@@ -59,12 +63,31 @@ class LocalEngine:
         def stopped(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
             return torch.full((len(ids),), over(), dtype=torch.bool, device=ids.device)
 
-        messages = conversation(len(ecgs), question, history)
-        inputs = self._processor(messages, ecgs or None, add_generation_prompt=True)
+        inputs = self._processor(conversation(len(ecgs), question, history), ecgs or None, add_generation_prompt=True)
+        new = self._room(int(inputs["input_ids"].shape[1]), question)
         inputs = inputs.to(self._model.device, self._model.dtype)  # casts the signal, not the ids
         with torch.inference_mode():
             streamer = Pieces(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-            greedy = {"do_sample": False, "max_new_tokens": self.max_new_tokens}
+            greedy = {"do_sample": False, "max_new_tokens": new}
             self._model.generate(
                 **inputs, **greedy, streamer=streamer, stopping_criteria=StoppingCriteriaList([stopped])
             )
+
+    def _room(self, prompt: int, question: str) -> int:
+        """Tokens that an answer may have after a prompt of so many, which ends with the question.
+
+        Raises:
+            TooLong: There is hardly any room for an answer.
+        """
+        text = self._model.config.get_text_config()
+        most = vars(text).get(text.attribute_map.get("max_position_embeddings", "max_position_embeddings"))
+        if most is None:
+            return self.max_new_tokens
+        over = prompt + min(self.max_new_tokens, most // ROOM) - most
+        if over <= 0:
+            return min(self.max_new_tokens, int(most) - prompt)
+        words = len(self._processor.tokenizer(question, add_special_tokens=False)["input_ids"])
+        if over >= words:
+            raise TooLong("the ECG alone is too long for this model, whatever is asked")
+        shorter = int(len(question) * (1 - over / words)) // 10 * 10
+        raise TooLong(f"the question is too long for this model: shorten it to about {max(shorter, 10)} characters")

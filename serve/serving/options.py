@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.support.files import read_json
 from elm.model.configuration import ElmConfig
+from elm.saved.check import require_model
 from elm.saved.folder import resolve
 from elm.saved.run import SavedRun
 from serve.serving.gate import API_KEY, MAX_BYTES, MODELS
@@ -27,11 +28,11 @@ def options(settings: Settings, on_cpu: bool) -> tuple[list[str], dict[str, str]
 
     Raises:
         FileNotFoundError: The model is no saved one, and no hub id of one that can be reached.
-        ValueError: The model knows no ECGs, its name is unfit, or an adapter cannot be served.
+        ValueError: The model knows no ECGs, one of its files is damaged, its name is unfit, or an adapter cannot be
+            served.
     """
     folder = resolve(settings.model).resolve()
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{settings.model} is no saved model: it has no config.json")
+    require_model(folder, settings.model)
     config = ElmConfig.of_folder(folder)
     if on_cpu:
         _require_attention(config, settings.model)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.support.commands import option
+from serve.serving.port import require_port
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LENGTH = 8192  # tokens of a conversation, where a model can read more
@@ -16,7 +17,7 @@ class Settings:
     """Settings of the server.
 
     Raises:
-        ValueError: Other machines are let in without a key, or a number is not positive.
+        ValueError: Other machines are let in without a key, there is no such port, or a number is not positive.
     """
 
     model: str = option("folder of a trained model, or its hub id", parse=os.path.expanduser)
@@ -42,6 +43,7 @@ class Settings:
                 f"--host {self.host} lets other machines in: give a key that they must show (--api_key, or ECG_API_KEY "
                 "in the environment)"
             )
-        for name in ("port", "max_ecgs", "max_tokens", "tensor_parallel"):
+        require_port(self.port)
+        for name in ("max_ecgs", "max_tokens", "tensor_parallel"):
             if vars(self)[name] < 1:
                 raise ValueError(f"--{name} must be positive, got {vars(self)[name]}")

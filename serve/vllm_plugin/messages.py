@@ -11,12 +11,16 @@ nothing is ever fetched from anywhere. A `uuid` beside it is not read: a recordi
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from data.conversations.rows import Message, Part
-from data.ecg import Ecg
-from data.wire import MEDIA_TYPE, from_wire
+from data.ecg import LEADS, Ecg
+from data.quality import require_readable, signal_quality
+from data.wire import ALTERED_URL, URL, from_wire
+from elm.inputs.window import read_window
+from serve.vllm_plugin.notes import Notes
 
 ROLES = ("system", "user", "assistant")
 MAX_BYTES = 16 * 2**20  # of an ECG in a request: ten minutes of twelve leads at 250 Hz
@@ -24,7 +28,7 @@ MAX_SECONDS = 600.0  # a recording is resampled whole before its first seconds a
 MAX_MILLIVOLTS = 1000.0  # from there on float32 overflows inside encoders, and the answer would be a row of one token
 MAX_VALUES = 1000  # of its JSON: small ones take many times their size in memory
 MAX_SENTENCE = 500  # characters
-_PREFIX = f"data:{MEDIA_TYPE};base64,"
+_ALTERED = "altered"  # in `Ecg.meta`: an experiment made it
 
 
 def read_messages(messages: Sequence[Mapping[str, object]]) -> tuple[list[Message], list[Ecg]]:
@@ -65,23 +69,24 @@ def _parts(content: object, where: str, ecgs: list[Ecg]) -> list[Part]:
         else:
             raise ValueError(
                 f"{place}: a part must be text ({{'type': 'text', 'text': ...}}) or an ECG ({{'type': 'audio_url', "
-                f"'audio_url': {{'url': '{_PREFIX}...'}}}}), got one of type {kind!r}"
+                f"'audio_url': {{'url': '{URL}...'}}}}), got one of type {kind!r}"
             )
     return parts
 
 
 def _from_url(url: object, where: str) -> Ecg:
-    if not isinstance(url, str) or not url.startswith(_PREFIX):
+    altered = isinstance(url, str) and url.startswith(ALTERED_URL)
+    if not isinstance(url, str) or not (altered or url.startswith(URL)):
         shown = repr(url[:40]) if isinstance(url, str) else type(url).__name__
-        raise ValueError(f"{where}: an ECG must be sent as a URL that begins with '{_PREFIX}', got {shown}")
+        raise ValueError(f"{where}: an ECG must be sent as a URL that begins with '{URL}', got {shown}")
     if len(url) > MAX_BYTES:
         size, most = len(url) / 2**20, MAX_BYTES / 2**20
         raise ValueError(f"{where}: the ECG has {size:.1f} MiB, more than {most:g}: send a shorter one")
     try:
-        wire = base64.b64decode(url[len(_PREFIX) :], validate=True)
+        wire = base64.b64decode(url[len(ALTERED_URL if altered else URL) :], validate=True)
         if sum(map(wire.count, (b",", b"[", b"{"))) > MAX_VALUES:
             raise ValueError(f"the ECG has more than {MAX_VALUES} fields and leads")
-        return checked(from_wire(wire))
+        return checked(replace(from_wire(wire), meta={_ALTERED: altered}))
     except binascii.Error as error:
         raise ValueError(f"{where}: the ECG is not base64: {error}") from error
     except ValueError as error:
@@ -97,12 +102,29 @@ def checked(ecg: Ecg) -> Ecg:
     """The recording, if a model can be asked about it.
 
     Raises:
-        ValueError: It is not finite, not in the range of millivolts, or too long.
+        ValueError: It is not finite, too long, nothing can be read in it, which an experiment may mean, or a spike is
+            beyond what encoders compute.
     """
     if not np.isfinite(ecg.signal).all():
         raise ValueError("the ECG has samples that are not finite (NaN or infinite)")
-    if (most := float(np.abs(ecg.signal).max())) > MAX_MILLIVOLTS:
-        raise ValueError(f"the ECG reaches {most:g} mV, more than {MAX_MILLIVOLTS:g}: are its units right?")
     if ecg.duration > MAX_SECONDS:
         raise ValueError(f"the ECG lasts {ecg.duration:g} s, more than {MAX_SECONDS:g}: send a part of it")
+    if not ecg.meta.get(_ALTERED):
+        require_readable(ecg)
+    if (most := float(np.abs(ecg.signal).max())) > MAX_MILLIVOLTS:
+        raise ValueError(f"the ECG reaches {most:g} mV, more than {MAX_MILLIVOLTS:g}: are its units right?")
     return ecg
+
+
+def notes_on(ecgs: Sequence[Ecg], seconds: float) -> Notes:
+    """Sentences about each recording, of which a model reads so many seconds: what is wrong, and what is not read."""
+    spans = [read_window(ecg, seconds)[1] for ecg in ecgs]
+    return [[*signal_quality(ecg).notes, *filter(None, [span])] for ecg, span in zip(ecgs, spans)]
+
+
+def example(seconds: float) -> Ecg:
+    """A recording to start vLLM with: two beats per second, so that an encoder that looks for beats finds some."""
+    fs = 500
+    time = np.arange(round(fs * max(1.0, seconds))) / fs
+    beats = np.exp(-(((time % 0.5 - 0.25) / 0.01) ** 2)) + 0.1 * np.sin(4 * np.pi * time)
+    return Ecg(np.tile(beats, (len(LEADS), 1)), fs, LEADS)

@@ -6,7 +6,6 @@ content: samples, rate and leads.
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from transformers import BatchFeature
 from vllm.config.multimodal import BaseDummyOptions
 from vllm.exceptions import VLLMValidationError
@@ -22,9 +21,9 @@ from vllm.multimodal.processing import (
     TimingContext,
 )
 
-from data.ecg import LEADS, Ecg
+from data.ecg import Ecg
 from elm import ElmConfig, ElmProcessor
-from serve.vllm_plugin.messages import checked, refused
+from serve.vllm_plugin.messages import checked, example, refused
 from serve.vllm_plugin.settings import processor_of
 
 
@@ -97,11 +96,9 @@ class ElmDummyInputs(BaseDummyInputsBuilder[ElmProcessingInfo]):
     def get_dummy_mm_data(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, BaseDummyOptions]
     ) -> dict[str, list[Ecg]]:
-        """Two beats per second in all leads, so that an encoder that looks for beats finds some."""
-        fs, seconds = 500, float(vars(self.info.get_hf_config().encoder_config).get("seconds", 10.0))
-        phase = np.arange(round(fs * seconds)) / fs % 0.5 - 0.25
-        beats = np.exp(-((phase / 0.01) ** 2), dtype=np.float32)
-        return {"ecg": [Ecg(np.tile(beats, (len(LEADS), 1)), fs, LEADS)] * mm_counts.get("ecg", 0)}
+        """As many recordings as long as the model reads."""
+        seconds = float(vars(self.info.get_hf_config().encoder_config).get("seconds", 10.0))
+        return {"ecg": [example(seconds)] * mm_counts.get("ecg", 0)}
 
 
 class ElmMultiModalProcessor(BaseMultiModalProcessor[ElmProcessingInfo]):

@@ -19,7 +19,9 @@ from vllm.utils.async_utils import make_async
 from data.conversations.rows import Message
 from data.ecg import Ecg
 from data.measure import measure
-from serve.vllm_plugin.messages import read_messages, refused
+from elm.inputs.window import seconds_read
+from serve.vllm_plugin.messages import notes_on, read_messages, refused
+from serve.vllm_plugin.notes import Notes, note
 from serve.vllm_plugin.settings import processor_of
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class ElmRenderer(HfRenderer):
         self.processor = processor_of(config.model_config)
         self._max_tokens = int(config.model_config.max_model_len)
         self._lock = Lock()  # a tokenizer serves one thread at a time
-        self._render_async = make_async(self.render_messages, executor=self._executor)
+        self._render_async = make_async(self._noted, executor=self._executor)
 
     def render_messages(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> Rendered:
         """The conversation, and its prompt: token ids with one placeholder per ECG, and the ECGs.
@@ -55,16 +57,24 @@ class ElmRenderer(HfRenderer):
         Raises:
             VLLMValidationError: The request is not understood; answered with status 400.
         """
+        rendered, notes = self._noted(messages, params)
+        note(notes)
+        return rendered
+
+    async def render_messages_async(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> Rendered:
+        """`render_messages` in another thread: reading and measuring ECGs takes time."""
+        rendered, notes = await self._render_async(messages, params)
+        note(notes)  # back in the task of the request
+        return rendered
+
+    def _noted(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> tuple[Rendered, Notes]:
+        """The conversation with its prompt, and what is wrong with its ECGs."""
         try:
             return self._rendered(messages, params)
         except ValueError as error:
             raise VLLMValidationError(refused(error), parameter="messages") from error
 
-    async def render_messages_async(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> Rendered:
-        """`render_messages` in another thread: reading and measuring ECGs takes time."""
-        return await self._render_async(messages, params)
-
-    def _rendered(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> Rendered:
+    def _rendered(self, messages: list[ChatCompletionMessageParam], params: ChatParams) -> tuple[Rendered, Notes]:
         if params.chat_template is not None:
             raise ValueError("a chat template must not be given: the model reads the one it was trained with")
         settings = params.get_apply_chat_template_kwargs()
@@ -76,7 +86,8 @@ class ElmRenderer(HfRenderer):
         if (length := sum(len(m["content"]) for m in texts)) > (most := CHARACTERS * self._max_tokens):
             raise ValueError(f"the conversation has {length} characters of text, more than {most}")
         ids = self._ids(conversation, ecgs, bool(settings.get("add_generation_prompt", True)))
-        return cast("Rendered", (texts, {"prompt_token_ids": ids, _RENDERED: True, **self._data(ecgs)}))
+        prompt = {"prompt_token_ids": ids, _RENDERED: True, **self._data(ecgs)}
+        return cast("Rendered", (texts, prompt)), notes_on(ecgs, seconds_read(self.processor))
 
     def _check_count(self, ecgs: int) -> None:
         self.get_mm_processor().info.validate_num_items("ecg", ecgs)

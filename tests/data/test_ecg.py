@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.ecg import LEADS, Ecg, canonical_lead
+from data.ecg import LEADS, Ecg, canonical_lead, split_unit
 
 quick = settings(deadline=None, max_examples=40)
 ALL = (*LEADS, "VX", "VY", "VZ", "V3R", "V4R", "V7", "V8", "V9")
@@ -34,10 +34,68 @@ def test_every_spelling_of_a_lead_is_its_canonical_name(pair):
     assert canonical_lead(canonical_lead(spelling)) == name
 
 
-@pytest.mark.parametrize("name", ["", "-", "--I", "aVX", "V10", "VII", "lead I", "MLII"])
+# What files call leads, beside the canonical names in any case: `{}` is the name.
+WRITTEN = [
+    "Lead {}", "lead_{}", "LEAD-{}", "lead{}", "ECG {}", "ECG_{}", "EKG {}", "ecg lead {}", "ECG-Lead {}", 
+    "MDC_ECG_LEAD_{}", "ECG - {}",
+    "{} (mV)", "{} [uV]", "{}(µV)", "{} ( nV )", "{}_mV", "{} uV", '"{}"', "'{}'", "# {}", "\ufeff{}",
+    "Lead {} (V)", " {}\r",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_what_files_write_around_a_name_is_no_part_of_it(written):
+    for name in ALL:
+        for spelling in (name, name.upper(), name.lower()):
+            assert canonical_lead(written.format(spelling)) == name
+
+
+OTHER_NAMES = {
+    "I": ["DI", "D1", "di", "L1", "Lead L1", "D I"],
+    "II": ["DII", "D2", "L2", "L2 (mV)"],
+    "III": ["DIII", "D3", "l3"],
+    "aVR": ["a VR", "aV R", "AV R", "a_VR", "a V R", "MDC_ECG_LEAD_AVR"],
+    "-aVR": ["-AVR", "- aVR", "Lead -aVR", "-Lead aVR", "-aVR (mV)"],
+    "V1": ["C1", "V 1", "V_1", "ECG C1", "c1"],
+    "V6": ["C6", "v 6"],
+    "V3R": ["V 3R", "v3r"],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_other_names_of_the_same_electrodes(name):
+    assert {canonical_lead(other) for other in OTHER_NAMES[name]} == {name}
+
+
+def test_no_spelling_means_two_leads():
+    spelled = [written.format(name) for written in WRITTEN for name in ALL]
+    spelled += [other for others in OTHER_NAMES.values() for other in others]
+    meant = {}
+    for spelling in spelled:
+        key = " ".join(spelling.lower().split())
+        assert meant.setdefault(key, canonical_lead(spelling)) == canonical_lead(spelling)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "-", "--I", "aVX", "V10", "VII", "MLII", "MLI", "ML2", "MCL1", "CM5", "V1-", "I I", "I-II", "Lead 1",
+     "ECG 1", "ECG_2", "1", "L4", "D4", "C7", "D", "DV1", "lead", "ECG", "V", "Lead -", "-Lead -I", "I (mV) II", 
+     "I (Hz)", "V1-V2", "leads I"],
+)  # fmt: skip
 def test_unknown_lead_is_named_with_what_is_known(name):
     with pytest.raises(ValueError, match=r"unknown lead .*expected one of I, II, III, aVR"):
         canonical_lead(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "bare", "unit"),
+    [("I", "I", None), ("I (uV)", "I", "uV"), ("# aVR [mV]", "aVR", "mV"), ("V1_nV", "V1", "nV"), 
+     ("II (adu)", "II", "adu"),
+     ("V", "V", None), ("MV", "MV", None), ("aV", "aV", None), ("'Lead I (µV)'", "Lead I", "μV"), 
+     ("lead V", "lead V", None)],
+)  # fmt: skip
+def test_the_unit_in_a_name(name, bare, unit):
+    assert split_unit(name) == (bare, unit)
 
 
 @given(st.permutations(range(12)), st.integers(1, 12))

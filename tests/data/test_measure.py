@@ -14,8 +14,10 @@ import pytest
 
 from data.ecg import LEADS, Ecg
 from data.experiment.conditions import Altered
-from data.measure import NOT_MEASURABLE, Measurements, Worker, as_text, delineate, measure, measure_many
+from data.measure import NOT_MEASURABLE, Measurements, Worker, as_text, command, delineate, main, measure, measure_many
 from data.measure import worker as worker_module
+from data.quality import signal_quality
+from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
 
 pytest.importorskip("neurokit2", reason='measuring needs pip install "ecg-elm[measure]"')
@@ -111,11 +113,13 @@ def test_a_millivolt_is_a_millivolt(cohort):
             assert 0.8 * size - 0.1 <= m.r[lead] - m.s[lead] <= size + 0.03
 
 
-def test_the_same_recording_gives_the_same_numbers(cohort):
+def test_the_same_recording_gives_the_same_numbers(cohort, good):
     ecgs = {record: cohort[record] for record in cohort.records[:4]}
     here = [delineate(ecg) for ecg in ecgs.values()]
     assert [delineate(ecg) for ecg in ecgs.values()] == here
-    assert list(measure_many(ecgs, ecgs, jobs=2)) == here
+    wrong = {what: change(good) for what, (change, _, _) in WRONG.items()}
+    many = list(measure_many(ecgs | wrong, [*ecgs, *wrong], jobs=2))
+    assert many == [*here, *map(measure, wrong.values())]
     assert measure(ecgs[cohort.records[2]]) == here[2]
 
 
@@ -136,13 +140,70 @@ def test_what_is_no_ecg_is_not_measurable(cohort):
 def test_missing_leads_leave_the_rest(cohort):
     record = cohort.records[1]
     ecg = cohort[record]
-    chest = delineate(ecg.select(["V1", "V2", "V3", "V4", "V5", "V6"]))
+    chest = measure(ecg.select(["V1", "V2", "V3", "V4", "V5", "V6"]))
     assert chest.axis is None and list(chest.r) == ["V1", "V2", "V3", "V4", "V5", "V6"]
-    assert chest.quality == "poor" and chest.reason.startswith("6 leads are missing or flat")
+    assert chest.quality == "poor" and chest.reason == "Not recorded: I, II, III, aVR, aVL, aVF"
     assert chest.rate == pytest.approx(delineate(ecg).rate, abs=0.5)
     assert "axis unknown, QRS amplitude" in as_text(chest) and "mV (V1 " in as_text(chest)
     dropped = delineate(Altered(cohort)[f"{record}~drop:I,II,III"])
     assert dropped.r["II"] == dropped.s["II"] == 0 and dropped.axis is None
+    frank = Ecg(ecg.signal[:3], ecg.fs, ("VX", "VY", "VZ"))
+    assert delineate(frank) == Measurements("failed", "none of its leads (VX, VY, VZ) is one of the twelve")
+
+
+def changed(ecg, rows, values, meta=()):
+    signal = ecg.signal.copy()
+    signal[rows] = values
+    return replace(ecg, signal=signal, meta={**ecg.meta, **dict(meta)})
+
+
+WRONG = {  # what is done to a good recording, the quality of its measurement at best, and what the reason says
+    "a flat lead": (lambda e: changed(e, 7, 0.3), "poor", "Flat: V2"),
+    "interchanged limb leads": (lambda e: changed(e, [1, 2], e.signal[[2, 1]]), "poor", "II and III look interchanged"),
+    "an inverted lead": (lambda e: changed(e, 4, -e.signal[4]), "poor", "aVL looks upside down"),
+    "noise in a lead": (
+        lambda e: changed(e, 9, np.random.default_rng(0).normal(0, 0.3, e.signal.shape[1])), "poor", "Noise alone: V4",
+    ),
+    "a long gap, bridged": (
+        lambda e: changed(e, 6, e.signal[6], {"repaired_samples": {"V1": 150}}), "poor", "a straight line: V1 (0.3 s)",
+    ),
+    "a lead left out": (lambda e: e.select(LEADS[:-1]), "poor", "Not recorded: V6"),
+    "all leads flat": (lambda e: changed(e, slice(None), 0.0), "failed", "Flat: I, II, III"),
+    "microvolts": (lambda e: changed(e, slice(None), 1000 * e.signal), "failed", "microvolts called millivolts"),
+    "too short": (lambda e: e.crop(2, 0.5), "failed", "Only 0.5 s long"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(cohort):
+    """A recording that is good as a signal and as a measurement."""
+    ecgs = (cohort.render(record, fs=500) for record in cohort.records)
+    return next(e for e in ecgs if signal_quality(e).grade == "good" and delineate(e).quality == "good")
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_the_quality_is_never_better_than_the_signals(good, what):
+    change, quality, words = WRONG[what]
+    ecg = change(good)
+    signal, numbers = signal_quality(ecg), delineate(ecg)
+    one = measure(ecg)
+    assert one.quality == quality and words in one.reason
+    assert all(note.rstrip(".") in one.reason for note in signal.notes)
+    assert (one.quality == "failed") == (signal.grade == "unreadable")
+    if quality == "poor":
+        assert replace(one, quality="good", reason="") == replace(numbers, quality="good", reason="")
+        assert "missing or flat" not in one.reason
+
+
+def test_what_is_harmless_leaves_the_quality_good(good):
+    assert measure(good) == delineate(good)
+    short = measure(changed(good.crop(0, 8), 6, good.crop(0, 8).signal[6], {"repaired_samples": {"V1": 20}}))
+    assert (short.quality, short.reason) == ("good", "")
+
+
+def test_both_have_their_say(good):
+    flat = measure(changed(good.crop(0, 4), 7, 0.0))
+    assert flat.quality == "poor" and flat.reason.startswith("few beats; Flat: V2")
 
 
 def test_the_line_has_always_the_same_features_in_the_same_order():
@@ -252,6 +313,81 @@ def test_without_neurokit_it_says_what_to_install(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         list(measure_many({"r": ecg}, ["r"], 0))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_worker(monkeypatch):
+    """The process of `measure`, which is up, in place of new ones, which take seconds to start."""
+    monkeypatch.setattr(command, "measure_many", lambda source, records: map(measure, map(source.get, records)))
+
+
+@pytest.fixture
+def folder(good, tmp_path):
+    for name in ("one", "two", "cut"):
+        write_wfdb(replace(good, record_id=name), tmp_path)
+    (tmp_path / "cut.dat").write_bytes(b"\0" * 100)
+    np.save(tmp_path / "bare.npy", good.signal)
+    return tmp_path
+
+
+def printed(capsys, *argv):
+    """Exit status, and lines of standard output and standard error."""
+    status = 0
+    try:
+        main([str(word) for word in argv])
+    except SystemExit as end:
+        status = end.code
+    captured = capsys.readouterr()
+    return status, captured.out.splitlines(), captured.err.splitlines()
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_one_record_that_cannot_be_read_hides_no_other(folder, capsys):
+    status, out, err = printed(capsys, folder / "one", folder / "cut", folder / "gone.hea", folder / "two.dat")
+    assert status == 2 and out[::3] == [str(folder / "one"), str(folder / "two.dat")]
+    assert all(line.startswith("  Measured: rate ") for line in out[1::3])
+    assert [str(folder / name) in line for name, line in zip(("cut.dat: 100 bytes", "gone.hea"), err)] == [True, True]
+    assert err[2:] == ["error: 2 of 4 recordings cannot be read"]
+    status, out, err = printed(capsys, folder / "cut", folder / "cut")
+    assert status == 2 and not out and err[-1] == "error: 2 of 2 recordings cannot be read"
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_the_same_file_is_measured_once_and_that_is_said(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    status, out, err = printed(capsys, "one", "one.hea", "two", folder / "one.dat")
+    assert status == 0 and out[::3] == ["one", "two"]
+    assert err == [f"{path}: the same file as one: measured once" for path in ("one.hea", folder / "one.dat")]
+
+
+@pytest.mark.usefixtures("one_worker")
+def test_bare_numbers_are_measured_with_flags(folder, good, capsys):
+    status, out, err = printed(capsys, folder / "bare.npy")
+    assert (
+        status == 2 and not out and all(flag in err[0] for flag in ("--fs", "--units", "--leads")) and "=" not in err[0]
+    )
+    told = [folder / "bare.npy", "--fs", 500, "--units", "mV", "--leads"]
+    for leads in ([",".join(LEADS)], LEADS):
+        status, out, err = printed(capsys, *told, *leads)
+        assert status == 0 and not err and out[1] == f"  {as_text(delineate(good))}"
+    status, out, _ = printed(capsys, *told, ",".join(LEADS[::-1]))
+    assert "look" in out[2] or "contradict" in out[2]
+    gap = np.where(np.arange(good.signal.shape[1]) == 7, np.nan, good.signal)
+    np.save(folder / "bare.npy", gap)
+    assert printed(capsys, *told, ",".join(LEADS))[0] == 0
+    status, out, err = printed(capsys, *told, ",".join(LEADS), "--nan", "raise")
+    assert status == 2 and not out and "--nan interpolate" in err[0]
+
+
+def test_a_table_of_names_without_its_columns_is_refused(folder, capsys):
+    (folder / "names.csv").write_text("Code,Dx\n1,AF\n")
+    status, out, err = printed(capsys, folder / "one", "--names", folder / "names.csv")
+    assert (status, out) == (2, []) and err == [
+        f"error: {folder / 'names.csv'} has no column SNOMEDCTCode: --names wants SNOMEDCTCode and Dx"
+    ]
 
 
 # --- real recordings --------------------------------------------------------------------------------------------------

@@ -102,7 +102,9 @@ def test_what_cannot_be_read_names_its_record(root):
     signal[4] = np.nan
     write_record(root, "40689238", signal)
     mimic = MimicIvEcg(root)
-    with pytest.raises(ValueError, match=r"record 40689238: .*40689238\.hea: lead aVF: all 5000 samples are missing"):
+    assert "aVF" not in mimic["40689238"].leads and mimic["40689238"].meta["absent_leads"] == ("aVF",)
+    write_record(root, "40689238", np.full((12, 5000), np.nan))
+    with pytest.raises(ValueError, match=r"record 40689238: .*40689238\.hea: most samples of every lead are missing"):
         mimic["40689238"]
     (root / f"{path_of('49036311')}.dat").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"record 49036311: .*49036311\.dat: 3 bytes, but .* promises 120000"):

@@ -13,40 +13,9 @@ from hypothesis import strategies as st
 
 from data.ecg import LEADS, Ecg
 from data.readers import READERS, WfdbFolder, read_ecg, write_wfdb
+from helpers.written import FS, SAMPLES, WORDS, header, npy, signal_line, table, waves
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-FS, SAMPLES = 250, 501
-WORDS = {"fs": FS, "units": "mV", "leads": LEADS}
-
-
-def waves() -> np.ndarray:
-    """12 leads that are multiples of 1 uV, all different."""
-    return np.rint(np.random.default_rng(0).uniform(-1500, 1500, (12, SAMPLES))) / 1000
-
-
-def header(
-    folder: Path, record="r {n} 250 501", line="r.dat 16 1000/mV 16 0 0 {sum} 0 {lead}", leads=LEADS, more=""
-) -> Path:
-    """A record whose header is made of these lines."""
-    stored = np.rint(waves()[: len(leads)] * 1000).astype("<i2")
-    (folder / "r.dat").write_bytes(stored.T.tobytes())
-    lines = [line.format(lead=lead, sum=int(row.sum(dtype=int)) % 65536) for lead, row in zip(leads, stored)]
-    path = folder / "r.hea"
-    path.write_text("\n".join([record.format(n=len(leads)), *lines]) + "\n" + more)
-    return path
-
-
-def npy(folder: Path, array: np.ndarray | None = None, **kwargs) -> Path:
-    path = folder / "r.npy"
-    np.save(path, waves() if array is None else array, **kwargs)
-    return path
-
-
-def table(folder: Path, header_row: bool = True, array: np.ndarray | None = None) -> Path:
-    rows = [",".join(LEADS)] * header_row + [",".join(map(str, row)) for row in (waves() if array is None else array).T]
-    path = folder / "r.csv"
-    path.write_text("\n".join(rows) + "\n")
-    return path
 
 
 def challenge(folder: Path) -> Path:
@@ -177,11 +146,58 @@ def test_missing_samples_are_refused_or_interpolated(make, tmp_path):
     np.testing.assert_allclose(ecg.signal, expected, atol=1e-5)
 
 
-def test_a_lead_without_samples_cannot_be_repaired(tmp_path):
+@pytest.mark.parametrize("make", ["wfdb", "npy", "csv"])
+@pytest.mark.parametrize("gone", [251, 501])
+def test_a_lead_that_is_mostly_missing_becomes_absent(make, gone, tmp_path):
     signal = waves()
-    signal[2] = np.nan
-    with pytest.raises(ValueError, match="lead III: all 501 samples are missing"):
+    signal[6, :gone] = signal[9, 250:] = np.nan  # V4 is short of half by one sample, and is bridged
+    if make == "wfdb":
+        path, words = header(tmp_path, line="r.dat 16 1000/mV 16 0 0 0 0 {lead}"), {}
+        path.with_suffix(".dat").write_bytes(
+            np.where(np.isnan(signal), -32768, np.rint(signal * 1000)).astype("<i2").T.tobytes()
+        )
+    else:
+        path, words = (npy if make == "npy" else table)(tmp_path, array=signal), WORDS
+    ecg = read_ecg(path, **words, nan="interpolate")
+    left = [lead for lead in LEADS if lead not in ("V1", "V4")]
+    assert ecg.leads == tuple(left) and ecg.meta["absent_leads"] == ("V1", "V4")
+    assert "repaired_samples" not in ecg.meta
+    assert "Mostly missing, and left out: V1, V4." in ecg.meta["quality"].notes
+    np.testing.assert_allclose(ecg.signal, waves()[[LEADS.index(lead) for lead in left]], atol=1e-6)
+
+
+def test_half_of_a_lead_is_bridged_and_said(tmp_path):
+    signal = waves()
+    signal[0, 1:251] = np.nan
+    ecg = read_ecg(npy(tmp_path, signal), **WORDS, nan="interpolate")
+    assert ecg.leads == LEADS and ecg.meta["repaired_samples"] == {"I": 250} and "absent_leads" not in ecg.meta
+    assert "Missing samples, bridged by a straight line: I (1 s)." in ecg.meta["quality"].notes
+
+
+def test_a_recording_of_which_most_is_missing_is_refused(tmp_path):
+    signal = np.full((12, SAMPLES), np.nan)
+    signal[:, :100] = 0.5
+    with pytest.raises(
+        ValueError, match=r"r\.npy: most samples of every lead are missing \(NaN\): there is nothing to"
+    ):
         read_ecg(npy(tmp_path, signal), **WORDS, nan="interpolate")
+
+
+@pytest.mark.parametrize(("code", "missing"), [("16", -32768), ("24", -(1 << 23)), ("32", -(1 << 31)), ("212", -2048)])
+def test_gaps_of_every_wfdb_format(code, missing, tmp_path):
+    path, signal = header(tmp_path), waves()
+    signal[2, 5:9] = np.nan
+    wfdb.wrsamp(
+        "g", fs=FS, units=["mV"] * 12, sig_name=list(LEADS), p_signal=signal.T, fmt=[code] * 12,
+        adc_gain=[1000.0] * 12, baseline=[0] * 12, write_dir=str(tmp_path),
+    )  # fmt: skip
+    path = tmp_path / "g.hea"
+    assert (wfdb.rdrecord(str(tmp_path / "g"), physical=False).d_signal[5:9, 2] == missing).all()
+    with pytest.raises(
+        ValueError, match=r"in leads III 4, of 501 each: pass nan='interpolate' \(commands: --nan interp"
+    ):
+        read_ecg(path)
+    assert read_ecg(path, nan="interpolate").meta["repaired_samples"] == {"III": 4}
 
 
 def test_infinite_samples_are_always_refused(tmp_path):
@@ -192,18 +208,6 @@ def test_infinite_samples_are_always_refused(tmp_path):
 
 
 # WFDB: what the header may not say
-
-
-def signal_line(**changed) -> str:
-    words = {
-        "file": "r.dat",
-        "format": "16",
-        "gain": "1000/mV",
-        "zero": "0",
-        "sum": "{sum}",
-        "lead": "{lead}",
-    } | changed
-    return "{file} {format} {gain} 16 {zero} 0 {sum} 0 {lead}".format(**words)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +381,7 @@ def test_a_table_keeps_the_name_of_its_other_columns(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("time,i,II\n0,1,2\n0.1,3,4\n")
     ecg = read_ecg(path, fs=10, units="mV", leads=["I", "II"])
-    assert ecg.signal.tolist() == [[1, 3], [2, 4]] and ecg.meta["other_signals"] == ("time",)
+    assert ecg.select(["I", "II"]).signal.tolist() == [[1, 3], [2, 4]] and ecg.meta["other_signals"] == ("time",)
     with pytest.raises(ValueError, match="leads: the file says .* the caller says"):
         read_ecg(path, fs=10, units="mV", leads=["II", "I"])
 
@@ -411,9 +415,12 @@ def test_written_records_come_back_to_a_microvolt(tmp_path_factory, peak, fs, le
     )
     path = write_wfdb(ecg, folder, comments=["nominal\namplitude"])
     back = read_ecg(path)
-    np.testing.assert_allclose(back.signal, ecg.signal, atol=0.51e-3)
-    assert (back.leads, back.fs, back.record_id, back.meta["dx"]) == (leads, fs, "a-1", ("1", "2"))
-    np.testing.assert_allclose(wfdb.rdrecord(str(path.with_suffix(""))).p_signal.T, back.signal, atol=1e-5)
+    np.testing.assert_allclose(back.select(leads).signal, ecg.signal, atol=0.51e-3)
+    assert {lead for lead in back.leads if lead not in back.meta.get("derived_leads", ())} == set(leads)
+    assert (back.fs, back.record_id, back.meta["dx"]) == (fs, "a-1", ("1", "2"))
+    np.testing.assert_allclose(
+        wfdb.rdrecord(str(path.with_suffix(""))).p_signal.T, back.select(leads).signal, atol=1e-5
+    )
     assert back.meta["comments"] == ("Dx: 1,2", "nominal amplitude")
     assert "secret" not in path.read_text() and "61" not in path.read_text().split("#", 1)[1]
     assert sorted(file.name for file in folder.iterdir()) == ["a-1.dat", "a-1.hea"]

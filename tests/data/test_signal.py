@@ -1,10 +1,12 @@
 """Resampling: what must survive it and what must not."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import butter, filtfilt
+from scipy.signal import butter, filtfilt, resample_poly
 
 from data.signal import bandpass, resample
 
@@ -63,15 +65,48 @@ def test_same_rate_is_identity_and_integers_are_taken():
     np.testing.assert_allclose(resample(signal, 100, 200)[:, ::2], signal, atol=1e-3)
 
 
-@pytest.mark.parametrize(("fs_in", "fs_out"), [(0, 100), (500, -1), (500, float("nan"))])
+@pytest.mark.parametrize(("fs_in", "fs_out"), [(0, 100), (500, -1), (500, float("nan")), (float("inf"), 100)])
 def test_impossible_rates_are_refused(fs_in, fs_out):
     with pytest.raises(ValueError, match="must be positive"):
         resample(np.ones(10, np.float32), fs_in, fs_out)
 
 
-def test_a_ratio_that_is_no_fraction_is_refused():
-    with pytest.raises(ValueError, match="not a simple fraction"):
-        resample(np.ones(10, np.float32), 1.0, 1e-7)
+@pytest.mark.parametrize("fs_in", [499.99, 499.999, 500.01, 250.003, 399.98, 360.0007, 1024.5902, 128.37])
+@pytest.mark.parametrize("fs_out", [100, 500])
+@pytest.mark.parametrize("seconds", [2, 10, 120])
+def test_a_measured_rate_keeps_every_wave_within_half_a_sample(fs_in, fs_out, seconds):
+    times = np.arange(round(seconds * fs_in)) / fs_in
+    out = resample(np.sin(2 * np.pi * 2 * times).astype(np.float32), fs_in, fs_out)
+    assert abs(out.size / fs_out - seconds) <= 2 / min(fs_in, fs_out)
+    middle = slice(fs_out // 2, -fs_out // 2)
+    late = 2 * np.pi * 2 * 0.51 / fs_out  # what half a sample changes, at most
+    np.testing.assert_allclose(
+        out[middle], np.sin(2 * np.pi * 2 * np.arange(out.size) / fs_out)[middle], atol=late + 5e-3
+    )
+
+
+@quick
+@given(st.floats(30, 2000), st.floats(30, 2000), st.integers(1, 500))
+def test_no_pair_of_rates_is_refused(fs_in, fs_out, samples):
+    out = resample(np.ones((2, samples), np.float32), fs_in, fs_out)
+    assert out.shape[0] == 2 and abs(out.shape[1] - samples * fs_out / fs_in) <= 1
+    np.testing.assert_allclose(out, 1, atol=1e-6)
+
+
+def test_at_least_one_sample_comes_out():
+    assert resample(np.ones(10, np.float32), 1.0, 1e-7).tolist() == [1]
+
+
+def test_rates_of_simple_ratios_are_resampled_as_they_always_were():
+    signal = np.random.default_rng(0).normal(size=(3, 1000)).astype(np.float32)
+    for fs_in, fs_out in ((500, 100), (360, 100), (128, 100), (257, 250), (62.4725, 100), (249.89, 250)):
+        ratio = Fraction(fs_out / fs_in).limit_denominator(10_000)
+        line = signal[:, :1] + (signal[:, -1:].astype(float) - signal[:, :1]) / 999 * np.arange(1000)
+        level = resample_poly(signal - line, ratio.numerator, ratio.denominator, axis=-1)
+        out = resample(signal, fs_in, fs_out)
+        places = np.arange(out.shape[1]) * fs_in / fs_out
+        line = signal[:, :1] + (signal[:, -1:].astype(float) - signal[:, :1]) / 999 * places
+        np.testing.assert_allclose(out, level[:, : out.shape[1]] + line, atol=1e-6)
 
 
 def test_bandpass_keeps_the_band_without_delay_and_takes_away_what_is_outside():

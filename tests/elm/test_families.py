@@ -22,6 +22,7 @@ from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
 from elm.training import dev
 from elm.training import plan as planning
+from elm.training.build import build as build_model
 from elm.training.build import lora
 from elm.training.stages import stage_args, train_stage
 from eval.answerers.model import ModelResponder
@@ -256,6 +257,21 @@ def test_projected_ecgs_reach_the_first_layer_as_they_are(built, make_ecg):
         words = batch["input_ids"][0] != model.config.ecg_token_id
         unscaled = built.language.get_input_embeddings().weight[batch["input_ids"][0]]
         torch.testing.assert_close(seen[0][0, words], unscaled[words] * 32**0.5)
+
+
+def test_training_goes_on_from_a_saved_one(built, make_ecg, tmp_path):
+    """With its attention, its token for an ECG and its template, whatever the family's are; 4 bits where it has any."""
+    record = {"language_model": "x", "dataset_name": "x", "notes": [], "train_condition": "real", "arguments": {}}
+    save(built.model, built.processor, tmp_path, training=record)
+    again, processor = build_model(ElmArguments(), ModelConfig(model_name_or_path=str(tmp_path)), None, 0)
+    attention, before = (one.model.language_model.config._attn_implementation for one in (again, built.model))
+    assert attention == before and processor.chat_template == built.processor.chat_template
+    batch = processor([user(1, "Is it?")], [make_ecg(1)])
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, built.model(**batch).logits, atol=0, rtol=0)
+    if families.family_of(built.language.config).transposed:
+        with pytest.raises(ValueError, match="nf4 does not know the layers of gpt2"):
+            build_model(ElmArguments(quantization="nf4"), ModelConfig(model_name_or_path=str(tmp_path)), None, 0)
 
 
 def three(make_ecg):

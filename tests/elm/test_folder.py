@@ -118,10 +118,10 @@ def test_embeddings_are_missed_whether_tied_or_not(make_pair, tmp_path, tied):
 
 def test_what_is_no_model_says_so(folder, tmp_path):
     os.truncate(folder / "model.safetensors", 5000)
-    with pytest.raises(ValueError, match="the weights of .*model are damaged"):
+    with pytest.raises(ValueError, match="the weights in .*model.safetensors are damaged"):
         elm.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="no file named model.safetensors"):
+    with pytest.raises(OSError, match="is no saved model: it has no model.safetensors, which holds weights"):
         elm.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="is no saved model: it has no config.json"):

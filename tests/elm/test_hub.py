@@ -10,15 +10,21 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from trl import ModelConfig
 
 import elm
 from data.conversations import load_questions
 from data.readers.wfdb import write_wfdb
+from elm.inputs.features import weights_hash
 from elm.saved import publish as publishing
+from elm.saved.arguments import ElmArguments
 from elm.saved.folder import resolve, save
 from elm.saved.publish import Publication, last_parts, pattern_of
 from elm.saved.run import SavedRun
+from elm.training.base import base_of, record_of, settled
+from elm.training.build import build
 from elm.training.stages import stage_args
 from encoders import load_encoder, save_encoder
 from eval.answerers.scripted import ScriptedResponder
@@ -360,3 +366,39 @@ def test_the_whole_way_in_a_process_of_its_own(hub, folder, tmp_path):
     report = json.loads((tmp_path / "out" / "model" / "ablation" / "report.json").read_text())
     assert report["model"] == "owner/model" and 0 < report["n"] <= 12 and "--out" not in report["command"]
     assert hub.repos["dataset", "owner/questions"].files.keys() >= {"README.md", "data/questions-test.parquet"}
+
+
+# --- going on from a model of the hub ---------------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_a_hub_id(logged_in, folder, make_pair, tmp_path):
+    publish(folder, "owner/first")
+    model_args = ModelConfig(model_name_or_path="owner/first")
+    arguments = settled(ElmArguments(), model_args)
+    assert arguments.encoder == "encoder" and arguments.projector_pool == 2  # as it was published, without places
+    model, _ = build(arguments, model_args, None, 0)
+    assert weights_hash(model) == weights_hash(elm.load(folder)[0])
+    record = record_of(base_of(model_args))
+    training = {**json.loads((folder / "training.json").read_text()), "base": record}
+    second = save(*make_pair(pool=2), tmp_path / "second", training=training)
+    assert ModelCard.load(second / "README.md").data.base_model == ["owner/first", "someone/llama"]
+    files = publishing.contents(second, "owner/second", Publication(unaudited=True))
+    assert json.loads(files["training.json"])["base"] == record
+
+
+def test_a_base_in_a_folder_is_published_by_its_last_part(folder, make_pair, tmp_path):
+    record = record_of(base_of(ModelConfig(model_name_or_path=str(folder))))
+    training = {**json.loads((folder / "training.json").read_text()), "base": record}
+    training["leaks"] = [f"No patient of the test was in the training of {folder} (x), compared by name."]
+    second = save(*make_pair(pool=2), tmp_path / "second", training=training)
+    files = publishing.contents(second, "owner/second", Publication(unaudited=True))
+    base = json.loads(files["training.json"])["base"]
+    assert base["name_or_path"] == "model" and base["arguments"]["dataset_args"]["cache"] == "cache"
+    assert "It went on from model (training " in files["README.md"].decode()
+    assert str(tmp_path) not in files["README.md"].decode() + files["training.json"].decode()
+
+
+def test_what_is_no_saved_model_on_the_hub_is_no_base(logged_in, monkeypatch):
+    assert base_of(ModelConfig(model_name_or_path="owner/nothing")) is None
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert base_of(ModelConfig(model_name_or_path="owner/other")) is None

@@ -12,7 +12,7 @@ from data import measure as measure_module
 from data.conversations.rows import QuestionSet, packed, question_row, user
 from data.experiment.conditions import Altered, apply
 from data.experiment.donors import Donor
-from data.measure import NOT_MEASURABLE, Measurements, as_text, delineate
+from data.measure import NOT_MEASURABLE, Measurements, as_text, delineate, measure
 from data.synthetic import SyntheticCohort
 from elm import EcgCollator, ElmProcessor
 from elm.ask import ask
@@ -247,7 +247,7 @@ def test_a_recording_is_measured_once(tmp_path, monkeypatch):
     altered = f"{first}~drop:V1"
     store = MeasuredStore(cohort, "cohort", tmp_path)
     got = store.get([second, first, altered, second])
-    assert got == [delineate(Altered(cohort)[record]) for record in (second, first, altered, second)]
+    assert got == [measure(Altered(cohort)[record]) for record in (second, first, altered, second)]
     assert got[2].r["V1"] == 0 < got[1].r["V1"] - got[1].s["V1"]
 
     def refuse(*args, **kwargs):

@@ -5,6 +5,7 @@ Models of a few thousand random weights of every family, built by the recipe's o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,7 @@ from elm.model.configuration import ECG_VOCABULARY, ElmConfig, token_name
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.folder import save, save_adapter
+from elm.training.base import settled
 from elm.training.build import build as build_model
 from elm.training.build import lora
 from elm.training.stages import stage_args, train_stage
@@ -433,6 +435,24 @@ def test_rows_are_trained_in_both_stages_and_words_are_not(one_of, build, cohort
     trainer, tuned, again = trained(model, processor, cohort, tmp_path / "again", rows)
     assert again == base and [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == losses
     assert torch.equal(logits(tuned.eval(), processor, cohort), want)
+
+
+def test_training_goes_on_from_a_saved_one(built, cohort, tmp_path):
+    """Its rows are those of the saved vocabulary; no token is added, and the words stay."""
+    arguments = ElmArguments(encoder="ecg_byte", projector_type="vocabulary", encoder_args={"max_tokens": 400})
+    training = {**TRAINING, "arguments": dataclasses.asdict(arguments)}
+    save(built.model, built.processor, tmp_path, training=training)
+    model_args = ModelConfig(model_name_or_path=str(tmp_path))
+    settings = settled(ElmArguments(encoder_args={"output": "tokens"}), model_args, explicit=set())
+    assert (settings.encoder, settings.projector_type) == ("ecg_byte", "vocabulary")
+    model, processor = build_model(settings, model_args, None, 3)
+    assert len(processor.tokenizer) == len(built.processor.tokenizer)
+    assert model.model.projector.weight.dtype == torch.float32
+    assert torch.equal(model.model.projector.weight, built.model.model.projector.weight)
+    assert torch.equal(logits(model.eval(), processor, cohort), logits(built.model, built.processor, cohort))
+    for name, value in {"encoder": "tiny-cnn", "projector_type": "mlp", "encoder_args": {"max_tokens": 300}}.items():
+        with pytest.raises(ValueError, match=f"leave {name} out"):
+            settled(dataclasses.replace(settings, **{name: value}), model_args, explicit={name})
 
 
 def test_a_tied_head_speaks_by_the_rows_of_this_step(one_of, build, cohort):

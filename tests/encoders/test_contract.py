@@ -100,6 +100,8 @@ def finite(ecg):
         (features(lambda found, ecg: {"token_mask": found["token_mask"][::-1]}), "padding comes before signal"),
         (features(lambda found, ecg: {"token_mask": found["token_mask"] & (ecg.duration > 2)}), "1 s has no token"),
         (features(lambda found, ecg: {"token_mask": np.arange(50) < 90 / ecg.duration}), "3.3 s has fewer tokens"),
+        ((PatchFeatureExtractor, "seconds_read", 6.0), "it reads more than the 6 s of seconds_read"),
+        ((PatchFeatureExtractor, "seconds_read", np.inf), "of 40 s it does not read all: state how"),
         (forward(tokens(lambda t, given: t + t.mean(0))), "tokens depend on the other recordings of a batch"),
         ((PatchFeatureExtractor, "__call__", neighbours), "ecg_values depends on the other recordings of a batch"),
         (recording(lambda ecg: Ecg(ecg.signal, ecg.fs, LEADS, record_id=ecg.record_id)), "depends on the order of the"),

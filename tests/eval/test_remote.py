@@ -13,7 +13,7 @@ import pytest
 
 from data.conversations.rows import question_row
 from data.ecg import LEADS, Ecg
-from data.wire import MEDIA_TYPE, from_wire, http
+from data.wire import ALTERED_URL, URL, from_wire, http
 from eval.answerers.server import ServerError, ServerResponder
 
 ECG, USER, ASSISTANT, END = 1, 2, 3, 4  # tokens; every other one is a character
@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.busy = self.most = 0
         self.lock, self.delay = threading.Lock(), 0.0
         self.trailing, self.broken = [ord("\n")], None
+        self.altered = []  # whether each recording was said to be
 
     def handle_error(self, request, client_address):
         """Clients that hang up are part of these tests."""
@@ -54,7 +55,8 @@ class Server(ThreadingHTTPServer):
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
                 if part["type"] == "audio_url":
                     head, _, data = part["audio_url"]["url"].partition(",")
-                    assert head == f"data:{MEDIA_TYPE};base64"
+                    assert f"{head}," in (URL, ALTERED_URL)
+                    self.altered.append(f"{head}," == ALTERED_URL)
                     numbers.append(float(from_wire(base64.b64decode(data)).signal[0, 0]))
                     ids += [ECG] * 3
                 else:
@@ -171,6 +173,8 @@ def test_answers_come_in_the_order_of_the_rows(server, source, make, rows):
 def test_altered_recordings_are_altered_before_they_are_sent(server, make, rows):
     row = {**rows[4], "ecgs": ["r5~flat"]}
     assert make(max_new_tokens=40).ask([row], "flat") == [f"0 1 {row['question']}"]
+    make(max_new_tokens=40).ask([rows[4]], "real")
+    assert server.altered == [True, False], "the server would refuse a flat line"
 
 
 def test_without_a_key_none_is_sent(server, make, rows):
@@ -197,9 +201,7 @@ def test_scores_are_of_the_options_tokens_and_the_end_of_turn(server, source, ma
 
 
 def test_scores_need_the_callers_word(make, rows):
-    with pytest.raises(
-        ValueError, match="start it with --no-enable-prefix-caching, and say so with --prefix_caching_off"
-    ):
+    with pytest.raises(ValueError, match="--no-enable-prefix-caching, and say so with --prefix_caching_off"):
         make().score(rows, "real", options_of(rows))
 
 

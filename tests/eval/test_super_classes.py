@@ -15,6 +15,7 @@ import torch
 from data.conversations.rows import QuestionSet
 from data.conversations.super_classes import SUPER_CLASSES, super_class_rows
 from data.corpora.ptbxl import PtbXl
+from data.corpora.verdicts import Verdict
 from data.ecg import LEADS, Ecg
 from data.readers import write_wfdb
 from elm.saved.run import SavedRun
@@ -205,3 +206,19 @@ def test_the_command_asks_about_other_recordings(ptbxl, questions, tmp_path, mon
     with pytest.raises(SystemExit, match="2"):
         door.main(argv)
     assert "was trained on waves, which is not split along PTB-XL's folds" in capsys.readouterr().err
+
+
+def test_recordings_that_cannot_be_read_are_left_out_and_told(ptbxl, questions, monkeypatch):
+    split, bad, judged = super_classes.folds_of(questions), ptbxl.records[3], []
+
+    def read(source, key, records, cache):
+        judged.extend(records)
+        return {record: Verdict("torn" if record == bad else "") for record in records}
+
+    monkeypatch.setattr(super_classes, "read_recordings", read)
+    (part, *folds), notes = super_classes.readable_part(split, None)
+    assert sorted(judged) == sorted(ptbxl.records) and folds == [[1, 2], [9]]
+    assert bad in ptbxl.records and bad not in part.records and len(part) == len(ptbxl) - 1
+    assert notes == [f"Left out of the super-classes: 1 recording of PTB-XL that cannot be read ({bad})."]
+    bad = ""
+    assert super_classes.readable_part(split, None) == (split, [])

@@ -20,6 +20,7 @@ class Server(ThreadingHTTPServer):
         requests: Method, path, authorization and body of each.
         failure: Status in place of an answer.
         reply: A body in place of an answer.
+        notes: What the server says of the recordings, if anything.
         sent, gone: Pieces of the last stream that were sent, and whether nobody was there to take the next.
     """
 
@@ -28,6 +29,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.failure, self.reply, self.hashes = [], None, None, HASHES
+        self.notes = None
         self.pieces, self.last, self.endless = None, [b"data: [DONE]\n\n"], False
         self.sent, self.gone = 0, threading.Event()
 
@@ -77,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         text = said(body)
         cut = "max_tokens" in body and len(text) > body["max_tokens"]
         return {
+            **({} if self.server.notes is None else {"ecg_notes": self.server.notes}),
             "choices": [{"message": {"content": f" {text[: body.get('max_tokens')]}\n"},
                          "finish_reason": "length" if cut else "stop"}],
             "usage": {"prompt_tokens": 17, "completion_tokens": 5},
@@ -88,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             words = [word + " " for word in said(body).split()]
             events = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
+            events[0] |= {} if server.notes is None else {"ecg_notes": server.notes}
             events += [{"choices": [{"delta": {"content": word}}]} for word in words] + [{"choices": [], "usage": {}}]
             while True:
                 for event in events:

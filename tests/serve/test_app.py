@@ -1,10 +1,11 @@
 """The chat page without a browser: what visitors can do, what they see of it, and what the command refuses."""
 
-import html.parser
 import json
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import pytest
 from data.ecg import LEADS, Ecg
 from data.measure import Measurements
 from data.paper import Paper
+from data.quality import signal_quality
 from data.readers import write_wfdb
 from data.synthetic import SyntheticCohort
 from data.wire.http import ServerError
 from elm.saved.audit import AuditSummary
+from helpers.page import Answering, Tags, done
 from serve import app
 from serve.page.desk import Desk
-from serve.page.recordings import Recording, Shelf, remarks, unlike
+from serve.page.recordings import Recording, Shelf, unlike
 from serve.page.session import MOST_SESSIONS, Session, Sessions, agree
 from serve.page.settings import is_local
 from serve.page.view import DISCLAIMER, chat_html, facts_html, head_html, paper_html, text, warning_html
@@ -28,22 +31,6 @@ ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> ${alert(3)} {{alert(4)}} @children `a` \\u003c"
 NORMAL = Measurements("good", rate=70, pr=160, qrs=90, qt=380, qtc=410, axis=40)
 FIBRILLATING = Measurements("good", rate=130, qrs=92, qt=300, qtc=430, axis=50)
-
-
-class Answering:
-    """An engine that says what the first recording is called, or that it was shown none."""
-
-    name, digest = "elm", "abc"
-
-    def __init__(self, say=None):
-        self.asked, self.say = [], say
-
-    def stream(self, ecgs, question, history=(), stop=None):
-        self.asked.append(([ecg.record_id for ecg in ecgs], question, list(history)))
-        for word in (self.say or f"about {ecgs[0].record_id if ecgs else 'nothing'}").split(" "):
-            if stop.is_set():
-                return
-            yield f"{word} "
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +51,6 @@ def session(desk):
     session = Session()
     desk.example(session, 0, 0)
     return session
-
-
-def done(steps):
-    return sum(1 for _ in steps)
-
-
-class Tags(html.parser.HTMLParser):
-    """Elements, attributes and text of a page."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.attributes, self.words = set(), set(), ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_data(self, data):
-        self.words += data
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
@@ -345,12 +312,36 @@ def test_the_audit_of_this_training_is_shown(tmp_path, digest, shown):
 
 
 def test_the_quality_of_the_signal_is_told():
-    signal = SyntheticCohort(1, fs=500)["s00000-1"].signal.copy()
-    assert remarks(Ecg(signal, 500, LEADS)) == []
-    signal[3], signal[7] = 0, np.minimum(signal[7], signal[7].max() / 2)
-    told = " ".join(remarks(Ecg(signal[:-1], 500, LEADS[:-1]).crop(0, 8)))
-    for words in ("Not recorded: V6.", "Flat: aVR.", "top or the bottom: V2.", "Only 8 s long."):
-        assert words in told
+    """In the words of `data.quality`, each of them once."""
+    ecg = SyntheticCohort(1, fs=500)["s00000-1"]
+    assert "ecg-note" not in facts_html(Recording(ecg, "a", NORMAL))
+    signal = ecg.signal.copy()
+    signal[3], signal[7] = 0, np.clip(signal[7], -0.2, 0.2)
+    poor = Ecg(signal[:-1], 500, LEADS[:-1], meta={"repaired_samples": {"I": 20}}).crop(0, 8)
+    page = Tags(facts_html(Recording(poor, "a", NORMAL))).words
+    notes = signal_quality(poor).notes
+    assert len(notes) == 5 and all(page.count(words) == 1 for words in notes)
+    for words in (
+        "Not recorded: V6.",
+        "Flat: aVR.",
+        "top or the bottom: V2.",
+        "Only 8 s long.",
+        "bridged by a straight",
+    ):
+        assert words in page
+    measured = Measurements("poor", "Flat: aVR. few beats", rate=70)
+    assert Tags(facts_html(Recording(poor, "a", measured))).words.count("Flat: aVR.") == 1
+
+
+def test_what_an_upload_left_out_is_told():
+    ecg = SyntheticCohort(1, fs=500)["s00000-1"]
+    one = replace(ecg, meta={"other_signals": ("another signal",), "files_left_out": 1})
+    page = Tags(facts_html(Recording(one, "a", NORMAL))).words
+    assert "1 of the file's signals is no ECG lead, and left out." in page
+    assert "1 file is no part of the record, and left out." in page
+    two = replace(ecg, meta={"other_signals": ("another signal",) * 2, "files_left_out": 3})
+    page = Tags(facts_html(Recording(two, "a", NORMAL))).words
+    assert "2 of the file's signals are no ECG lead" in page and "3 files are no part of the record" in page
 
 
 def test_measurements_are_shown_and_so_is_their_lack(shelf):
@@ -431,6 +422,35 @@ def test_without_gradio_it_says_what_to_install(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         app.main(["--model", "nowhere"])
     assert stopped.value.code == 2 and 'pip install "ecg-elm[app]"' in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(capsys, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as stopped:
+            app.main(["--model", "no/such/model", "--port", str(port)])
+    assert stopped.value.code == 2
+    words = f"error: port {port} is taken: end the program that listens there, or choose another one (--port)\n"
+    assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "0"], "--port must be from 1 to 65535, got 0"),
+        (["--port", "70000"], "--port must be from 1 to 65535, got 70000"),
+        (["--host", "203.0.113.7", "--password", "x"], "203.0.113.7 is no address of this machine: choose another one"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_said(capsys, arguments, said):
+    pytest.importorskip("gradio")
+    with pytest.raises(SystemExit) as stopped:
+        app.main(["--model", "no/such/model", *arguments])
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_a_server_that_is_down_is_said(capsys, monkeypatch):

@@ -418,7 +418,7 @@ def test_bare_numbers_are_read_as_their_sender_says(guest, model_server, tmp_pat
         assert not guest.all("#place-1 svg.ecg-paper")
 
     guest.upload(tmp_path / "a.npy")
-    refused("sampling rate (fs), units, names of the leads (leads): not in a .npy file")
+    refused("sampling rate, units, names of the leads: not in a .npy file")
     guest.legible()
     guest.type(f"{form} .rate textarea", "5000")
     refused("a number from 50 to 2000 Hz")
@@ -456,7 +456,8 @@ def test_what_the_pointer_says_is_right(guest, tmp_path):
     from PIL import Image
     from selenium.webdriver import ActionChains
 
-    signal = np.zeros((12, 5000))
+    signal = 0.3 * SyntheticCohort(1, fs=500)["s00000-1"].signal  # low: no lead runs into the block
+    signal[LEADS.index("V2")] = 0
     signal[LEADS.index("V2"), 3000:3200] = 1
     write_wfdb(Ecg(signal, 500, LEADS, record_id="block"), tmp_path)
     guest.upload(tmp_path / "block.hea", tmp_path / "block.dat")

@@ -73,6 +73,17 @@ def test_closing_a_stream_ends_the_servers_work(server):
     assert server.gone.wait(5)
 
 
+@pytest.mark.parametrize("notes", [[["Flat: V2."], []], [["Flat: V2.", "Only 7 s long."]]])
+def test_what_the_server_says_of_the_ecgs_comes_with_the_answer(server, notes):
+    chat = EcgChat(server.url)
+    assert chat.ask(ecg(1), "q").notes == ()
+    server.notes = notes
+    assert chat.ask(ecg(1), "q").notes == tuple(map(tuple, notes))
+    pieces = chat.stream(ecg(1), "q")
+    assert pieces.notes == ()
+    assert "".join(pieces).strip() == "1 user:q" and pieces.notes == tuple(map(tuple, notes))
+
+
 @pytest.mark.parametrize(
     ("last", "match"),
     [

@@ -9,8 +9,8 @@ import pytest
 from data.conversations.rows import assistant, user
 from data.wire.http import ServerError
 from elm.ask import ask
-from serve.serving.client import conversation
-from serve.serving.engine import RemoteEngine
+from serve.serving.client import EcgChat, conversation
+from serve.serving.engine import RemoteEngine, TooLong
 from serve.serving.local import LocalEngine
 
 QUESTION = "What is the rhythm?"
@@ -175,3 +175,45 @@ def test_what_a_server_says_of_its_failure_is_passed_on(make_ecg):
     assert next(answer) == "a "
     with pytest.raises(ServerError, match="no answer from"):
         next(answer)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 1024 tokens. However, you requested 16 output tokens and your prompt",
+        "You passed 2000 input tokens, with a maximum input length of 1024",
+        "The decoder prompt (length 1200) is longer than the maximum model length of 1024",
+        "the conversation has 40000 characters of text, more than 32768",
+    ],
+)
+def test_a_server_whose_model_reads_less_is_understood(make_ecg, words):
+    class Short(Chat):
+        def stream(self, ecgs, question, history=()):
+            raise ServerError(f"POST http://127.0.0.1:1/v1: 400 Bad Request: {words}", self.status)
+            yield
+
+    engine = RemoteEngine(Short())
+    engine._chat.status = 400
+    with pytest.raises(TooLong, match="^the question is too long for this model: shorten it$"):
+        list(engine.stream([make_ecg(1)], QUESTION))
+    engine._chat.status = 500
+    with pytest.raises(ServerError, match="400 Bad Request"):
+        list(engine.stream([make_ecg(1)], QUESTION))
+
+
+def test_another_refusal_of_a_server_is_handed_on(make_ecg):
+    class Refusing(Chat):
+        def stream(self, ecgs, question, history=()):
+            raise ServerError("400 Bad Request: ECG: no model can read this recording: Flat", 400)
+            yield
+
+    with pytest.raises(ServerError, match="no model can read this recording: Flat"):
+        list(RemoteEngine(Refusing()).stream([make_ecg(1)], QUESTION))
+
+
+def test_a_visitor_is_not_told_to_run_commands(make_ecg, caplog):
+    chat = EcgChat("http://127.0.0.1:9", model="elm")
+    chat.hash = lambda: ""
+    with pytest.raises(ServerError, match="^there is no answer. Is the server running") as error:
+        list(RemoteEngine(chat).stream([make_ecg(1)], QUESTION))
+    assert "python" not in str(error.value) and "python -m serve.server" in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from serve.serving import gate, launch
 from serve.serving.gate import Gate
 from serve.serving.options import model_hash, options
 from serve.serving.settings import Settings
+from serve.vllm_plugin.notes import collect, note
 
 TRAINING = {"language_model": "tiny", "dataset_name": "synthetic", "notes": [], "train_condition": "none"}
 
@@ -175,6 +177,104 @@ def test_the_process_knows_at_its_end_whether_the_engine_died(ask, monkeypatch, 
     assert Gate.engine_died is died
 
 
+# --- notes on ECGs ----------------------------------------------------------------------------------------------------
+
+NOTES = [["Flat: V2.", "Only 7 s long."], []]
+
+
+def reply(monkeypatch, start, parts, notes=NOTES):
+    """What comes out of the gate where vLLM says this, once its renderer has noted that: status, headers, pieces."""
+    monkeypatch.setenv(gate.MAX_BYTES, str(2**20))
+    sent = []
+
+    async def send(event):
+        sent.append(event)
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def vllm(scope, receive, send):
+        await asyncio.create_task(rendering())  # as vLLM: a task that knows the request's context
+        await send({"type": "http.response.start", **start})
+        for number, part in enumerate(parts, start=1):
+            await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+
+    async def rendering():
+        note(notes)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT[1], "headers": [(b"content-length", b"2")]}
+    asyncio.run(Gate(vllm)(scope, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"]), [event["body"] for event in sent[1:]]
+
+
+def kind(name, status=200, **headers):
+    more = [(key.replace("_", "-").encode(), value) for key, value in headers.items()]
+    return {"status": status, "headers": [(b"content-type", name), *more]}
+
+
+JSON, STREAM = b"application/json", b"text/event-stream; charset=utf-8"
+BODY = b'{"id": "a", "choices": [{"message": {"content": "yes \xc3\xa4"}}]}'
+
+
+@pytest.mark.parametrize("parts", [[BODY], [BODY[:9], BODY[9:40], BODY[40:]], [BODY, b""]])
+def test_what_is_wrong_with_an_ecg_stands_beside_the_answer(monkeypatch, parts):
+    _, headers, bodies = reply(monkeypatch, kind(JSON, content_length=str(len(BODY)).encode()), parts)
+    whole = b"".join(bodies)
+    assert json.loads(whole) == {**json.loads(BODY), "ecg_notes": NOTES}
+    assert headers[b"content-length"] == str(len(whole)).encode() and headers[b"x-ecg-model"] == b""
+
+
+@pytest.mark.parametrize("notes", [[], [[]], [[], []]])
+@pytest.mark.parametrize("name", [JSON, STREAM])
+def test_where_nothing_is_wrong_a_reply_is_left_alone(monkeypatch, notes, name):
+    parts = [b'data: {"choices": ', b"[]}\n\n", b"data: [DONE]\n\n"] if name is STREAM else [BODY[:20], BODY[20:]]
+    _, headers, bodies = reply(monkeypatch, kind(name, content_length=b"7"), parts, notes)
+    assert bodies == parts and headers[b"content-length"] == b"7"
+
+
+def test_the_first_part_of_a_stream_has_the_notes_and_the_rest_is_handed_on_as_it_comes(monkeypatch):
+    first, second = b'data: {"choices": [1]}\n\n', b'data: {"choices": [2]}\n\n'
+    parts = [b": ping\n\n" + first[:9], first[9:] + second, b"data: {}\n\n", b"data: [DONE]\n\n"]
+    _, _, bodies = reply(monkeypatch, kind(STREAM), parts)
+    ping, noted, rest = bodies[0].split(b"\n\n", 2)
+    assert ping == b": ping" and rest == second
+    assert json.loads(noted.removeprefix(b"data: ")) == {"choices": [1], "ecg_notes": NOTES}
+    assert bodies[1:] == parts[2:]
+
+
+@pytest.mark.parametrize(
+    ("start", "parts"),
+    [
+        (kind(JSON, status=400), [b'{"error": {"message": "no"}}']),
+        (kind(JSON), [b'{"error": {"message": "no"}}']),
+        (kind(JSON), [b"[1]"]),
+        (kind(JSON), [b"<html>"]),
+        (kind(b"text/plain"), [b"{}"]),
+        (kind(STREAM), [b'data: {"error": {"message": "no"}}\n\n']),
+        (kind(STREAM), [b"data: [DONE]\n\n"]),
+        (kind(STREAM), [b"data: {"]),
+    ],
+)
+def test_what_is_no_answer_has_no_notes(monkeypatch, start, parts):
+    status, _, bodies = reply(monkeypatch, start, parts)
+    assert status == start["status"] and bodies == parts
+
+
+def test_two_requests_at_once_have_their_own_notes():
+    async def request(number):
+        notes = collect()
+        await asyncio.sleep(0.01 * (3 - number))
+        note([[str(number)]])
+        await asyncio.sleep(0.02)
+        return notes
+
+    async def both():
+        return await asyncio.gather(*(asyncio.create_task(request(number)) for number in range(3)))
+
+    assert asyncio.run(both()) == [[["0"]], [["1"]], [["2"]]]
+    note([["nobody collects"]])
+
+
 def test_no_websockets(ask):
     sent = []
 
@@ -286,10 +386,29 @@ def test_other_machines_need_a_key(host, capsys, monkeypatch):
     assert Settings("x", host=host, api_key="secret").host == host
 
 
-@pytest.mark.parametrize("option", ["port", "max_ecgs", "max_tokens", "tensor_parallel"])
+@pytest.mark.parametrize("option", ["max_ecgs", "max_tokens", "tensor_parallel"])
 def test_numbers_are_positive(option):
     with pytest.raises(ValueError, match=f"--{option} must be positive, got 0"):
         Settings("x", **{option: 0})
+
+
+@pytest.mark.parametrize("port", [0, 65536])
+def test_a_port_is_one(port):
+    with pytest.raises(ValueError, match=f"--port must be from 1 to 65535, got {port}"):
+        Settings("x", port=port)
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SystemExit) as stopped:
+            server.main(["--model", "x", "--port", str(port)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: port {port} is taken: end the program that listens there, or choose another one (--port)\n"
+    )
 
 
 def test_without_vllm_two_lines_say_how_to_install_it(monkeypatch, capsys):

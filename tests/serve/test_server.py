@@ -31,6 +31,7 @@ import elm
 import elm.ask
 from data.conversations.rows import assistant, user
 from data.readers.wfdb import write_wfdb
+from data.synthetic import SyntheticCohort
 from data.wire import MEDIA_TYPE, chat_messages, data_url
 from elm.saved.folder import save
 from serve.client import EcgChat, ServerError
@@ -187,6 +188,7 @@ def test_what_cannot_be_answered_is_refused_and_the_engine_goes_on(server, chat,
     wire = json.loads(base64.b64decode(data_url(ecg).partition(",")[2]))
     nan = np.full((12, 1000), np.nan, "<f4").tobytes()
     huge = np.full((12, 1000), 3e38, "<f4").tobytes()
+    flat = np.zeros((12, 1000), "<f4").tobytes()
 
     def part(url):
         return {"type": "audio_url", "audio_url": {"url": url}}
@@ -204,7 +206,9 @@ def test_what_cannot_be_answered_is_refused_and_the_engine_goes_on(server, chat,
     before = chat.ask(ecg, "Is this?", max_tokens=8).text
     for messages, message, settings in (
         (changed(signal=encoded(nan)), "not finite", {}),
-        (changed(signal=encoded(huge)), "are its units right", {}),
+        (changed(signal=encoded(huge)), "ECG: no model can read this recording: ", {}),
+        (changed(signal=encoded(flat)), "ECG: no model can read this recording: Flat: I, II, III", {}),
+        (changed(units="V"), "mV, an ECG less than 20 mV: check units, gain and byte order", {}),
         (changed(leads=["X"] * 12), "lead", {}),
         (changed(leads=wire["leads"][:11]), "signal has", {}),
         (changed(fs=0), "fs", {}),
@@ -242,6 +246,24 @@ def test_what_cannot_be_answered_is_refused_and_the_engine_goes_on(server, chat,
     assert whole(before) == ask(*model, [ecg], "Is this?", 8)
 
 
+def test_what_is_wrong_with_an_ecg_stands_beside_the_answer(server, chat):
+    """In one piece, in a stream's first part, and nowhere where nothing is wrong."""
+    good = SyntheticCohort(1)["s00000-1"]
+    signal = np.tile(good.signal, 2)
+    signal[7] = 0
+    poor = dataclasses.replace(good, signal=signal)
+    flat, unread = "Flat: V2.", "The model reads 10 s of these 20 s: 0 to 10 s."
+    for ecgs, notes in ((good, ()), ([], ()), (poor, ((flat, unread),)), ([good, poor], ((), (flat, unread)))):
+        answer = chat.ask(ecgs, "Is this?", max_tokens=8)
+        assert answer.notes == notes
+        pieces = chat.stream(ecgs, "Is this?", max_tokens=8)
+        assert whole("".join(pieces).strip()) == whole(answer.text) and pieces.notes == notes
+    asked = [(good, ()), (poor, ((flat, unread),))] * 8
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda each: chat.ask(each[0], "Is this?", max_tokens=4).notes, asked))
+    assert answers == [notes for _, notes in asked]
+
+
 def test_what_vllm_lets_a_request_set_is_refused_if_it_is_not_listed(server, chat, make_ecg):
     """Every field of vLLM's request, with an ECG and without."""
     file = Path(find_spec("vllm").origin).parent / "entrypoints" / "openai" / "chat_completion" / "protocol.py"
@@ -274,8 +296,10 @@ def test_numbers_that_are_no_settings_are_refused_or_do_no_harm(server, chat, ma
 
 
 def raw(server, *pieces, wait=20.0):
-    """What comes back on a connection until it is closed. Sent at once: a server that refuses the first piece need not wait
-    for the next, and what it said is lost with the connection."""
+    """What comes back on a connection until it is closed.
+
+    Sent at once: a server that refuses the first piece need not wait for the next, and what it said would be lost.
+    """
     with socket.create_connection(("127.0.0.1", server.port), wait) as connection:
         connection.sendall(b"".join(pieces))
         said = b""

@@ -4,15 +4,20 @@ import base64
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.ecg import LEADS
-from data.wire import MEDIA_TYPE, data_url
+from data.conversations.rows import question_row, user
+from data.ecg import LEADS, Ecg
+from data.experiment.conditions import Altered
+from data.synthetic import SyntheticCohort
+from data.wire import MEDIA_TYPE, chat_messages, data_url
+from eval.answerers.server import ServerResponder
 from serve.vllm_plugin import messages as plugin
-from serve.vllm_plugin.messages import read_messages
+from serve.vllm_plugin.messages import checked, example, notes_on, read_messages
 
 ROOT = Path(__file__).parents[2]
 TEXT = {"type": "text", "text": "Is this a normal ECG?"}
@@ -75,6 +80,7 @@ def test_a_recording_that_cannot_be_read_is_named(make_ecg):
     ecg = make_ecg(0)
     nan, big = ecg.signal.copy(), ecg.signal.copy()
     nan[0, 3], big[1, 4] = np.nan, 2e3
+    noise = np.random.default_rng(0).normal(0, 1, ecg.signal.shape)
 
     def samples(signal):
         return base64.b64encode(signal.astype("<f4").tobytes()).decode()
@@ -86,12 +92,53 @@ def test_a_recording_that_cannot_be_read_is_named(make_ecg):
         (changed(ecg, signal=samples(nan)), "samples that are not finite .* in I"),
         (changed(ecg, signal=samples(big)), "the ECG reaches 2000 mV, more than 1000: are its units right"),
         (changed(ecg, units="V", signal=samples(ecg.signal * 1e37)), "not finite"),
+        (changed(ecg, signal=samples(ecg.signal * 0)), "ECG: no model can read this recording: Flat: I, II, III"),
+        (changed(ecg, signal=samples(noise)), "ECG: no model can read this recording: Noise alone: I, II, III"),
+        (changed(ecg, units="V"), "no model can read this recording: Lead .* mV, an ECG less than 20 mV: check units"),
+        (changed(ecg, signal=samples(ecg.signal[:, :50])), "Only 0.5 s long: it takes 1 s to read one"),
         (changed(ecg, fs=1.0), "the ECG lasts 1000 s, more than 600: send a part of it"),
         (changed(ecg, leads=[*LEADS[:11], "V17"]), "unknown lead 'V17'"),
         (changed(ecg, patient="Smith"), "must be an object of fs, leads, units, signal"),
     ):
         with pytest.raises(ValueError, match=rf"messages\[1\].content\[0\]: .*{message}"):
             read_messages([{"role": "system", "content": "Be brief."}, *said(part(url), TEXT)])
+
+
+def test_an_experiment_may_ask_about_what_cannot_be_read(make_ecg):
+    """The audit's flat lines and noise; what no encoder can compute is refused as ever."""
+    source = Altered({"r": make_ecg(0)})
+    rows = [
+        question_row(id="q", ecgs=[f"r~{how}"], patient_ids=["p"], question_type="t", question="Is it?", answer=["yes"])
+        for how in ("flat", "noise", "phase")
+    ]
+    responder = ServerResponder("http://127.0.0.1:9/v1", "ecg", {"r": make_ecg(0)})
+    for row in rows:
+        messages = responder._messages(row)
+        _, (ecg,) = read_messages(messages)
+        assert np.array_equal(ecg.signal, source[row["ecgs"][0]].signal) and checked(ecg) is ecg
+        plain = chat_messages([user(1, "Is it?")], [ecg])
+        if row["ecgs"] != ["r~phase"]:
+            with pytest.raises(ValueError, match="no model can read this recording"):
+                read_messages(plain)
+    loud = replace(make_ecg(0), signal=make_ecg(0).signal * 1e5)
+    with pytest.raises(ValueError, match="more than 1000: are its units right"):
+        read_messages(chat_messages([user(1, "Is it?")], [loud], altered=True))
+
+
+def test_what_is_wrong_with_an_ecg_or_not_read_is_noted(make_ecg):
+    whole, flat = SyntheticCohort(1)["s00000-1"], make_ecg(1).signal.copy()
+    flat[7] = 0
+    long = replace(whole, signal=np.tile(whole.signal, 3))
+    assert notes_on([], 10) == [] and notes_on([whole], 10) == [[]]
+    (one, two, three) = notes_on([Ecg(flat, 100, LEADS), whole, long], 10)
+    assert "Flat: V2." in one and two == [] and three == ["The model reads 10 s of these 30 s: 0 to 10 s."]
+    assert notes_on([whole], 5) == [["The model reads 5 s of these 10 s: 0 to 5 s."]]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1, 10, 30])
+def test_the_recording_that_vllm_is_started_with_can_be_read(seconds):
+    ecg = checked(example(seconds))
+    assert ecg.duration == max(1, seconds) and ecg.leads == LEADS
 
 
 def test_a_long_one_is_refused_before_it_is_decoded(monkeypatch, make_ecg):
@@ -122,9 +169,6 @@ def test_what_is_not_understood_is_refused(messages, message):
 
 
 def test_a_client_of_ours_is_understood(make_ecg):
-    from data.conversations.rows import question_row
-    from eval.answerers.server import ServerResponder
-
     source = {"r0": make_ecg(0), "r1": make_ecg(1)}
     row = question_row(
         id="q", ecgs=["r1", "r0"], patient_ids=["p", "p"], question_type="t", question="Which?", answer=["yes"]

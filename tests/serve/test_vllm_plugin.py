@@ -232,7 +232,7 @@ def test_what_is_asked_is_what_is_answered(engine, heart, make_ecg):
     for call, message in (
         (lambda: chat(request([user(3, "Compare")], [*ecgs, ecgs[0]])), "At most 2 ecg"),
         (lambda: chat(request([user(1, "?")], [v1_to_v5])), "has no lead V6"),
-        (lambda: chat(request([user(1, "?")], [loud])), "are its units right"),
+        (lambda: chat(request([user(1, "?")], [loud])), "mV, an ECG less than 20 mV: check units"),
         (lambda: chat([{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "http://127.0.0.1"}}]}]),
          "an ECG must be sent as a URL that begins with"),
         (lambda: chat(good, chat_template="{{ messages }}"), "a chat template must not be given"),
