@@ -135,7 +135,9 @@ class Client:
                 if not passing or attempt > self.retries:
                     if attempt == 1:
                         raise
-                    raise ServerError(f"{error} ({attempt} attempts)", error.status) from error
+                    hint = f". {self.hint}" if error.status is None else ""
+                    problem = str(error).removesuffix(hint)
+                    raise ServerError(f"{problem} ({attempt} attempts){hint}", error.status) from error
             time.sleep(min(WAIT[0] * 2 ** (attempt - 1), WAIT[1]))
             attempt += 1
 

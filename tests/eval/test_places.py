@@ -63,7 +63,7 @@ def test_a_server_that_is_down_is_no_verdict(saved, tmp_path, capsys, monkeypatc
     server = ["--server", "http://127.0.0.1:9/v1", "--served_name", "ecg"]
     words = ["--model", saved, "--limit", 5, "--conditions", "real", "--gate", "reads", "--out", tmp_path / "out"]
     said = refused(capsys, ablation.main, *words, *server)
-    assert "http://127.0.0.1:9/v1" in said and "Connection refused. Is the server running" in said
+    assert "http://127.0.0.1:9/v1" in said and "Connection refused (6 attempts). Is the server running" in said
     assert not list(Path().iterdir())
 
 
