@@ -19,19 +19,20 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig
 
 from data.conversations.rows import QuestionSet
 from data.support.parallel import beside
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
-from elm.training import dev
+from elm.training import command_line
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
 from elm.training.run import Run, share
-from elm.training.settings import check_launch, check_settings, for_dev
+from elm.training.settings import check_launch, check_settings, claim, for_dev, without_workers
+from elm.training.sources import check_sources
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
 from eval.report.headline import finding
@@ -57,7 +58,9 @@ def main(
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
     if training_args.push_to_hub:
-        hub.check(training_args.hub_model_id, audited=arguments.ablation)
+        hub.check(training_args.hub_model_id, audited=arguments.ablation, token=training_args.hub_token)
+    check_sources(arguments, model_args)
+    claim(arguments, training_args, model_args)
     with training_args.main_process_first(desc="questions"):
         questions = questions_for(arguments)
     two = arguments.processes > 1 == training_args.world_size
@@ -94,7 +97,7 @@ def train_without_ecgs(
 def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """What a second process does beside `train`: all that needs no trained model, the tiny language model first."""
     quiet()
-    training_args = dataclasses.replace(training_args, dataloader_num_workers=0)  # this process has time left
+    training_args = without_workers(training_args)  # this process has time left
     questions = questions_for(arguments)
     parts(arguments, model_args, questions, training_args.seed, text_first=True)
     if arguments.text_only:
@@ -107,9 +110,10 @@ def parse(
     argv: list[str], default: Path = DEFAULT_CONFIG
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
-    argv = argv if "--config" in argv else ["--config", str(default), *argv]
-    parser = TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments))
-    return parser.parse_args_and_config(dev.with_flags(argv))
+    settings: tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments] = command_line.parse(
+        argv, (ElmArguments, SFTConfig, ModelConfig, PlanArguments), default
+    )
+    return settings
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def questions_for(arguments: ElmArguments) -> QuestionSet:
     Raises:
         ValueError: Of one of the `question_types` there are no questions.
     """
-    settings = as_mapping("dataset_args", arguments.dataset_args)
+    settings = dict(as_mapping("dataset_args", arguments.dataset_args))
     if arguments.dataset in ("synthetic", "ecg_qa"):
         settings.setdefault("cache", arguments.cache_dir)
     questions = load_questions(arguments.dataset, **settings)

@@ -27,8 +27,9 @@ from elm.saved.arguments import ElmArguments, TrainingRecord
 from elm.saved.folder import save, save_adapter
 from elm.saved.run import feature_store, measured_store
 from elm.training.build import build, build_collator, encode_early, lora
+from elm.training.claim import release
 from elm.training.resume import losses_of, plain_settings, versions
-from elm.training.settings import claim
+from elm.training.settings import checkpoints_of, claim
 from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
 from elm.training.trainer import ElmTrainer
 
@@ -134,6 +135,7 @@ class Run:
                 merged = self.model.merge_and_unload()
             merged.to(merged.lm_head.weight.dtype)
             save(merged, self.processor, folder, training=self._record(), beside=Path(beside))
+        release(checkpoints_of(self.training_args))
         self.log(f"The model is in {folder}")
         return folder
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from data.conversations.rows import QuestionSet
 from data.ecg import EcgSource
 from elm import ElmConfig, ElmProcessor
-from elm.training.resume import newest_whole_checkpoint
+from elm.training.checkpoints import STATE, newest_whole_checkpoint
 from eval.grids import numbers as grid
 from eval.grids.numbers import ASKED, Answers, Numbers
 from eval.report.parts import markdown_table
@@ -75,7 +75,7 @@ def _step_times(folder: Path) -> list[Numbers]:
     checkpoint = newest_whole_checkpoint(folder / "checkpoints" / "sft")
     if checkpoint is None:
         return []
-    history = json.loads((Path(checkpoint) / "trainer_state.json").read_text())["log_history"]
+    history = json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))["log_history"]
     return [entry for entry in history if "seconds_per_step" in entry]
 
 
