@@ -145,9 +145,9 @@ class _Parser(TrlParser):
         return {name: _checked(self.actions[name], value, f"{where}: {name}") for name, value in settings.items()}
 
     def near(self, name: str, prefix: str = "") -> str:
-        """Names like this one, as the end of a sentence."""
-        names = difflib.get_close_matches(name, [*self.actions, CONFIG.lstrip("-")], n=2, cutoff=0.75)
-        return f": is {' or '.join(prefix + near for near in names)} meant?" if names else ": --help names all"
+        """The name that is most like this one, as the end of a sentence."""
+        names = difflib.get_close_matches(name, [*self.actions, CONFIG.lstrip("-")], n=1)
+        return f": is {prefix}{names[0]} meant?" if names else ": --help names all"
 
     def error(self, message: str) -> Never:
         """End the program; all of the flags, which argparse shows, would hide what is wrong."""
