@@ -85,7 +85,7 @@ def fault_of(checkpoint: Path) -> str | None:
 def _missing(checkpoint: Path, is_finished: bool) -> str | None:
     """Which file is not there at all, as words."""
     if not _any(checkpoint, (*_WEIGHTS, *_SHARDED)):
-        return "its weights are missing"
+        return f"weights are missing ({_WEIGHTS[2]}, or {_WEIGHTS[0]})"
     if is_finished:
         return None
     if not _any(checkpoint, (*_OPTIMIZER, "global_step*")):

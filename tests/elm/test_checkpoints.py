@@ -55,7 +55,7 @@ def test_the_one_before_is_taken_and_the_damaged_file_is_named(name, damage, wri
     damage(newest / name)
     assert newest_whole_checkpoint(tmp_path) == str(before)
     (message,) = caplog.messages
-    assert f"{newest} was not written to its end, or is damaged: {name.replace('.pth', '')}" in message
+    assert f"{newest} was not written to its end, or is damaged: " in message and name.replace(".pth", "") in message
 
 
 @pytest.mark.parametrize("damage", [half, empty, zeros], ids=lambda damage: damage.__name__)
