@@ -90,16 +90,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"--config: {path} is a folder: name the YAML file in it") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--config: {path} is no text in UTF-8 (byte {error.start + 1})") from error
-    loader = _Loader(text)
     try:
-        content = loader.get_single_data()
+        content = _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ValueError(f"--config: {path} is no YAML{where}: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"--config: {path} is no YAML: {error}") from error
-    finally:
-        loader.dispose()
     return dict(_mapping(content, f"--config: {path}"))
 
 
@@ -117,11 +114,11 @@ class _Loader(yaml.SafeLoader):
         """A mapping, of keys that are all different."""
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:merge" and lines.setdefault(str(key.value), line) != line:
-                first = lines[str(key.value)]
-                problem = f"{key.value} is there twice, in lines {first} and {line}"
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and key.tag != "tag:yaml.org,2002:merge":
+                problem = f"{name} is there twice, in lines {lines[name]} and {line}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[name] = line
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return mapping
 
@@ -131,7 +128,8 @@ class _Parser(TrlParser):
 
     def __init__(self, kinds: Sequence[type]) -> None:
         super().__init__(tuple(kinds))
-        self.actions = {action.dest: action for action in self._actions if action.dest != "help"}
+        # The last of a setting's flags is made first here: `--no_bf16` is not to stand for `--bf16`.
+        self.actions = {action.dest: action for action in reversed(self._actions) if action.dest != "help"}
 
     def take(self, settings: Mapping[str, Any], where: str) -> None:
         """Make the settings of a YAML the defaults of the flags."""
@@ -167,9 +165,7 @@ def _checked(action: argparse.Action, value: Any, where: str) -> Any:
     if value is False and "no" in (action.choices or ()):
         return "no"  # which YAML reads as false
     if isinstance(value, bool) and kind is str:
-        raise ValueError(
-            f"{where} is {str(value).lower()}: put the word in quotes if it is one (YAML reads no as false)"
-        )
+        raise ValueError(f"{where} is {str(value).lower()}: put a word in quotes (YAML reads no as false)")
     value = _of_kind(kind, value, where)
     if action.choices and value not in action.choices:
         raise ValueError(f"{where} must be one of {', '.join(map(str, action.choices))}, got {value!r}")

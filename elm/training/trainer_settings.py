@@ -20,7 +20,7 @@ SEEDS = 2**32  # NumPy takes no more
 # The least value of a setting, and whether it is allowed itself.
 LEAST: dict[str, tuple[float, bool]] = {
     "per_device_train_batch_size": (1, True), "gradient_accumulation_steps": (1, True), "learning_rate": (0, True),
-    "weight_decay": (0, True), "max_grad_norm": (0, True), "warmup_steps": (0, True), "save_steps": (0, False),
+    "weight_decay": (0, True), "max_grad_norm": (0, True), "save_steps": (0, False),
     "logging_steps": (0, False), "dataloader_num_workers": (0, True), "neftune_noise_alpha": (0, True),
     "save_total_limit": (1, True),
     "align_steps": (0, True), "align_learning_rate": (0, True), "turns": (1, True), "balance": (1, True),
@@ -95,10 +95,10 @@ def check_trainer(args: TrainingArguments, *, resume: bool) -> None:
         )
     if not torch.cuda.is_available() or args.use_cpu:
         _refuse_on_cpu(args)
-    if args.dataloader_num_workers == 0:
-        for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
-            if getattr(args, name):
-                raise ValueError(f"{name} is about workers: give --dataloader_num_workers, or leave it out")
+    if args.dataloader_persistent_workers and not args.dataloader_num_workers:
+        raise ValueError(
+            "dataloader_persistent_workers is about workers: give --dataloader_num_workers, or leave it out"
+        )
     _check_reports(args)
     _check_optimizer(args)
 
@@ -120,9 +120,7 @@ def _check_reports(args: TrainingArguments) -> None:
     except ValueError as error:
         raise ValueError(f"report_to: {error}") from error
     for name in set(args.report_to) - set(get_available_reporting_integrations()) - {"flyte"}:
-        raise ImportError(
-            f"report_to {name} needs a package that is not installed: install it, or say --report_to none"
-        )
+        raise ImportError(f"report_to {name} needs a package that is not there: install it, or say --report_to none")
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
