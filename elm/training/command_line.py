@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Never
 
 import yaml
-from transformers.hf_argparser import string_to_bool
 from trl import TrlParser
 
 from elm.training import dev
 
 CONFIG = "--config"
-_KINDS = {int: "a whole number", float: "a number", string_to_bool: "true or false"}
+# What a value must be, by the name of the function that makes it of a word.
+_KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
 
 
 def parse(
@@ -173,11 +173,11 @@ def _checked(action: argparse.Action, value: Any, where: str) -> Any:
 
 
 def _of_kind(kind: Callable[[str], Any] | None, value: Any, where: str) -> Any:
-    if kind not in _KINDS:
+    if kind is None or (must_be := _KINDS.get(getattr(kind, "__name__", ""))) is None:
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     try:
         return kind(str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{where} must be {_KINDS[kind]}, got {value!r}") from error
+        raise ValueError(f"{where} must be {must_be}, got {value!r}") from error

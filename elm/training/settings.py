@@ -53,6 +53,7 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
         check_numbers(numbers)
     check_trainer(training_args, resume=arguments.resume)
     _check_names(arguments, training_args)
+    check_arguments(arguments.dataset, as_mapping("dataset_args", arguments.dataset_args))  # `--dev` takes others
     attention = model_args.attn_implementation
     if attention not in (None, *ATTENTION):
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attention!r}")
@@ -99,7 +100,6 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
     What else `--dev` means is in `elm.training.dev`: flags, few questions, small parts.
     """
     settings = as_mapping("dataset_args", arguments.dataset_args)
-    check_arguments(arguments.dataset, settings)
     missing = "root" in settings and not Path(settings["root"]).is_dir()
     if missing:
         logger.warning("--dev: there is no %s, so simulated ECGs stand in for %s", settings["root"], arguments.dataset)

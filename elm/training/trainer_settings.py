@@ -96,9 +96,7 @@ def check_trainer(args: TrainingArguments, *, resume: bool) -> None:
     if not torch.cuda.is_available() or args.use_cpu:
         _refuse_on_cpu(args)
     if args.dataloader_persistent_workers and not args.dataloader_num_workers:
-        raise ValueError(
-            "dataloader_persistent_workers is about workers: give --dataloader_num_workers, or leave it out"
-        )
+        raise ValueError("dataloader_persistent_workers needs workers: give --dataloader_num_workers, or leave it out")
     _check_reports(args)
     _check_optimizer(args)
 

@@ -10,7 +10,7 @@ from trl import ModelConfig, SFTConfig
 
 from elm.saved.arguments import ElmArguments
 from elm.training.pretraining import REFUSED, PretrainingArguments, begin
-from elm.training.settings import check_settings, for_dev
+from elm.training.settings import check_settings
 from elm.training.trainer_settings import LEAST, check_seed, check_trainer
 
 OURS = {each.name for each in dataclasses.fields(ElmArguments)}
@@ -52,7 +52,7 @@ def check(tmp_path):
         ({"torch_compile": True}, "leave torch_compile out: on a CPU it compiles for minutes"),
         ({"activation_offloading": True}, "leave activation_offloading out: it moves activations from a GPU"),
         ({"fp16": True, "bf16": False}, "leave fp16 out: on a CPU it is bf16, or float32"),
-        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers is about workers"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers needs workers: give"),
         ({"report_to": "pigeon"}, "report_to: pigeon is not supported, only .*wandb"),
         ({"optim": "sgd", "optim_args": "momentun=0.9"}, "optim_args: momentun=0.9 changes nothing of sgd"),
         ({"optim_args": "momentum=0.9"}, "optim_args: momentum=0.9 changes nothing of adamw_torch"),
@@ -195,10 +195,10 @@ def test_a_misspelt_setting_of_the_corpus_is_refused_with_and_without_dev(dev, t
         ("ecg-qa", {"root": "nowhere"}, "unknown dataset 'ecg-qa'"),
     ],
 )
-def test_dev_finds_what_the_run_itself_would_refuse(dataset, settings, message, tmp_path):
-    training_args = SFTConfig(str(tmp_path / "run"), use_cpu=True)
+@pytest.mark.parametrize("dev", [True, False])
+def test_dev_finds_what_the_run_itself_would_refuse(dev, dataset, settings, message, check):
     with pytest.raises(ValueError, match=re.escape(message)):
-        for_dev(ElmArguments(dataset=dataset, dataset_args=settings, dev=True), training_args)
+        check(dataset=dataset, dataset_args=settings, dev=dev)
 
 
 def test_a_gpu_takes_what_a_cpu_does_not(tmp_path, monkeypatch):
