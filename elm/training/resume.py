@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from elm.saved.arguments import Settings
 from elm.training.checkpoints import STATE, KeepNewest, newest_whole_checkpoint
+from elm.training.claim import CANNOT_MATTER
 from elm.training.hooks import load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def train_to_end(trainer: Trainer, resume: bool) -> None:
             f"there are {rows} rows to train on, fewer than the {batch} of a batch, and what does not fill one is left "
             "out (dataloader_drop_last): give a smaller per_device_train_batch_size"
         )
-    if args.save_total_limit:
+    if args.save_total_limit is not None:
         trainer.add_callback(KeepNewest(args.save_total_limit))
         args.save_total_limit = None
     checkpoint = newest_whole_checkpoint(args.output_dir) if resume else None
@@ -48,13 +49,13 @@ def losses_of(trainer: Trainer) -> list[float]:
 
 
 def plain_settings(training_args: TrainingArguments) -> Settings:
-    """The trainer's settings that are numbers and words, for the record of a run; of mappings those that say anything.
-
-    Accelerate's own are left out, which are all there without having been given.
-    """
-    values = {name: value for name, value in training_args.to_dict().items() if name != "accelerator_config"}
-    plain = (int, float, str, bool)
-    return {k: v for k, v in values.items() if isinstance(v, plain) or (isinstance(v, dict) and v)}
+    """The trainer's settings that are numbers and words, and mappings that matter, for the record of a run."""
+    unsaid = {"accelerator_config", *CANNOT_MATTER}  # of mappings those that are there without being given
+    return {
+        name: value
+        for name, value in training_args.to_dict().items()
+        if isinstance(value, (int, float, str, bool)) or (isinstance(value, dict) and name not in unsaid)
+    }
 
 
 def versions(*packages: str) -> dict[str, str]:
