@@ -164,9 +164,10 @@ def test_the_memory_of_a_process_holds_that_of_its_children():
         process.wait()
 
 
-def test_a_server_that_does_not_start_is_an_error(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError, match=f"the server of {tmp_path} did not start"):
+def test_a_server_that_does_not_start_is_an_error(tmp_path, capfd):
+    with pytest.raises(SystemExit) as stopped:
         speed.main(["serve", "--model", str(tmp_path)])
+    assert stopped.value.code == 2 and f"error: the server of {tmp_path} did not start" in capfd.readouterr().err
 
 
 @pytest.mark.slow
