@@ -28,7 +28,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(name, trained, t
     cut(newest / name)
     train(folder)
     said = [message for message in caplog.messages if "sft" in message]
-    assert said[0].startswith(f"{newest} was not written to its end, or is damaged: {name} c")
+    assert said[0].startswith(f"{newest} was not written to its end, or is damaged: {name} ")
     assert said[1] == f"going on from {newest.with_name('checkpoint-4')}"
     assert losses(folder) == losses(trained)
     assert newest.with_name("checkpoint-old").is_dir()
