@@ -209,7 +209,6 @@ def test_recordings_of_mimic_stay_private(folder):
 def test_a_run_that_could_not_publish_does_not_start(name, audited, message):
     with pytest.raises(ValueError, match=message):
         publishing.check(name, audited=audited)
-    publishing.check("owner/model")
 
 
 def test_the_trainer_publishes_no_checkpoints(tmp_path):
