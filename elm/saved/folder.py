@@ -25,7 +25,7 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import nf4
 from elm.saved.arguments import TrainingRecord
 from elm.saved.card import write_card
-from elm.saved.check import FILES, SAVING, refuse_part, require_model
+from elm.saved.check import FILES, SAVING, read_json, refuse_part, require_model
 from encoders.checkpoints import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
@@ -64,7 +64,7 @@ def load(
     model's linear layers in 4 bits, for training.
 
     Raises:
-        FileNotFoundError: The folder is no saved model, and no hub id of one that can be reached.
+        FileNotFoundError: The folder is no saved model, and no hub id of one that can be reached; or no adapter.
         ValueError: A weight is missing, unexpected, misshapen or not finite, a file is damaged, or the adapter belongs
             to another base.
     """
@@ -88,7 +88,10 @@ def load(
         model = ElmForConditionalGeneration.around(config, model)
     processor = ElmProcessor.from_pretrained(folder)
     if adapter is not None:
-        belongs = read_json(Path(adapter) / BASE_FILE)["weights"]
+        adapter = Path(adapter).expanduser()
+        if not (adapter / BASE_FILE).is_file():
+            raise FileNotFoundError(f"{adapter} is no adapter/ folder of a saved model: it has no {BASE_FILE}")
+        belongs = read_json(adapter / BASE_FILE)["weights"]
         if weights_hash(model) != belongs:
             raise ValueError(
                 f"the adapter in {adapter} was trained on other weights ({belongs}) than those of {name} "

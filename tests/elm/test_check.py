@@ -97,6 +97,14 @@ def test_what_was_copied_from_a_run_is_known_too(run, tmp_path):
         elm.load(tmp_path / "lora")
 
 
+def test_what_is_no_adapter_is_named(run):
+    with pytest.raises(FileNotFoundError, match="adapter is no adapter/ folder of a saved model: it has no base.json"):
+        elm.load(run, adapter=run / "adapter")
+    (run / "adapter" / "base.json").write_text('{"weights": ')
+    with pytest.raises(ValueError, match="adapter: base.json is damaged"):
+        elm.load(run, adapter=run / "adapter")
+
+
 def test_a_folder_of_models_names_one(run):
     with pytest.raises(FileNotFoundError, match=rf"out is no saved model: .*it holds models: give one .*{run}"):
         elm.load(run.parent)
