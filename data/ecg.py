@@ -21,7 +21,7 @@ _KNOWN = {name.lower(): name for name in (*LEADS, "VX", "VY", "VZ", "V3R", "V4R"
 _SPELLINGS = (
     _KNOWN
     | {f"{letter}{number}": lead for letter in "dl" for number, lead in enumerate(LEADS[:3], start=1)}
-    | {f"d{lead.lower()}": lead for lead in LEADS[:3]}
+    | {f"{letter}{lead.lower()}": lead for letter in "dl" for lead in LEADS[:3]}
     | {f"c{number}": f"V{number}" for number in range(1, 7)}
 )
 # What may stand before a name: "Lead I", "lead_I", "ECG-II", "ekg lead v1", "MDC_ECG_LEAD_AVR" (ISO/IEEE 11073).

@@ -111,6 +111,16 @@ def new_encoder(model_type: str, **settings: Any) -> tuple[EcgEncoder, EcgFeatur
     return AutoModel.from_config(config, dtype=torch.float32).eval(), extractor
 
 
+def check_overrides(model_type: str, settings: Settings) -> None:
+    """Refuse settings that neither this type of encoder nor its feature extractor has, without making either.
+
+    Raises:
+        ImportError: The type comes from an installed package that cannot be imported.
+        ValueError: There is no such type, or it has no such setting.
+    """
+    _split(settings, config_class(model_type))
+
+
 def save_encoder(encoder: EcgEncoder, extractor: EcgFeatureExtractor, folder: str | Path) -> None:
     """Write an encoder and its extractor to a folder that `load_encoder` and the Auto classes read."""
     encoder.save_pretrained(folder)

@@ -21,17 +21,19 @@ import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig
 
 from data.support.parallel import beside
-from data.support.status import mention_traceback, training_command
+from data.support.status import training_command
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.saved.run import questions_for
-from elm.training import dev
+from elm.training import command_line
 from elm.training.base import explicit_settings, settled
-from elm.training.resume import claim_folder
+from elm.training.claim import claim_folder, release
 from elm.training.run import for_training, share
 from elm.training.settings import check_folders, check_launch, check_settings, for_dev, settings_of_a_run
+from elm.training.sources import check_sources
+from elm.training.trainer_settings import check_seed
 from eval.grids import conditions, inputs
 from eval.grids.cells import GridArguments, cells_of, run_cells
 from eval.scoring.lines import read
@@ -46,6 +48,8 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
     arguments = settled(arguments, model_args)
     check_launch()
     check_settings(arguments, training_args, model_args)
+    for seed in grid.seeds:
+        check_seed("seeds", seed)
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
     check_folders(training_args.output_dir, arguments.cache_dir)
@@ -61,6 +65,8 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
     cells = cells_of(rows, training_args, model_args, grid)
     settings = settings_of_a_run(arguments, training_args, model_args) | {"limit": grid.limit}
     settings |= {"inputs": by_input} if by_input else {}
+    for row in rows.values():
+        check_sources(row, model_args)
     claim_folder(out / "cells", settings, resume=arguments.resume, write=main_process)
 
     # What all models share
@@ -81,6 +87,7 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
     # Side by side
     if not main_process:
         return
+    release(out / "cells")
     answers = {key: read(cell.folder / "ablation" / "predictions.jsonl") for key, cell in cells.items()}
     settings = {"dev": arguments.dev, "settings": settings}
     if not by_input:
@@ -99,9 +106,9 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
 
 def parse(argv: list[str]) -> tuple[GridArguments, ElmArguments, SFTConfig, ModelConfig]:
     """The settings on a command line."""
-    words = argv if "--config" in argv else ["--config", str(DEFAULT_CONFIG), *argv]
-    parser = mention_traceback(TrlParser((GridArguments, ElmArguments, SFTConfig, ModelConfig)))
-    grid, arguments, training_args, model_args = parser.parse_args_and_config(dev.with_flags(words, DEV))
+    grid, arguments, training_args, model_args = command_line.parse(
+        argv, (GridArguments, ElmArguments, SFTConfig, ModelConfig), DEFAULT_CONFIG, more_for_dev=DEV
+    )
     return grid, settled(arguments, model_args, explicit_settings(argv)), training_args, model_args
 
 

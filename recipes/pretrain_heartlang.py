@@ -18,8 +18,9 @@ import torch
 from transformers import TrainingArguments
 
 from data.support.status import training_command
+from elm.training import command_line
 from elm.training.heartlang import HeartLangArguments, for_dev, pretrained_on
-from elm.training.pretraining import begin, parse_stages, recordings_of, save_run, trainer_args
+from elm.training.pretraining import begin, recordings_of, save_run, trainer_args
 from elm.training.resume import train_to_end
 from encoders import load_encoder, new_encoder
 from encoders.heartlang import pretraining
@@ -90,7 +91,10 @@ def main(arguments: HeartLangArguments, training_args: TrainingArguments) -> Non
 
 def parse(argv: list[str]) -> tuple[HeartLangArguments, TrainingArguments]:
     """The settings on a command line."""
-    return parse_stages(argv, STAGES, (HeartLangArguments, TrainingArguments), DEFAULT_CONFIG)
+    settings: tuple[HeartLangArguments, TrainingArguments] = command_line.parse(
+        argv, (HeartLangArguments, TrainingArguments), DEFAULT_CONFIG, stages=STAGES
+    )
+    return settings
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ import torch
 from transformers import TrainingArguments
 
 from data.support.status import training_command
+from elm.training import command_line
 from elm.training.melp import MelpArguments, check, for_dev, new_model, pretrained_on, reports, usable
-from elm.training.pretraining import begin, parse_stages, recordings_of, save_run, trainer_args
+from elm.training.pretraining import begin, recordings_of, save_run, trainer_args
 from elm.training.resume import train_to_end
 from encoders import load_encoder, new_encoder
 from encoders.melp import MelpModel
@@ -84,7 +85,10 @@ def main(arguments: MelpArguments, training_args: TrainingArguments) -> None:
 
 def parse(argv: list[str]) -> tuple[MelpArguments, TrainingArguments]:
     """The settings on a command line."""
-    return parse_stages(argv, (), (MelpArguments, TrainingArguments), DEFAULT_CONFIG)
+    settings: tuple[MelpArguments, TrainingArguments] = command_line.parse(
+        argv, (MelpArguments, TrainingArguments), DEFAULT_CONFIG, stages=()
+    )
+    return settings
 
 
 if __name__ == "__main__":

@@ -19,22 +19,23 @@ import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import ModelConfig, SFTConfig
 
 from data.conversations.rows import QuestionSet
 from data.support.files import visible_files
 from data.support.parallel import beside
-from data.support.status import mention_traceback, training_command
+from data.support.status import training_command
 from elm.saved import publish as hub
 from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
-from elm.training import dev
+from elm.training import command_line
 from elm.training.base import explicit_settings, settled
 from elm.training.build import parts
 from elm.training.plan import PlanArguments, plan
 from elm.training.progress import quiet
 from elm.training.run import Run, for_training, share
-from elm.training.settings import check_folders, check_launch, check_settings, for_dev
+from elm.training.settings import check_folders, check_launch, check_settings, claim, for_dev, without_workers
+from elm.training.sources import check_sources
 from eval.audit.run import run as audit
 from eval.audit.settings import AuditSettings
 from eval.report.headline import finding
@@ -62,7 +63,9 @@ def main(
         arguments, training_args = for_dev(arguments, training_args)
     check_folders(training_args.output_dir, arguments.cache_dir)
     if training_args.push_to_hub:
-        hub.check(training_args.hub_model_id, audited=arguments.ablation)
+        hub.check(training_args.hub_model_id, audited=arguments.ablation, token=training_args.hub_token)
+    check_sources(arguments, model_args)
+    claim(arguments, training_args, model_args)
     with training_args.main_process_first(desc="questions"):
         questions = for_training(arguments, questions_for(arguments))
     two = arguments.processes > 1 == training_args.world_size
@@ -99,7 +102,7 @@ def train_without_ecgs(
 def companion(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     """What a second process does beside `train`: all that needs no trained model, the tiny language model first."""
     quiet()
-    training_args = dataclasses.replace(training_args, dataloader_num_workers=0)  # this process has time left
+    training_args = without_workers(training_args)  # this process has time left
     questions = for_training(arguments, questions_for(arguments))
     parts(arguments, model_args, questions, training_args.seed, text_first=True)
     if arguments.text_only:
@@ -112,9 +115,9 @@ def parse(
     argv: list[str], default: Path = DEFAULT_CONFIG
 ) -> tuple[ElmArguments, SFTConfig, ModelConfig, PlanArguments]:
     """The settings on a command line; those of `default` where it names no config."""
-    words = argv if "--config" in argv else ["--config", str(default), *argv]
-    parser = mention_traceback(TrlParser((ElmArguments, SFTConfig, ModelConfig, PlanArguments)))
-    arguments, training_args, model_args, plan_args = parser.parse_args_and_config(dev.with_flags(words))
+    arguments, training_args, model_args, plan_args = command_line.parse(
+        argv, (ElmArguments, SFTConfig, ModelConfig, PlanArguments), default
+    )
     return settled(arguments, model_args, explicit_settings(argv)), training_args, model_args, plan_args
 
 

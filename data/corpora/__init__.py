@@ -3,7 +3,8 @@
 An installed package provides a corpus by an entry point of the group `ecg_elm.corpora` that names such a class.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TypeVar
@@ -42,6 +43,18 @@ def corpus_named(name: str) -> type[Corpus]:
         ValueError: There is no corpus of that name, or several packages provide it.
     """
     return plugins.find("corpus", name, GROUP, registered())
+
+
+def check_corpus(name: str, settings: Mapping[str, object]) -> None:
+    """Refuse settings that the class of a corpus does not take, or lacks. Nothing is read.
+
+    Raises:
+        ValueError: There is no such corpus, or its class has no such setting.
+    """
+    try:
+        inspect.signature(corpus_named(name)).bind(**settings)
+    except TypeError as error:
+        raise ValueError(f"settings of the corpus {name!r}: {error}") from error
 
 
 def load_corpus(name: str, **settings: object) -> Corpus:

@@ -130,7 +130,7 @@ def _read(
     refusals = [*about.refusals]
     if reasons and unreadable == "refuse":
         refusals.append(f"{counted(reasons)} cannot be read: repair them, or give --unreadable leave_out.")
-    if len(reasons) == len(records):
+    if records and len(reasons) == len(records):
         refusals.append("No recording can be read.")
     return replace(about, unreadable=reasons, signals=common_notes(verdicts), refusals=refusals)
 

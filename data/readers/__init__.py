@@ -68,7 +68,8 @@ def read_ecg(
         path = Path(path).expanduser()
         return _read(path, Stated(fs, units, leads, nan))
     except (OSError, RuntimeError) as error:  # no permission, a name that is too long, the home of nobody
-        raise ValueError(f"{path}: cannot be opened: {error}: check the path") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{path}: cannot be opened: {reason}: check the path") from error
 
 
 def _read(path: Path, stated: Stated) -> Ecg:

@@ -98,7 +98,7 @@ def known_leads(names: Sequence[str], where: str, stated: Sequence[str] | None =
         raise ValueError(f"{where}: leads: {listed}: name them I, II, ..., V6 (any case) in the file, or {how}")
     shown = [name or f"signal {number}" for number, name in enumerate(names, start=1)]
     unknown = [name for name, lead in zip(shown, chosen) if lead is None]
-    if unknown and not set(LEADS) <= set(chosen):
+    if unknown and not set(LEADS) <= {lead.removeprefix("-") for lead in chosen if lead}:
         raise ValueError(f"{where}: leads: not known, though they may be leads: {', '.join(unknown)}: {how}")
     rows = [row for row, lead in enumerate(chosen) if lead]
     leads = tuple(lead for lead in chosen if lead)

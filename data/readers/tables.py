@@ -46,7 +46,10 @@ def parse_table(content: bytes, named: bool = True) -> Table:
     """
     comments, body = _body(_lines(decoded(content)))
     mark = _delimiter(body)
-    rows = _regular([(number, _cells(line, mark)) for number, line in body], mark)
+    rows = [(number, _cells(line, mark)) for number, line in body]
+    while rows and not any(rows[-1][1]):  # spreadsheets end so
+        rows.pop()
+    rows = _regular(rows, mark)
     if by_lead := _by_lead(rows):
         values = _values([(number, cells[1:]) for number, cells in by_lead], mark, left_out=1)
         return Table(values.T, tuple(cells[0] for _, cells in by_lead), delimiter=_DELIMITERS[mark])

@@ -15,6 +15,36 @@ def check_repo_id(name: str | None) -> str:
     return name
 
 
+def check_access(name: str, token: str | None = None) -> None:
+    """Find out at the start of a long run whether `commit` will be let in at its end. Nothing is written.
+
+    Raises:
+        PermissionError: No account is logged in, or it may not write below the owner's name.
+        ConnectionError: The hub cannot be reached.
+        ValueError: No name of a repository.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    owner = check_repo_id(name).partition("/")[0]
+    how = f"log in with `hf auth login`, or set HF_TOKEN, as an account that may write below {owner}/"
+    try:
+        account = HfApi(token=token).whoami()
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(f"the hub does not let you write to {name}, for nobody is logged in: {how}") from error
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise PermissionError(f"the hub does not know the token that is to write to {name}: {how}") from error
+        raise
+    except Exception as error:  # of whichever HTTP client the hub's package has
+        raise ConnectionError(
+            f"the hub, where the model is to be published as {name} at the end, cannot be reached: {error}"
+        ) from error
+    owners = {account["name"], *(each["name"] for each in account.get("orgs", ()))}
+    if owner not in owners:
+        raise PermissionError(f"the hub does not let {account['name']} write to {name}: {how}")
+
+
 def commit(
     name: str,
     files: Mapping[str, Path | bytes],

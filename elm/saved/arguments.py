@@ -149,7 +149,9 @@ class TrainingRecord(TypedDict, total=False):
     processes: int
     lora: dict[str, int]
     quantization: str | None
-    trainer: Settings  # numbers and words among the trainer's settings
+    model: Settings  # of LoRA and precision
+    trainer: Settings  # numbers, words and mappings among the trainer's settings
+    steps: dict[str, int]  # that each stage was trained
     losses: list[float]
     versions: dict[str, str]
     parameters: int

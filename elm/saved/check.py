@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from elm.model.configuration import ElmConfig
+
 FILES = (  # what a model is loaded from, and training.json: patterns of names
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"),
@@ -31,24 +33,26 @@ def refuse_part(path: Path, name: Path | str) -> None:
         raise FileNotFoundError(f"{name} is no saved model: {what}")
 
 
-def require_model(folder: Path, name: Path | str) -> None:
-    """Refuse a folder, called by `name`, that is no saved model or has not all of its files whole.
+def require_model(folder: Path, name: Path | str) -> ElmConfig:
+    """The configuration of a saved model called by `name`, whose files are all there and whole.
 
     Reads the headers of weights and all JSON, not the weights. What `refuse_part` refuses is refused before.
 
     Raises:
         FileNotFoundError: A file is missing, config.json perhaps because the training was not finished.
-        ValueError: A file is damaged.
+        ValueError: A file is damaged, or the model knows no ECGs.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name} is no saved model: it has no config.json ({_unfinished(folder)})")
     read_json(folder / "config.json", name)
+    config = ElmConfig.of_folder(folder)
     check_weights(folder, name)
     for names in _ONE_OF:
         if not any((folder / file).is_file() for file in names):
             raise FileNotFoundError(f"{name} is no saved model: it has no {names[0]}")
     for file in (path for pattern in FILES if pattern.endswith(".json") for path in folder.glob(pattern)):
         read_json(file, name)
+    return config
 
 
 def check_weights(folder: Path, name: Path | str) -> None:

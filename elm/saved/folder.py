@@ -69,8 +69,7 @@ def load(
             to another base.
     """
     folder, name = resolve(folder, revision, checkpoints=adapter is not None), folder
-    require_model(folder, name)
-    config = ElmConfig.of_folder(folder)
+    config = require_model(folder, name)
     kind = ElmForConditionalGeneration if config.vocabulary_start is None else AutoModelForCausalLM
     how = _in_4_bits(config) if quantized else {}
     model, info = kind.from_pretrained(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.card import check_terms, sources_of
-from data.support.hub import check_repo_id, commit
+from data.support.hub import check_access, check_repo_id, commit
 from elm.model.configuration import ElmConfig
 from elm.saved.audit import REPORT, SUMMARY, AuditSummary
 from elm.saved.card import REPORTS, model_card
@@ -27,14 +27,18 @@ _DRAWN = 'class="strip"'  # of a recording in report.html
 _CONFIGS = (*(name for name in FILES if name.endswith("config.json")), ADAPTER[0])
 
 
-def check(repo_id: str | None, *, audited: bool = True) -> None:
-    """Refuse at the start of a run what `push` would refuse at its end: no name of a repository, or no audit."""
-    check_repo_id(repo_id)
+def check(repo_id: str | None, *, audited: bool = True, token: str | None = None) -> None:
+    """Refuse at the start of a run what `push` would refuse at its end: no name of a repository, no audit, no access.
+
+    Raises as `data.support.hub.check_access` does.
+    """
+    name = check_repo_id(repo_id)
     if not audited:
         raise ValueError(
             "a model is published with its audit: leave ablation on, or train without --push_to_hub and say "
             "`python -m elm.hub push FOLDER OWNER/NAME --unaudited`"
         )
+    check_access(name, token)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def questions_for(arguments: ElmArguments, *, read: bool = True) -> QuestionSet:
         ValueError: There is nothing to train on, or of one of the `question_types`; or a recording cannot be read, and
             is not to be left out.
     """
-    settings = as_mapping("dataset_args", arguments.dataset_args)
+    settings = dict(as_mapping("dataset_args", arguments.dataset_args))
     if "unreadable" in settings:
         raise ValueError("dataset_args: unreadable is no setting of a question set: give --unreadable beside it")
     if arguments.dataset in ("synthetic", "ecg_qa"):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import yaml
 from trl import ModelConfig
 
 from elm.inputs.processing import ElmProcessor
@@ -24,6 +23,7 @@ from elm.saved.arguments import BaseRecord, ElmArguments, Settings, as_mapping, 
 from elm.saved.check import require_model
 from elm.saved.folder import load
 from elm.saved.run import SavedRun
+from elm.training.command_line import config_of, read_config
 from elm.training.dev import LANGUAGE_MODELS
 from encoders.checkpoints import from_hub
 from encoders.registry import find_config
@@ -98,16 +98,12 @@ def settled(arguments: ElmArguments, model_args: ModelConfig, explicit: Collecti
 
 def explicit_settings(argv: Sequence[str]) -> set[str]:
     """Names of the settings that a command line gives, as flags and in the file that `--config` names."""
-    flags = [word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")]
+    # Flags may be written with dashes, begin with `no_`, and be shortened where that is clear.
+    flags = [word.partition("=")[0][2:].replace("-", "_").removeprefix("no_") for word in argv if word[:2] == "--"]
     names = {name for name in flags if name in OF_THE_BASE}
-    # Flags may be shortened where that is clear.
     names |= {name for flag in flags if flag and flag not in names for name in OF_THE_BASE if name.startswith(flag)}
-    for place, word in enumerate(argv):
-        flag, _, file = word.partition("=")
-        if flag == "--config" and (file or place + 1 < len(argv)):
-            content = yaml.safe_load(Path(file or argv[place + 1]).expanduser().read_text(encoding="utf-8"))
-            names |= set(content) if isinstance(content, dict) else set()
-    return names
+    file, _ = config_of(argv)
+    return names if file is None else names | read_config(file).keys()
 
 
 def build_on(

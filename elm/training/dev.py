@@ -7,7 +7,6 @@ shrinks: layers, widths, vocabulary, questions. Nothing is read from the hub whe
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,15 +39,15 @@ _FLAGS = (
 )
 
 
-def with_flags(argv: Sequence[str], more: str = "") -> list[str]:
-    """A command line with what `--dev` means put in front, so that a flag on it still wins.
+def flags(is_dev: bool, is_plan: bool, more: str = "") -> list[str]:
+    """Flags that `--dev` means, to stand in front of the others, so that one of these still wins.
 
     `--dev` and `--plan` work without a GPU, whose absence the trainer would refuse under `bf16: true`.
     """
-    meant = f"{_FLAGS} {more}".split() if "--dev" in argv else []
-    if {"--dev", "--plan"} & set(argv) and not torch.cuda.is_available():
+    meant = f"{_FLAGS} {more}".split() if is_dev else []
+    if (is_dev or is_plan) and not torch.cuda.is_available():
         meant += ["--use_cpu", "true"]
-    return [*meant, *argv]
+    return meant
 
 
 def in_temporary_folder(arguments: A, training_args: T, **changes: object) -> tuple[A, T]:

@@ -15,6 +15,7 @@ from data.synthetic import SyntheticCohort
 from elm.saved.arguments import Settings, setting
 from elm.training import dev
 from elm.training.pretraining import PretrainingArguments
+from elm.training.sources import check_model
 from encoders.melp import MelpFeatureExtractor, MelpForPretraining, MelpModel, training
 from encoders.melp.files import new_pretraining
 from encoders.melp.training import unreadable
@@ -54,6 +55,11 @@ def check(arguments: MelpArguments, training_args: TrainingArguments) -> None:
         raise ValueError("per_device_train_batch_size is 1: a recording is told from others of its batch")
     if arguments.text_model != "tiny" and arguments.mapping("text_args"):
         raise ValueError(f"text_args are for text_model: tiny, not for {arguments.text_model}")
+    if not arguments.dev:
+        if arguments.text_model != "tiny":
+            check_model("text_model", arguments.text_model)
+        if arguments.translator:
+            check_model("translator", arguments.translator)
 
 
 def reports(arguments: MelpArguments, recordings: Recordings) -> tuple[dict[str, str], list[str]]:

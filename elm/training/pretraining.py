@@ -4,39 +4,33 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import yaml
 from transformers import Trainer, TrainingArguments
-from trl import TrlParser
 
 from data.card import source_lines, sources_of
+from data.corpora import check_corpus
 from data.corpora.ptbxl import TRAIN_FOLDS
 from data.experiment.recordings import Recordings, evenly, load_recordings
 from data.support.files import written_whole
-from data.support.status import mention_traceback
 from elm.saved.arguments import Settings, as_mapping, setting
 from elm.saved.card import DISCLAIMER, template
 from elm.saved.run import DEV_NOTE
-from elm.training import dev
-from elm.training.resume import claim_folder, losses_of, plain_settings, run_settings, versions
+from elm.training.claim import claim_folder, release, run_settings
+from elm.training.resume import losses_of, plain_settings, versions
 from elm.training.settings import check_folders, check_launch, is_set
+from elm.training.trainer_settings import check_numbers, check_trainer, refuse_ignored, refused_names
 from encoders.base import EcgEncoder, EcgFeatureExtractor
 from encoders.hub import save_encoder
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"  # below the folder of a run
 DEV_PATIENTS, DEV_TRAIN, DEV_HELD_OUT = 24, 16, 6
-# What does not make a checkpoint one of another run.
-_NOT_OF_A_RUN = ("resume", "cache_dir", "jobs", "threads")
-# Settings of the trainer that do.
-_OF_A_RUN = (
-    *("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
-    *("warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16", "fp16"),
-)
+REFUSED = refused_names(Path(__file__).with_name("refused_pretraining.yaml"))
 
 
 @dataclass
@@ -70,34 +64,6 @@ class PretrainingArguments:
 A = TypeVar("A", bound=PretrainingArguments)
 
 
-def parse_stages(
-    argv: Sequence[str], names: Sequence[str], kinds: Sequence[type], default_config: Path
-) -> tuple[Any, ...]:
-    """The settings on a command line, of a YAML whose `stages` holds what belongs to one stage (`--stage`) alone.
-
-    `names` are those of the stages, `kinds` dataclasses of settings; `default_config` is the YAML without `--config`.
-
-    Raises:
-        ValueError: The YAML has a key, or a stage a setting, that is unknown.
-    """
-    argv, path = dev.with_flags(argv), default_config
-    if "--config" in argv:
-        place = argv.index("--config")
-        path, argv = Path(argv[place + 1]), argv[:place] + argv[place + 2 :]
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    stages = config.pop("stages", {})
-    names_of_all = {each.name for kind in kinds for each in dataclasses.fields(kind)}
-    for where, settings in ((str(path), config), *((f"{path}, stage {n}", each) for n, each in stages.items())):
-        if unknown := sorted(settings.keys() - names_of_all):
-            raise ValueError(f"{where}: unknown setting {', '.join(unknown)}")
-    if wrong := sorted(stages.keys() - set(names)):
-        raise ValueError(f"{path}: there is no stage {wrong[0]!r}: {', '.join(names)}")
-    chosen = argv[argv.index("--stage") + 1] if "--stage" in argv[:-1] else ""
-    parser = mention_traceback(TrlParser(tuple(kinds)))
-    parser.set_defaults_with_config(**config | stages.get(chosen, {}))
-    return tuple(parser.parse_args_into_dataclasses(args=argv))
-
-
 def begin(
     arguments: A,
     training_args: TrainingArguments,
@@ -105,18 +71,22 @@ def begin(
 ) -> tuple[A, TrainingArguments]:
     """The settings of a run that may be launched so, those of `--dev` where it is; claims the output folder.
 
-    Raises `ValueError` as `claim_folder` does, and for launchers that take a model apart: these models fit on any
-    device, and measuring needs them whole.
+    Raises as `check_trainer` and `claim_folder` do, and `ValueError` for launchers that take a model apart: these
+    models fit on any device, and measuring needs them whole.
     """
     check_launch()
+    refuse_ignored(training_args, REFUSED)
+    check_numbers(arguments)
+    check_trainer(training_args, resume=arguments.resume)
+    check_corpus(arguments.corpus, arguments.mapping("corpus_args"))
     if is_set("ACCELERATE_USE_FSDP") or is_set("ACCELERATE_USE_DEEPSPEED"):
         raise ValueError("encoders are pretrained with whole models on every device: recipes/accelerate/multi_gpu.yaml")
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
     check_folders(training_args.output_dir, arguments.cache_dir)
-    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
-    settings = run_settings(training_args, _OF_A_RUN, data)
-    folder = Path(training_args.output_dir) / "checkpoints"
+    # Recordings are compared with others of their batch: one of half the size is another training.
+    settings = run_settings(training_args, dataclasses.asdict(arguments), also=("gradient_accumulation_steps",))
+    folder = Path(training_args.output_dir) / CHECKPOINTS
     claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
     return arguments, training_args
 
@@ -143,7 +113,7 @@ def trainer_args(training_args: TrainingArguments, **changes: object) -> Trainin
     """The trainer's settings as pretraining needs them, with its checkpoints below the folder of the run."""
     return dataclasses.replace(
         training_args,
-        output_dir=str(Path(training_args.output_dir) / "checkpoints"),
+        output_dir=str(Path(training_args.output_dir) / CHECKPOINTS),
         remove_unused_columns=False,
         dataloader_drop_last=True,  # a contrast needs as many recordings in each process
         ddp_find_unused_parameters=False,
@@ -191,3 +161,4 @@ def save_run(
     )
     with written_whole(folder / "README.md", "w") as file:
         file.write(card)
+    release(folder / CHECKPOINTS)

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -23,14 +23,15 @@ from elm.inputs.features import weights_hash
 from elm.inputs.processing import ElmProcessor
 from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import SAVED, is_quantized, merge_into_dequantized
-from elm.saved.arguments import ElmArguments, TrainingRecord, with_cache
+from elm.saved.arguments import ElmArguments, Settings, TrainingRecord, with_cache
 from elm.saved.folder import save, save_adapter
 from elm.saved.run import SavedRun, feature_store, fitting, measured_store
 from elm.training.base import base_of, earlier_trainings, record_of, sentence_of, settled
 from elm.training.build import build, build_collator, encode_early, lora
+from elm.training.claim import CANNOT_MATTER, release
 from elm.training.leaks import leaks_of
 from elm.training.resume import losses_of, plain_settings, versions
-from elm.training.settings import claim
+from elm.training.settings import REFUSED, checkpoints_of, claim
 from elm.training.stages import lengths_of, stage_args, train_stage, under_condition, whole
 from elm.training.tiny_encoder import ENCODERS
 from elm.training.trainer import ElmTrainer
@@ -57,6 +58,7 @@ class Run:
     base: SavedRun | None = None  # the saved model that it goes on from
     base_weights: str = ""  # hash of the weights that LoRA was put on
     trainer: ElmTrainer | None = None  # of the last stage
+    steps: dict[str, int] = field(default_factory=dict)  # that each stage was trained
 
     @classmethod
     def build(
@@ -142,6 +144,7 @@ class Run:
                 merged = self.model.merge_and_unload()
             merged.to(merged.lm_head.weight.dtype)
             save(merged, self.processor, folder, training=self._record(), beside=Path(beside))
+        release(checkpoints_of(self.training_args))
         self.log(f"The model is in {folder}")
         return folder
 
@@ -151,7 +154,7 @@ class Run:
         source, seed = self.questions.source, self.training_args.seed
         condition = self.arguments.train_condition
         grouped = self.training_args.train_sampling_strategy == "group_by_length"
-        return train_stage(
+        trainer = train_stage(
             self.model,
             self.processor,
             under_condition(rows, self.questions, condition, seed),
@@ -162,6 +165,8 @@ class Run:
             peft_config=peft_config,
             label=stage if condition == "real" else f"{stage}, ECGs {condition}",
         )
+        self.steps[stage] = trainer.state.global_step
+        return trainer
 
     def _sft_rows(self) -> list[Row]:
         seed, arguments, questions = self.training_args.seed, self.arguments, self.questions
@@ -188,7 +193,9 @@ class Run:
             "processes": self.training_args.world_size,
             "lora": {"r": self.model_args.lora_r, "alpha": self.model_args.lora_alpha},
             "quantization": SAVED if self.arguments.quantization else None,
+            "model": _model_settings(self.model_args),
             "trainer": plain_settings(self.training_args),
+            "steps": self.steps,
             "losses": losses_of(self.trainer),
             "versions": versions("torch", "trl", "transformers"),
         }
@@ -218,6 +225,13 @@ def for_training(arguments: ElmArguments, questions: QuestionSet) -> QuestionSet
         return questions
     config = ENCODERS[arguments.encoder].config()
     return fitting(questions, FEATURE_EXTRACTOR_MAPPING[type(config)].from_config(config), arguments.unreadable)
+
+
+def _model_settings(model_args: ModelConfig) -> Settings:
+    """Settings of LoRA and precision that were given or have a default; the model's name stands by itself."""
+    values = dataclasses.asdict(model_args)
+    unsaid = {"model_name_or_path", *CANNOT_MATTER, *REFUSED}
+    return {name: value for name, value in values.items() if value is not None and name not in unsaid}
 
 
 def share(

@@ -6,29 +6,26 @@ import logging
 import os
 from pathlib import Path
 
-import yaml
 from trl import ModelConfig, SFTConfig
 
+from data.conversations import check_arguments
+from data.measure import AMPLITUDES
 from data.support.files import require_writable
 from data.support.sentences import Refused
+from elm.model.configuration import ElmConfig
 from elm.model.quantization import nf4
 from elm.saved.arguments import ElmArguments, as_mapping
 from elm.training import dev
 from elm.training.base import base_of, refuse_own_folder
-from elm.training.resume import claim_folder, run_settings
+from elm.training.claim import claim_folder, run_settings
+from elm.training.trainer_settings import check_numbers, check_trainer, refuse_ignored, refused_names
+from encoders.ecg_byte import EcgByteConfig
 
 logger = logging.getLogger(__name__)
 
-# Settings of the trainer without which a checkpoint is one of another run.
-_OF_A_RUN = (
-    *("seed", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps"),
-    "weight_decay",
-)
-_NOT_OF_A_RUN = ("resume", "text_only", "ablation", "cache_dir", "cache_gb", "threads", "processes", "allow_leaks")
 ATTENTION = ("sdpa", "flash_attention_2", "eager")
-
-_INSTEAD: dict[str, str] = yaml.safe_load(Path(__file__).with_name("refused.yaml").read_text(encoding="utf-8"))
-REFUSED = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
+SAMPLING = ("random", "sequential", "group_by_length")
+REFUSED = refused_names(Path(__file__).with_name("refused.yaml"))
 # Values beside the default that say what holds anyhow.
 _AS_IT_IS = {"pad_to_multiple_of": None, "max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
 
@@ -60,7 +57,12 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
         ValueError: Settings that would be ignored, that say one thing twice, or that contradict each other.
     """
     for settings in (training_args, model_args):
-        _refuse_ignored(settings)
+        refuse_ignored(settings, REFUSED, _AS_IT_IS)
+    for numbers in (arguments, model_args):
+        check_numbers(numbers)
+    check_trainer(training_args, resume=arguments.resume)
+    _check_names(arguments, training_args)
+    check_arguments(arguments.dataset, as_mapping("dataset_args", arguments.dataset_args))  # `--dev` takes others
     attention = model_args.attn_implementation
     if attention not in (None, *ATTENTION):
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attention!r}")
@@ -81,13 +83,24 @@ def check_settings(arguments: ElmArguments, training_args: SFTConfig, model_args
         nf4()
 
 
-def _refuse_ignored(settings: SFTConfig | ModelConfig) -> None:
-    for each in dataclasses.fields(settings):
-        if each.name in REFUSED:
-            default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-            value = getattr(settings, each.name)
-            if value not in (default, _AS_IT_IS.get(each.name, default)):
-                raise ValueError(f"leave {each.name} out (it is {value!r}): {REFUSED[each.name]}")
+def _check_names(arguments: ElmArguments, training_args: SFTConfig) -> None:
+    """Refuse words that are none of those that a setting can be."""
+    if (sampling := training_args.train_sampling_strategy) not in SAMPLING:
+        raise ValueError(f"train_sampling_strategy must be one of {', '.join(SAMPLING)}, got {sampling!r}")
+    if training_args.loss_type not in ("nll", "dft"):
+        raise ValueError(f"loss_type must be nll or dft, got {training_args.loss_type!r}")
+    if training_args.save_strategy == "best":
+        raise ValueError("save_strategy must be steps, epoch or no: nothing is evaluated in training, so none is best")
+    if (amplitudes := arguments.measured_amplitudes) not in AMPLITUDES:
+        raise ValueError(f"measured_amplitudes must be one of {', '.join(AMPLITUDES)}, got {amplitudes!r}")
+    is_words = arguments.projector_type == "vocabulary"
+    ElmConfig(  # raises for a projector that cannot be; whether it fits the encoder shows once that is known
+        encoder_config=EcgByteConfig() if is_words else None,
+        projector_type=arguments.projector_type,
+        projector_pool=arguments.projector_pool,
+        projector_pool_mode=arguments.projector_pool_mode,
+        vocabulary_start=0 if is_words else None,
+    )
 
 
 def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArguments, SFTConfig]:
@@ -101,9 +114,19 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
         logger.warning("--dev: there is no %s, so simulated ECGs stand in for %s", settings["root"], arguments.dataset)
     if missing or arguments.dataset == "synthetic":
         arguments = dataclasses.replace(arguments, dataset="synthetic", dataset_args=dev.COHORT)
-    training_args = dataclasses.replace(training_args, dataloader_num_workers=0)
+    training_args = without_workers(training_args)
     align_steps = min(arguments.align_steps, dev.STEPS)
     return dev.in_temporary_folder(arguments, training_args, processes=1, align_steps=align_steps)
+
+
+def without_workers(training_args: SFTConfig) -> SFTConfig:
+    """The trainer's settings with rows made ready in its own process."""
+    return dataclasses.replace(
+        training_args,
+        dataloader_num_workers=0,
+        dataloader_prefetch_factor=None,
+        dataloader_persistent_workers=False,
+    )
 
 
 def is_set(variable: str) -> bool:
@@ -112,21 +135,28 @@ def is_set(variable: str) -> bool:
 
 
 def claim(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
-    """Note in `checkpoints/run.json` which run the output folder belongs to.
+    """Take the output folder for this run, and note in `checkpoints/run.json` which that is.
+
+    It is this process's until `Run.save` has written the model. A second call changes nothing.
 
     Raises:
-        ValueError: It belongs to another one, or holds the saved model that this one goes on from.
+        ValueError: The folder belongs to another run, or holds the saved model that this one goes on from.
     """
     if (base := base_of(model_args)) is not None:
         refuse_own_folder(base, training_args.output_dir)
-    folder = Path(training_args.output_dir) / "checkpoints"
     settings = settings_of_a_run(arguments, training_args, model_args)
-    claim_folder(folder, settings, resume=arguments.resume, write=training_args.process_index == 0)
+    claim_folder(
+        checkpoints_of(training_args), settings, resume=arguments.resume, write=training_args.process_index == 0
+    )
+
+
+def checkpoints_of(training_args: SFTConfig) -> Path:
+    """Folder of a run's checkpoints, of its record and its lock."""
+    return Path(training_args.output_dir) / "checkpoints"
 
 
 def settings_of_a_run(arguments: ElmArguments, training_args: SFTConfig, model_args: ModelConfig) -> dict[str, object]:
     """All settings without which a checkpoint is one of another run, as JSON knows them."""
-    model = {name: value for name, value in dataclasses.asdict(model_args).items() if value is not None}
-    data = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in _NOT_OF_A_RUN}
     base = base_of(model_args)  # trained anew, a saved model is another one
-    return run_settings(training_args, _OF_A_RUN, data | model | ({} if base is None else {"base": base.digest}))
+    settings = dataclasses.asdict(arguments) | dataclasses.asdict(model_args)
+    return run_settings(training_args, settings | ({} if base is None else {"base": base.digest}))

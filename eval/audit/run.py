@@ -73,11 +73,11 @@ def run(settings: AuditSettings, *, responder: Responder | None = None, question
     elif responder is None:
         responder = load_responder(saved, questions, settings.batch_size)
     names, notes = choose_conditions(settings.conditions, settings.full, responder, plan)
-    split = super_classes.folds_of(questions) if settings.limit is None and responder.scores else None
-    if split is not None:
+    split = None
+    if settings.limit is None and responder.scores:
         cache = saved.arguments.cache_dir if settings.model.is_dir() and saved.digest else None
-        split, left_out = super_classes.readable_part(split, cache)
-        notes += left_out
+        split, more = super_classes.split_for_audit(questions, cache)
+        notes += more
 
     lines = _answers(plan, responder, names, settings)
     if settings.full and questions.test_reports:

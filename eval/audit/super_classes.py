@@ -69,6 +69,21 @@ def readable_part(split: Split, cache: Path | str | None) -> tuple[Split, list[s
     return (ptbxl.without(set(bad)), train, test), [note]
 
 
+def split_for_audit(questions: QuestionSet, cache: Path | str | None) -> tuple[Split | None, list[str]]:
+    """PTB-XL and its folds that an audit asks the super-classes of, and notes; None where it cannot.
+
+    It is known before an audit asks anything, lest hours of answers end in a refusal.
+    """
+    if (split := folds_of(questions)) is None:
+        return None, []
+    (ptbxl, train, test), notes = readable_part(split, cache)
+    try:
+        _refuse(super_class_rows(ptbxl, test), super_class_rows(ptbxl, train))
+    except ValueError as error:
+        return None, [*notes, f"Super-classes were not asked: {error}."]
+    return (ptbxl, train, test), notes
+
+
 def measure(
     responder: Responder,
     ptbxl: PtbXl,

@@ -19,7 +19,7 @@ from data.conversations.rows import QuestionSet
 from data.ecg import EcgSource
 from data.support.files import read_json
 from elm import ElmConfig, ElmProcessor
-from elm.training.resume import newest_whole_checkpoint
+from elm.training.checkpoints import STATE, newest_whole_checkpoint
 from eval.grids import numbers as grid
 from eval.grids.numbers import ASKED, Answers, Numbers
 from eval.report.parts import markdown_table
@@ -76,7 +76,7 @@ def _step_times(folder: Path) -> list[Numbers]:
     checkpoint = newest_whole_checkpoint(folder / "checkpoints" / "sft")
     if checkpoint is None:
         return []
-    history = read_json(Path(checkpoint) / "trainer_state.json")["log_history"]
+    history = read_json(Path(checkpoint) / STATE)["log_history"]
     return [entry for entry in history if "seconds_per_step" in entry]
 
 

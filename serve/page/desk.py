@@ -124,8 +124,9 @@ class Desk:
             session.turns = [*session.turns, turn]
             if (more := len(session.turns) - MOST_TURNS) > 0:
                 session.turns, session.dropped = session.turns[more:], session.dropped + more
+            ecgs = self.asked_about(session)
             yield
-            yield from self._answer(session, turn.answer, self.asked_about(session), turn.question, history)
+            yield from self._answer(session, turn.answer, ecgs, turn.question, history)
 
     def again(self, session: Session, condition: Condition) -> Iterator[None]:
         """Ask the last question again under a condition.
@@ -137,7 +138,8 @@ class Desk:
             if not session.can_ask_again():
                 raise ValueError("Ask a question first, and let the model finish its answer.")
             turn, recordings, ecgs = session.turns[-1], session.subjects(), self.asked_about(session)
-            if turn.history and turn.columns.get("real", Answer()).state != "done":
+            had_history = not all(earlier.forgotten for earlier in turn.history)
+            if had_history and turn.columns.get("real", Answer()).state != "done":
                 turn.columns["real"] = Answer()
                 yield
                 yield from self._answer(session, turn.columns["real"], ecgs, turn.question)

@@ -84,12 +84,9 @@ def facts_html(recording: Recording | None, note: str = "", start: float = 0.0, 
     title = f'<p class="ecg-title"><b>{name}</b> <span>{about}</span></p>'
     _, span = window(ecg, seconds, start)
     shown, _ = window(ecg, max(seconds, SECONDS), start)
-    measured = "" if recording.measured is None else recording.measured.reason
     quality = signal_quality(shown)
-    wrong = [words for words in quality.notes if words not in measured]
-    if quality.grade == "unreadable":
-        wrong = [f"No model can read this recording: {quality}"]
-    notes = [span, *_left_out(ecg), *wrong]
+    refused = quality.grade == "unreadable"
+    notes = [span, *_left_out(ecg), *([f"No model can read this recording: {quality}"] if refused else quality.notes)]
     return "".join([_problem(note), title, _measured(recording), *(_p("note", words) for words in notes if words)])
 
 
@@ -109,18 +106,27 @@ def _measured(recording: Recording) -> str:
     if m is None:
         return _p("note ecg-quiet", f"Not measured: {recording.unmeasured}" if recording.unmeasured else "Measuring …")
     if m.quality == "failed":
-        return _p("note", f"Rate, intervals and axis are not measurable: {m.reason}.")
+        return _p("note", f"Rate, intervals and axis are not measurable{_why(recording)}.")
     intervals = [(name, value, " ms") for name, value in (("PR", m.pr), ("QRS", m.qrs), ("QT", m.qt), ("QTc", m.qtc))]
     values = [("Rate", m.rate, "/min"), *intervals, ("Axis", m.axis, "\N{DEGREE SIGN}")]
     items = "".join(
         f"<div><dt>{name}</dt><dd>{'<i>not measurable</i>' if value is None else f'{value:.0f}{unit}'}</dd></div>"
         for name, value, unit in values
     )
-    poor = _p("note", f"Measured with doubt: {m.reason}.") if m.quality == "poor" else ""
+    poor = _p("note", f"Measured with doubt{_why(recording)}.") if m.quality == "poor" else ""
     seconds = recording.ecg.duration
     where = f"all {seconds:.3g} s of " if seconds > SECONDS + SLACK else ""
     by = _p("quiet", f"Measured in {where}the signal by an algorithm, not by the model.")
     return f'<dl class="ecg-facts">{items}</dl>{by}{poor}'
+
+
+def _why(recording: Recording) -> str:
+    """Why something could not be measured, or with doubt, beside what is wrong with the signal: that is said below."""
+    reason = "" if recording.measured is None else recording.measured.reason
+    for words in signal_quality(recording.ecg).notes:
+        reason = reason.replace(words.rstrip("."), "")
+    reasons = [words for words in reason.split("; ") if words]
+    return f": {'; '.join(reasons)}" if reasons else ""
 
 
 def paper_html(recording: Recording | None, paper: Paper, start: float = 0.0) -> str:

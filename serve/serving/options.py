@@ -32,8 +32,7 @@ def options(settings: Settings, on_cpu: bool) -> tuple[list[str], dict[str, str]
             served.
     """
     folder = resolve(settings.model).resolve()
-    require_model(folder, settings.model)
-    config = ElmConfig.of_folder(folder)
+    config = require_model(folder, settings.model)
     if on_cpu:
         _require_attention(config, settings.model)
     adapters = _adapters(settings.lora)

@@ -51,9 +51,9 @@ def test_what_files_write_around_a_name_is_no_part_of_it(written):
 
 
 OTHER_NAMES = {
-    "I": ["DI", "D1", "di", "L1", "Lead L1", "D I"],
+    "I": ["DI", "LI", "D1", "di", "L1", "Lead L1", "D I"],
     "II": ["DII", "D2", "L2", "L2 (mV)"],
-    "III": ["DIII", "D3", "l3"],
+    "III": ["DIII", "LIII", "D3", "l3"],
     "aVR": ["a VR", "aV R", "AV R", "a_VR", "a V R", "MDC_ECG_LEAD_AVR"],
     "-aVR": ["-AVR", "- aVR", "Lead -aVR", "-Lead aVR", "-aVR (mV)"],
     "V1": ["C1", "V 1", "V_1", "ECG C1", "c1"],

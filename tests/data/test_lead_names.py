@@ -182,6 +182,14 @@ def test_a_unit_in_a_name_counts_and_may_not_contradict(tmp_path):
         read_ecg(wrong)
 
 
+def test_signals_of_a_bare_array_can_be_left_out(tmp_path):
+    ecg = read_ecg(npy(tmp_path, waves()[:3]), fs=FS, units="mV", leads=["V1", "-", "V2"])
+    assert ecg.leads == ("V1", "V2") and ecg.meta["other_signals"] == ("signal 2",)
+    np.testing.assert_allclose(ecg.signal, waves()[[0, 2]], atol=1e-6)
+    with pytest.raises(ValueError, match="leads: none of .* is an ECG lead"):
+        read_ecg(npy(tmp_path, waves()[:2]), fs=FS, units="mV", leads=["-", ""])
+
+
 @pytest.mark.parametrize("leads", ["I,II,III", "I II III", "V1"])
 def test_names_in_one_word_are_no_list(leads, tmp_path):
     with pytest.raises(ValueError, match=f"leads must be a list of names, got '{leads}': split it"):

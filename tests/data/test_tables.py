@@ -55,6 +55,8 @@ MARKS = {
     "Windows' line ends": text().replace("\n", "\r\n"),
     "old Mac's line ends": text(";").replace("\n", "\r"),
     "empty lines": text().replace("\n", "\n\n"),
+    "rows without cells at the end": text() + ",,,,,,,,,,,\n" * 3,
+    "fewer cells in rows without any": text(";") + ";;\n",
     "no line end": text().rstrip("\n"),
     "minus signs of typesetters": text(";").replace("-", "\u2212"),
     "UTF-8 with a mark": text().encode("utf-8-sig"),

@@ -208,7 +208,8 @@ def test_settings_that_a_command_line_gives(tmp_path):
     config.write_text(yaml.safe_dump({"encoder": "x", "dataset": "ecg_qa"}))
     assert explicit_settings(["--encoder_args", "{}", "--max_steps", "3"]) == {"encoder_args"}
     assert explicit_settings(["--projector_pool=2"]) == {"projector_pool"}
-    assert explicit_settings(["--projector_n", "false"]) == {"projector_norm"}
+    for words in (["--projector_n", "false"], ["--no_projector_norm"], ["--no-projector-norm"], ["--projector-norm=0"]):
+        assert explicit_settings(words) == {"projector_norm"}
     assert explicit_settings(["--config", str(config), "--measured"]) == {"encoder", "dataset", "measured"}
     assert "encoder" in explicit_settings([f"--config={config}"])
     assert explicit_settings(["--model_name_or_path", "out/x", "--dev"]) == set()

@@ -48,10 +48,10 @@ def test_one_way_to_say_a_thing(check):
 BY_RECIPES = "output_dir hub_model_id hub_token hub_private_repo"
 BY_THE_TRAINER = """
     per_device_train_batch_size gradient_accumulation_steps average_tokens_across_devices num_train_epochs max_steps
-    seed data_seed train_sampling_strategy learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
+    seed train_sampling_strategy learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
     optim_args optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm loss_type
     neftune_noise_alpha bf16 fp16 tf32 gradient_checkpointing gradient_checkpointing_kwargs activation_offloading
-    torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps auto_find_batch_size
+    torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps
     logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
     include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
     trackio_bucket_id trackio_static_space_id save_only_model save_strategy save_steps save_on_each_node

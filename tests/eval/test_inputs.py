@@ -120,7 +120,9 @@ def test_times_are_those_of_the_newest_whole_checkpoint(tmp_path, monkeypatch):
     for steps, history in ((2, timed[:1]), (4, [*timed, {"train_runtime": 9}])):
         folder = tmp_path / "checkpoints" / "sft" / f"checkpoint-{steps}"
         folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+        state = {"global_step": steps, "max_steps": steps, "log_history": history}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        save_file({"a": torch.zeros(1)}, folder / "adapter_model.safetensors")
     (tmp_path / "checkpoints" / "sft" / "checkpoint-6").mkdir()
     cost = inputs.cost_of({5: tmp_path, 6: tmp_path / "untimed"}, {}, ["r"])
     assert cost.seconds == {"5": 0.2, "6": None} and cost.measured_on == ["a", "b"]

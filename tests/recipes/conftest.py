@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 from transformers import Trainer
-from trl import ModelConfig, SFTConfig, TrlParser
 
 from data.conversations import load_questions
-from elm.saved.arguments import ElmArguments
 from elm.training import tiny
 from helpers.pretraining import Pretrain
 from recipes import sft_llava
@@ -55,8 +53,7 @@ def train(flags):
     """Run the recipe in this process."""
 
     def run(output_dir, **changes):
-        parser = TrlParser((ElmArguments, SFTConfig, ModelConfig))
-        sft_llava.main(*parser.parse_args_and_config(flags(output_dir, **changes)))
+        sft_llava.main(*sft_llava.parse(flags(output_dir, **changes)))
 
     return run
 

@@ -1,100 +1,103 @@
-"""A second stage: training that goes on from the model of a first one, with the recipe."""
+"""Going on in a folder: from a checkpoint before a damaged one, with the same settings, and alone."""
 
 import json
-import re
+import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from trl import ModelConfig
 
-import elm
-import recipes
-from elm.training.base import base_of
-from helpers.runs import example_of
-from recipes import sft_llava
-
-DEFAULT = str(Path(recipes.__file__).parent / "configs" / "tiny_cpu.yaml")
-OTHER_QUESTIONS = {"patients": 12, "held_out_patients": 6, "questions": 3, "held_out_questions": 2}
+from data.conversations import load_questions
+from elm.training.claim import claim_folder
+from helpers.pretraining import metrics, same_weights
+from helpers.runs import losses
 
 
-def weights(folder):
-    return load_file(folder / "model.safetensors")
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def record(folder):
-    return json.loads((folder / "training.json").read_text())
+def unfinished(whole, folder):
+    """A copy of a finished run of six steps that ended after four, with checkpoints of two and four."""
+    shutil.copytree(whole, folder)
+    for name in ("config.json", "training.json"):
+        (folder / name).unlink()
+    shutil.rmtree(next(folder.glob("checkpoints/**/checkpoint-6")))
+    return next(folder.glob("checkpoints/**/checkpoint-4"))
 
 
-def test_without_a_step_it_is_the_same_model(trained, train, no_steps, tmp_path, capsys):
-    """Nothing is drawn anew, with another seed, an align stage, other questions, and a model without ECGs beside."""
-    second = tmp_path / "second"
-    train(second, model_name_or_path=trained, max_steps=2, seed=7, lora_r=4, text_only=True,
-          dataset_args=json.dumps(OTHER_QUESTIONS))  # fmt: skip
-    before = weights(trained)
-    for folder in (second, second / "text-only"):
-        after = weights(folder)
-        assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    said = capsys.readouterr().out
-    assert f"Going on from {trained}: training begins with its language model, projector and encoder (" in said
-    base, arguments = record(second)["base"], record(second)["arguments"]
-    assert base["name_or_path"] == str(trained) and base["dataset_name"] == record(trained)["dataset_name"]
-    assert base["training"] == base_of(ModelConfig(model_name_or_path=str(trained))).digest
-    assert record(second)["language_model"] == record(trained)["language_model"]
-    assert arguments["encoder"] == record(trained)["arguments"]["encoder"]
-    assert arguments["dataset_args"]["questions"] == 3
-    assert f"- It went on from {trained} (training {base['training']})" in (second / "README.md").read_text()
-    assert any(f"in the training of {trained}" in sentence for sentence in record(second)["leaks"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(name, trained, train, tmp_path, caplog):
+    folder = tmp_path / "run"
+    newest = unfinished(trained, folder)
+    shutil.copytree(newest, newest.with_name("checkpoint-old"))
+    cut(newest / name)
+    train(folder)
+    said = [message for message in caplog.messages if "checkpoint-" in message and "sft" in message]
+    assert said[0].startswith(f"{newest} was not written to its end, or is damaged: {name} is cut off")
+    assert said[1] == f"going on from {newest.with_name('checkpoint-2')}"
+    assert losses(folder) == losses(trained)
+    assert newest.with_name("checkpoint-old").is_dir()
+    record = json.loads((folder / "training.json").read_text())
+    assert record["steps"] == {"align": 2, "sft": 6} and record["model"]["lora_dropout"] == 0
 
 
-def test_the_default_configs_parts_are_not_meant_and_those_of_a_user_are(trained, parts, tmp_path):
-    """`accelerate launch recipes/sft_llava.py --model_name_or_path out/sft-llava ...` takes the model's own encoder."""
-    words = ["--model_name_or_path", str(trained), "--use_cpu", "true"]
-    arguments, _, _, _ = sft_llava.parse(words)
-    assert arguments.encoder == parts["encoder"] and arguments.questions_per_row == 8
-    assert sft_llava.parse([*words, "--encoder", parts["encoder"], "--encoder_args", "{}"])[0] == arguments
-    for more in (["--encoder", "tiny"], ["--config", DEFAULT], ["--projector_pool", "2"], ["--measured", "true"]):
-        with pytest.raises(ValueError, match=f"is that of {re.escape(str(trained))}: leave [a-z_]+ out"):
-            sft_llava.parse([*words, *more])
+def test_an_encoder_goes_on_from_the_checkpoint_before_a_damaged_one(pretrain, tmp_path, caplog):
+    whole, folder = pretrain.trained("vqhbr"), tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    newest = folder / "checkpoints" / "checkpoint-4"
+    cut(newest / "scheduler.pt")
+    pretrain("vqhbr", folder)
+    assert f"going on from {folder / 'checkpoints' / 'checkpoint-2'}" in caplog.messages
+    assert metrics(folder)["losses"] == metrics(whole)["losses"]
+    assert same_weights(folder / "model.safetensors", whole / "model.safetensors")
 
 
-def test_the_first_model_is_not_written_over(trained, train):
-    with pytest.raises(ValueError, match=f"output_dir {trained} holds {trained}, which the run goes on from"):
-        train(trained, model_name_or_path=trained)
-    with pytest.raises(ValueError, match="checkpoint-6 is no saved model: it is a checkpoint of the run in"):
-        train(trained.parent / "x", model_name_or_path=trained / "checkpoints" / "sft" / "checkpoint-6")
+@pytest.mark.parametrize(
+    "change",
+    [{"optim": "adafactor"}, {"max_grad_norm": 0.1}, {"neftune_noise_alpha": 5}, {"train_sampling_strategy": "random"},
+     {"adam_beta2": 0.95}, {"per_device_train_batch_size": 2}],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_finished_run_is_not_taken_for_one_with_other_settings(change, trained, train, tmp_path, monkeypatch):
+    """And this is said before the questions are read."""
+    shutil.copytree(trained, tmp_path / "again")
+    monkeypatch.setattr("recipes.sft_llava.questions_for", lambda _: pytest.fail("the questions were read"))
+    with pytest.raises(ValueError, match=rf"{next(iter(change))}.* but now .*another output_dir, or --resume false"):
+        train(tmp_path / "again", **change)
 
 
-@pytest.mark.slow
-def test_in_4_bits_it_is_saved_as_an_ordinary_model(trained, train, tmp_path):
-    pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
-    folder = tmp_path / "second"
-    train(folder, model_name_or_path=trained, quantization="nf4", max_steps=2, align_steps=0, learning_rate=1e-9)
-    before, after = weights(trained), weights(folder)
-    assert before.keys() == after.keys() and "quantization_config" not in (folder / "config.json").read_text()
-    assert all(torch.equal(before[name], after[name]) for name in before if ".encoder." in name)
-    name = "model.language_model.layers.0.mlp.down_proj.weight"
-    error = (before[name] - after[name]).abs().mean() / before[name].abs().mean()
-    assert 0.05 < error < 0.15, "what 4 bits stand for is near the weights, and is not they"
-    merged, processor = elm.load(folder)
-    assert torch.isfinite(merged(**example_of(folder, processor)[1]).logits).all()
+def _hold(folder, pipe):
+    claim_folder(folder, {}, resume=False)
+    pipe.send("held")
+    pipe.poll(120)
 
 
-@pytest.mark.slow
-def test_a_second_stage_trains_what_the_first_one_trained_and_resumes(trained, train, tmp_path):
-    """Projector and LoRA move, the encoder stays; interrupted, it begins with the same model again."""
-    settings = {"model_name_or_path": trained, "max_steps": 4, "save_steps": 2, "align_steps": 2}
-    train(tmp_path / "second", **settings)
-    before, after = weights(trained), weights(tmp_path / "second")
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {name.split(".")[1] for name in moved} == {"projector", "language_model"}
-    scale = max(float((after[name] - before[name]).abs().max()) for name in moved if ".projector." in name)
-    assert scale < 0.05, "the projector was drawn anew"
+def test_a_second_run_in_a_folder_is_refused_at_once(train, tmp_path, monkeypatch):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    other = context.Process(target=_hold, args=(tmp_path / "run" / "checkpoints", theirs), daemon=True)
+    other.start()
+    assert ours.poll(60)
+    monkeypatch.setattr("recipes.sft_llava.questions_for", lambda _: pytest.fail("the questions were read"))
+    try:
+        with pytest.raises(RuntimeError, match=f"another run trains into {tmp_path / 'run'} at this moment"):
+            train(tmp_path / "run")
+    finally:
+        other.kill()
+        other.join(60)
 
-    again = tmp_path / "again"
-    (tmp_path / "second").rename(again)
-    (again / "config.json").unlink()
-    (again / "checkpoints" / "sft" / "checkpoint-4" / "trainer_state.json").unlink()
-    train(again, **settings)
-    assert all(torch.equal(value, after[name]) for name, value in weights(again).items())
+
+def test_fewer_rows_than_a_batch_are_refused_where_none_would_be_trained_on(train, parts, tmp_path):
+    questions = load_questions("synthetic", patients=12, held_out_patients=6, questions=4, held_out_questions=2,
+                               cache=Path(parts["cache_dir"]))  # fmt: skip
+    assert len(questions.train) < 5000
+    with pytest.raises(ValueError, match=r"rows to train on, fewer than the 5000 of a batch, .*dataloader_drop_last"):
+        train(tmp_path / "run", dataloader_drop_last=True, per_device_train_batch_size=5000)
+
+
+def test_noise_changes_what_is_learned(trained, train, tmp_path):
+    """`neftune_noise_alpha` reaches the embeddings of a model with LoRA on it."""
+    train(tmp_path / "noisy", neftune_noise_alpha=50)
+    assert losses(tmp_path / "noisy") != losses(trained)

@@ -8,7 +8,7 @@ import yaml
 
 from elm.saved.run import DEV_NOTE
 from elm.training import dev
-from elm.training.resume import newest_whole_checkpoint
+from elm.training.checkpoints import newest_whole_checkpoint
 from encoders import load_encoder, new_encoder
 from encoders.melp.files import load_pretraining
 from helpers.pretraining import SIDE_ARGS, STAGES, metrics, same_weights

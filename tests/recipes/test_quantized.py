@@ -8,14 +8,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
 from elm.model.quantization import dequantize, is_quantized
-from elm.saved.arguments import ElmArguments
 from elm.saved.run import questions_for
 from elm.training.build import build
 from helpers.runs import example_of, losses
+from recipes.sft_llava import parse
 
 pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "ecg-elm[quant]"')
 SETTINGS = {"quantization": "nf4", "bf16": True, "dtype": "bfloat16", "max_steps": 12, "save_steps": 4}
@@ -59,8 +58,7 @@ def test_an_align_checkpoint_holds_the_projector_alone(trained):
 
 def test_the_saved_folder_is_the_adapter_on_what_the_4_bits_stand_for(trained, flags):
     """Built again from the parts; float32, where only the order of additions differs, and as saved."""
-    parser = TrlParser((ElmArguments, SFTConfig, ModelConfig))
-    arguments, training_args, model_args = parser.parse_args_and_config(flags(trained, **SETTINGS))
+    arguments, training_args, model_args, _ = parse(flags(trained, **SETTINGS))
     questions = questions_for(arguments)
     base, _ = build(arguments, model_args, questions, training_args.seed)
     assert is_quantized(base)

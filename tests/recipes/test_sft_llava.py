@@ -10,16 +10,16 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
-from trl import ModelConfig, SFTConfig, TrlParser
 
 import elm
 from data.conversations import load_questions
 from elm.saved.arguments import ElmArguments
-from elm.training.resume import newest_whole_checkpoint
+from elm.training.checkpoints import newest_whole_checkpoint
 from elm.training.settings import check_launch
 from elm.training.stages import under_condition
 from helpers.processes import REPO, in_two_processes, killed_while_saving, python
 from helpers.runs import example_of, losses
+from recipes.sft_llava import parse
 
 
 def test_projector_and_lora_are_trained_and_nothing_else(trained, parts):
@@ -261,8 +261,8 @@ def test_training_the_encoder_too(train, parts, tmp_path):
 def test_an_unknown_key_in_a_config_is_an_error(tmp_path):
     config = tmp_path / "typo.yaml"
     config.write_text("output_dir: out\nbf16: false\nuse_cpu: true\nlearnig_rate: 0.1\n")
-    with pytest.raises(ValueError, match="learnig_rate"):
-        TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(["--config", str(config)])
+    with pytest.raises(ValueError, match=r"typo.yaml: unknown setting learnig_rate: is learning_rate meant\?"):
+        parse(["--config", str(config)])
 
 
 OTHERS = ("grid_", "heartlang_", "melp_")
@@ -272,9 +272,7 @@ CONFIGS = [path for path in (REPO / "recipes" / "configs").glob("*.yaml") if not
 @pytest.mark.parametrize("config", sorted(CONFIGS), ids=lambda path: path.stem)
 def test_every_config_parses(config):
     flags = ["--config", str(config), "--use_cpu", "true", "--bf16", "false"]
-    arguments, training_args, model_args = TrlParser((ElmArguments, SFTConfig, ModelConfig)).parse_args_and_config(
-        flags
-    )
+    arguments, training_args, model_args, _ = parse(flags)
     assert arguments.dataset_args and model_args.model_name_or_path and training_args.report_to in ([], ["none"])
 
 

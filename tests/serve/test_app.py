@@ -329,8 +329,12 @@ def test_the_quality_of_the_signal_is_told():
         "bridged by a straight",
     ):
         assert words in page
-    measured = Measurements("poor", "Flat: aVR. few beats", rate=70)
-    assert Tags(facts_html(Recording(poor, "a", measured))).words.count("Flat: aVR.") == 1
+    measured = Measurements("poor", "; ".join(["few beats", *(words.rstrip(".") for words in notes)]), rate=70)
+    page = Tags(facts_html(Recording(poor, "a", measured))).words
+    assert all(page.count(words.rstrip(".")) == 1 for words in notes) and "Measured with doubt: few beats." in page
+    flat = Ecg(0 * signal, 500, LEADS)
+    page = Tags(facts_html(Recording(flat, "a", Measurements("failed", str(signal_quality(flat)).rstrip("."))))).words
+    assert "axis are not measurable.No model can read this recording: Flat: I, II" in page and page.count("Flat") == 1
 
 
 def test_what_an_upload_left_out_is_told():
