@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.support.commands import option, parse
+from data.support.sentences import Refused
 from data.support.status import command
 
 
@@ -40,15 +41,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = parse(CheckSettings, "data.check", __doc__, argv)
 
     from data.experiment.inspection import inspect
-    from data.support.files import written_whole
+    from data.support.files import require_writable, written_whole
 
+    if settings.out is not None:
+        require_writable(settings.out.parent, "--out")
     inspection = inspect(settings.dataset, settings.dataset_args, settings.unreadable, settings.cache_dir)
     if settings.out is not None:
         with written_whole(settings.out, "w") as file:
             json.dump(inspection.to_json(), file, indent=2)
     sys.stdout.write(inspection.text + "\n")
     if inspection.refusals:
-        raise ValueError(f"a training would be refused: {inspection.refusals[0]}")
+        raise Refused(f"a training would be refused: {inspection.refusals[0]}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from helpers.golden import SMALL
 ROOT = Path(__file__).resolve().parents[1]
 # Words that a command's parser takes and the command cannot do anything with.
 NONSENSE = {
-    "data.measure.__main__": ["nowhere.hea"],
+    "data.check": ["nowhere"],
+    "data.measure.__main__": ["nowhere.hea", "--names", "nowhere.csv"],
     "elm.ask": ["nowhere", "nowhere.hea", "Is this a normal ECG?"],
     "elm.hub": ["push", "nowhere", "my-lab/model"],
     "eval.ablation": ["--model", "nowhere"],
@@ -87,7 +88,7 @@ def test_a_mistake_of_the_program_is_no_answer(capsys, monkeypatch, tmp_path, na
         raise KeyError("lead")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("argparse.ArgumentParser.parse_args", mistaken)
+    monkeypatch.setattr("argparse.ArgumentParser.parse_known_args", mistaken)
     status, said = end_of(capsys, monkeypatch, name, NONSENSE[name])
     assert status == 2 and "Traceback" in said and "this is a mistake of the program" in said.splitlines()[-1]
 

@@ -39,10 +39,13 @@ def report_of(folder):
 
 
 def test_it_loads_and_answers_as_it_did(folder):
-    model, processor = elm.load(folder)
-    ecg, pairs = example(folder)
-    assert len(pairs) == 5 and len({answer for _, answer in pairs}) == 3
-    assert [ask(model, processor, [ecg], question) for question, _ in pairs] == [answer for _, answer in pairs]
+    state = state_of(folder)
+    with read_only(folder):
+        model, processor = elm.load(folder)
+        ecg, pairs = example(folder)
+        assert len(pairs) == 5 and len({answer for _, answer in pairs}) == 3
+        assert [ask(model, processor, [ecg], question) for question, _ in pairs] == [answer for _, answer in pairs]
+    assert state_of(folder) == state
 
 
 def test_its_answers_are_scored_as_they_were(folder, capsys):

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.conversations.rows import Row
+from data.support.files import disk_errors_of
 from data.support.sentences import Refused
 from eval.answerers.base import Responder, question_messages
 from eval.answerers.memory import Answered, Remembering
@@ -54,6 +55,7 @@ class Journal:
     Raises:
         ValueError: The file is damaged before its end; names the line. A torn end is no damage, it is cut off.
         Refused: Another process has it open.
+        OSError: It cannot be written; names the file.
     """
 
     def __init__(self, folder: Path | str, settings: Mapping[str, object]) -> None:
@@ -107,9 +109,10 @@ class Journal:
         batches.append(answers)
 
     def _write(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with disk_errors_of(self.path):
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Let others open it."""

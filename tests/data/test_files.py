@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import threading
 
 import numpy as np
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 
 from data.support.cache import written_once
 from data.support.files import disk_errors_of, is_writable, read_json, require_writable, written_whole
-from helpers.read_only import read_only
+from helpers.read_only import little_room, read_only
 
 
 @pytest.fixture
@@ -99,15 +98,6 @@ def test_two_writers_do_not_mix(tmp_path):
     assert names(tmp_path) == ["f"]
 
 
-@pytest.fixture
-def little_room():
-    """No file may grow beyond 4096 bytes, as where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize(
     "write",
     [
@@ -118,23 +108,23 @@ def little_room():
     ],
     ids=["bytes", "lines", "numpy", "torch"],
 )
-def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(there, little_room, write):
+def test_a_full_disk_is_said_with_the_file_and_leaves_nothing(there, write):
     for path in (there, there.with_name("new")):
-        with pytest.raises(OSError) as info, written_whole(path) as file:
+        with little_room(), pytest.raises(OSError) as info, written_whole(path) as file:
             write(file)
         assert info.value.filename == str(path) and info.value.errno in (errno.EFBIG, errno.ENOSPC)
-    with pytest.raises(OSError) as info:
+    with little_room(), pytest.raises(OSError) as info:
         written_once(there.with_name("cached"), write)
     assert info.value.filename == str(there.with_name("cached"))
     assert there.read_text() == "before" and names(there.parent) == ["a.txt"]
 
 
-def test_libraries_that_do_not_name_the_file(tmp_path, little_room):
+def test_libraries_that_do_not_name_the_file(tmp_path):
     for write in (
         lambda: save_file({"w": torch.zeros(100_000)}, tmp_path / "model.safetensors"),
         lambda: torch.save(torch.zeros(100_000), tmp_path / "optimizer.pt"),
     ):
-        with pytest.raises(OSError) as info, disk_errors_of(tmp_path):
+        with little_room(), pytest.raises(OSError) as info, disk_errors_of(tmp_path):
             write()
         assert info.value.filename == str(tmp_path) and info.value.errno in (errno.EFBIG, errno.ENOSPC)
     with pytest.raises(ValueError, match="^other$"), disk_errors_of(tmp_path):

@@ -13,6 +13,7 @@ from eval.answerers.scripted import ScriptedResponder
 from eval.audit import journal as journals
 from eval.audit.journal import Journal, Question, batches_of
 from eval.scoring.lines import Answer
+from helpers.read_only import little_room
 
 
 def ask_all(responder, condition, rows, options, gold, journal, batch_size):
@@ -197,6 +198,17 @@ def test_other_options_are_other_questions(tmp_path, rows):
 
 
 @pytest.mark.slow
+def test_a_full_disk_is_said_with_the_file_and_asking_goes_on_from_there(tmp_path, rows):
+    entry = {"id": "q", "asked": "0", "text": "yes", "logp": None, "gold_logp": None}
+    with little_room(), Journal(tmp_path, {"model": "m"}) as journal:
+        journal.add("real", [entry])
+        with pytest.raises(OSError) as info:
+            journal.add("real", [entry] * 500)
+    assert info.value.filename == str(journal.path)
+    with Journal(tmp_path, {"model": "m"}) as journal:
+        assert journal.batches("real") == [[entry]]
+
+
 def test_one_process_at_a_time(tmp_path):
     code = f"from eval.audit.journal import Journal\nJournal({str(tmp_path)!r}, {{}})"
     with Journal(tmp_path, {}) as journal:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.wire import http
-from elm.saved.arguments import ElmArguments
+from elm.saved.arguments import ElmArguments, with_cache
 from elm.saved.run import SavedRun
 from eval import ablation, probe, super_classes, zero_shot
 from eval.audit import run as audit
@@ -94,6 +94,13 @@ def test_the_cache_of_the_training_is_used_where_it_can_be(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists() and not spare.exists()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert chosen(relative)[0] == tmp_path / "home" / ".cache" / "ecg-elm"
+
+
+def test_settings_of_the_questions_follow_the_cache():
+    repeated = ElmArguments(cache_dir="out/cache", dataset_args={"patients": 3, "cache": "out/cache"})
+    moved = with_cache(repeated, Path("/cache"))
+    assert (moved.cache_dir, moved.dataset_args) == ("/cache", {"patients": 3, "cache": "/cache"})
+    assert repeated.dataset_args["cache"] == "out/cache"
 
 
 def test_arguments_of_another_version_are_named(tmp_path):

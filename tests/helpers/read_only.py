@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,17 @@ def read_only(folder):
         yield
     finally:
         _folders.pop()
+
+
+@contextmanager
+def little_room(most=4096):
+    """Let no file grow beyond some bytes, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def state_of(folder):

@@ -187,6 +187,13 @@ def test_another_run_does_not_go_on_from_these_checkpoints(trained, train, tmp_p
         train(folder, learning_rate=5e-4)
 
 
+def test_where_the_cache_was_is_recorded_for_whoever_is_elsewhere(train, no_steps, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train("model", cache_dir="cache")
+    recorded = json.loads((tmp_path / "model" / "training.json").read_text())["arguments"]
+    assert recorded["cache_dir"] == recorded["dataset_args"]["cache"] == str(tmp_path / "cache")
+
+
 @pytest.mark.slow
 def test_two_processes_are_two_and_give_the_losses_of_one(trained, flags, tmp_path):
     folder = tmp_path / "two"
