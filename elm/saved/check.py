@@ -44,14 +44,14 @@ def require_model(folder: Path, name: Path | str) -> ElmConfig:
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name} is no saved model: it has no config.json ({_unfinished(folder)})")
-    read_json(folder / "config.json", name)
+    _read_object(folder / "config.json", name)
     config = ElmConfig.of_folder(folder)
     check_weights(folder, name)
     for names in _ONE_OF:
         if not any((folder / file).is_file() for file in names):
             raise FileNotFoundError(f"{name} is no saved model: it has no {names[0]}")
     for file in (path for pattern in FILES if pattern.endswith(".json") for path in folder.glob(pattern)):
-        read_json(file, name)
+        _read_object(file, name)
     return config
 
 
@@ -60,7 +60,7 @@ def check_weights(folder: Path, name: Path | str) -> None:
     index = folder / "model.safetensors.index.json"
     wanted = {"model.safetensors"}
     if not (folder / "model.safetensors").is_file() and index.is_file():
-        shards = read_json(index, name).get("weight_map")
+        shards = _read_object(index, name).get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f"{name}: {index.name} is damaged: it names no files of weights")
         wanted = set(map(str, shards.values()))
@@ -81,13 +81,13 @@ def check_tensors(file: Path) -> None:
         raise ValueError(f"the weights in {file} are damaged: {error}") from error
 
 
-def read_json(file: Path, name: Path | str) -> dict[str, object]:
+def _read_object(file: Path, name: Path | str) -> dict[str, object]:
     """The object in a JSON file of a saved model called by `name`. Raises `ValueError` where it holds none."""
     return json_object(file.read_text(encoding="utf-8", errors="replace"), file.name, name)
 
 
 def json_object(text: str | bytes, file: str, name: Path | str) -> dict[str, object]:
-    """The object that the text of such a file holds. Raises as `read_json`."""
+    """The object that the text of such a file holds. Raises as `_read_object`."""
     try:
         value = json.loads(text)
     except ValueError as error:

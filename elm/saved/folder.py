@@ -25,7 +25,7 @@ from elm.model.modeling import ElmForConditionalGeneration
 from elm.model.quantization import nf4
 from elm.saved.arguments import TrainingRecord
 from elm.saved.card import write_card
-from elm.saved.check import FILES, SAVING, read_json, refuse_part, require_model
+from elm.saved.check import FILES, SAVING, refuse_part, require_model
 from encoders.checkpoints import from_hub
 
 BASE_FILE = "base.json"  # in an adapter's folder: which base it was trained on
