@@ -52,7 +52,6 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
         check_seed("seeds", seed)
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
-    check_folders(training_args.output_dir, arguments.cache_dir)
     if arguments.train_condition != "real":
         raise ValueError("a grid sets train_condition itself: give --train_conditions, which names several")
     if grid.jobs > 1 and training_args.world_size > 1:
@@ -67,6 +66,7 @@ def main(grid: GridArguments, arguments: ElmArguments, training_args: SFTConfig,
     settings |= {"inputs": by_input} if by_input else {}
     for row in rows.values():
         check_sources(row, model_args)
+    check_folders(training_args.output_dir, arguments.cache_dir)
     claim_folder(out / "cells", settings, resume=arguments.resume, write=main_process)
 
     # What all models share

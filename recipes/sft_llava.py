@@ -61,10 +61,10 @@ def main(
     check_settings(arguments, training_args, model_args)
     if arguments.dev:
         arguments, training_args = for_dev(arguments, training_args)
-    check_folders(training_args.output_dir, arguments.cache_dir)
     if training_args.push_to_hub:
         hub.check(training_args.hub_model_id, audited=arguments.ablation, token=training_args.hub_token)
     check_sources(arguments, model_args)
+    check_folders(training_args.output_dir, arguments.cache_dir)
     claim(arguments, training_args, model_args)
     with training_args.main_process_first(desc="questions"):
         questions = for_training(arguments, questions_for(arguments))

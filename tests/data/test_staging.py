@@ -772,18 +772,13 @@ def test_real_records(here):
     headers = sorted(path for path in REAL.rglob("*.hea") if "formats" not in path.parts)  # those are not of 12 leads
     if not headers:
         pytest.skip(f"no WFDB records in {REAL}")
-    read = 0
     for path in headers:
         names = {line.split()[0] for line in path.read_text().splitlines()[1:] if line and not line.startswith("#")}
         files = [path, *(path.parent / name for name in sorted(names))]
-        if len(files) > 2:
-            refused(files, "3 were sent")
-            continue
         ecg, expected = read_upload(files), read_ecg(path)
         assert ecg.signal.tobytes() == expected.signal.tobytes(), path
-        assert (ecg.leads, ecg.fs, dict(ecg.meta)) == (expected.leads, expected.fs, {})
-        read += 1
-    assert read >= len(headers) - 1
+        assert (ecg.leads, ecg.fs) == (expected.leads, expected.fs)
+        assert ecg.meta.keys() <= {"repaired_samples", "absent_leads", "derived_leads", "other_signals", "quality"}
 
 
 def test_a_real_record_in_a_child():

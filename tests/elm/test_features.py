@@ -389,7 +389,7 @@ def test_what_does_not_fit_is_computed_each_time_and_said_once(open_store, encod
     encoder.seen = 0
     for _ in range(2):
         got = store.get(records)
-        assert all(torch.equal(got[name], want[name]) for name in want)
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=0)  # other batches are other sums
     assert encoder.seen == 2 * (60 - len(kept)) and taken(store) <= 15_000
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"no room for the encoder's output of {60 - len(kept)} recordings in {store.folder}" in message

@@ -114,7 +114,7 @@ def test_leads_that_the_encoder_needs_are_looked_for():
     _, twelve = new_encoder("ecg_patch")
     _, limbs = new_encoder("ecg_patch", in_channels=6, leads=LIMBS)
     questions = some_leads([COHORT[COHORT.records[0]].leads, LIMBS], [LIMBS, ("I", "II")])
-    lacking = "3 recordings of 4 cannot be read:\n  r1: the encoder cannot take it: has no lead V1; it has I, II"
+    lacking = "3 recordings of 4 cannot be read:\n  r1: the encoder cannot take it: has no lead V1, V2, V3"
     with pytest.raises(ValueError, match=lacking):
         fitting(questions, twelve, "refuse")
     left = fitting(questions, twelve, "leave_out")

@@ -40,11 +40,12 @@ def test_ratios_stand_beside_both_times(capsys, monkeypatch):
         assert float(ratio[:-1]) == pytest.approx(float(direct) / float(here), rel=0.02)
 
 
-def test_ids_that_differ_end_the_run(monkeypatch):
+def test_ids_that_differ_end_the_run(capsys, monkeypatch):
     monkeypatch.setattr(ecg_byte, "direct_encode", lambda *_: [0])
     monkeypatch.setattr(ecg_byte, "SAMPLES", 50)
-    with pytest.raises(RuntimeError, match="recording 0 has other ids than upstream's steps give"):
+    with pytest.raises(SystemExit) as end:
         speed.main(["ecg_byte", "--merges", "5", "--recordings", "3", "--repeats", "1"])
+    assert end.value.code == 2 and "recording 0 has other ids than upstream's steps give" in capsys.readouterr().err
 
 
 @pytest.mark.slow
