@@ -124,6 +124,7 @@ def record(tmp_path):
     return write_wfdb(cohort[cohort.records[0]], tmp_path / "records")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_results_are_printed_on_any_terminal(monkeypatch, tmp_path, record, encoding):
     saved = shutil.copytree(SMALL / "saved_run", tmp_path / "saved")

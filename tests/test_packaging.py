@@ -116,6 +116,7 @@ def test_the_scan_sees_every_package_and_every_kind_of_import() -> None:
     assert sorted(name for _, name in imports_on_load(tree)) == ["a.b", "c", "g", "h", "i"]
 
 
+@pytest.mark.slow
 def test_loading_a_module_needs_no_extra() -> None:
     # Otherwise an optional package that is absent, or broken on this machine, would take the default recipe with it.
     distributions = packages_distributions()

@@ -113,6 +113,7 @@ def test_a_millivolt_is_a_millivolt(cohort):
             assert 0.8 * size - 0.1 <= m.r[lead] - m.s[lead] <= size + 0.03
 
 
+@pytest.mark.slow
 def test_the_same_recording_gives_the_same_numbers(cohort, good):
     ecgs = {record: cohort[record] for record in cohort.records[:4]}
     here = [delineate(ecg) for ecg in ecgs.values()]
@@ -409,6 +410,7 @@ def with_code(real, code):
     return [m for codes, m in real if code in codes]
 
 
+@pytest.mark.slow
 def test_real_recordings_are_as_they_are_labelled(real):
     """Labels are of a recording, made by others: most must agree, not all."""
     assert len(real) >= 70 and sum(m.quality == "good" for _, m in real) > 0.85 * len(real)

@@ -85,6 +85,7 @@ def test_a_measured_rate_keeps_every_wave_within_half_a_sample(fs_in, fs_out, se
     )
 
 
+@pytest.mark.slow
 @quick
 @given(st.floats(30, 2000), st.floats(30, 2000), st.integers(1, 500))
 def test_no_pair_of_rates_is_refused(fs_in, fs_out, samples):

@@ -80,6 +80,7 @@ def find_planted(source: dict[str, Ecg], seed: int) -> tuple[Counter[str], Count
     return *kinds, len(found) - len(right)
 
 
+@pytest.mark.slow
 def test_planted_copies_are_found_and_nothing_else(heartbeats):
     made, found, wrong = find_planted(heartbeats, 0)
     assert wrong == 0
@@ -199,6 +200,7 @@ def test_folds_and_pretraining_are_told(heartbeats):
     ]
 
 
+@pytest.mark.slow
 def test_ecg_qas_own_split_lies_across_ptbxls_folds():
     """The true lists: no recording is read, each stands for itself as an empty one."""
     lists = {split: SHARED / f"ecgqa/ptbxl_{split}_ecgs.tsv.gz" for split in ("train", "test")}
@@ -229,6 +231,7 @@ def test_ecg_qas_own_split_lies_across_ptbxls_folds():
     assert found.sentences()[3].startswith("Of 3,214 test ECGs 2,324 lie in folds 1-8 of their corpus' published split")
 
 
+@pytest.mark.slow
 def test_real_recordings_of_several_corpora_and_their_copies():
     folder = SHARED / "wfdb"
     if not folder.is_dir():

@@ -676,6 +676,7 @@ def peak_of_children() -> int:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
+@pytest.mark.slow
 def test_the_most_expensive_files_stay_within_bounds():
     """A table of the smallest possible cells, and samples of the fewest possible bytes."""
     before = max(peak_of_children(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -725,6 +726,7 @@ def instead(monkeypatch, tmp_path):
     return of
 
 
+@pytest.mark.slow
 def test_a_child_that_misbehaves(instead, tmp_path):
     failed = "took too much time or memory, or failed: upload a shorter recording"
     soon = Budget(wall_seconds=1)
@@ -768,6 +770,7 @@ def test_a_child_sees_no_secrets(instead, monkeypatch, tmp_path):
 # --- real records -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_records(here):
     headers = sorted(path for path in REAL.rglob("*.hea") if "formats" not in path.parts)  # those are not of 12 leads
     if not headers:

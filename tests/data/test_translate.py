@@ -72,6 +72,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_texts_are_translated_the_same_alone_and_together(model, tmp_path):
     together = translate(TEXTS, model, tmp_path / "together")
     assert together == {text: english(text) for text in TEXTS}

@@ -101,7 +101,7 @@ def test_what_is_no_adapter_is_named(run):
     with pytest.raises(FileNotFoundError, match="adapter is no adapter/ folder of a saved model: it has no base.json"):
         elm.load(run, adapter=run / "adapter")
     (run / "adapter" / "base.json").write_text('{"weights": ')
-    with pytest.raises(ValueError, match="adapter: base.json is damaged"):
+    with pytest.raises(ValueError, match="adapter/base.json is damaged"):
         elm.load(run, adapter=run / "adapter")
 
 

@@ -265,6 +265,7 @@ def opened_shards(store):
     return [safe_open(path, "numpy") for path in store.folder.glob("*.safetensors")]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_fill_goes_on_to_the_same_bytes(open_store, many, small_shards):
     undisturbed = open_store(source=many, root="undisturbed").fill([*many])
     draw, kills, longest, found, begun = random.Random(0), 0, 0.05, [], time.monotonic()

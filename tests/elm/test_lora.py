@@ -57,6 +57,7 @@ def saved_and_loaded(model, processor, inputs, base, folder):
     return wanted
 
 
+@pytest.mark.slow
 def test_dora_is_trained_merged_and_loaded_again(tune, tmp_path):
     model, processor, inputs, base = tune(use_dora=True, lora_r=4)
     assert model.peft_config["default"].use_dora
@@ -68,6 +69,7 @@ def test_dora_is_trained_merged_and_loaded_again(tune, tmp_path):
     assert (wanted - base_logits).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_more_modules_are_trained_beside_the_projector(tune, make_pair, tmp_path):
     model, processor, inputs, base = tune(lora_modules_to_save=["input_layernorm", "projector"], lora_r=4)
     config = model.peft_config["default"]

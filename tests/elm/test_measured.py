@@ -88,6 +88,7 @@ def test_the_line_stands_right_behind_its_ecgs_tokens(measured_pair, source):
     assert (ids == processor.ecg_token_id).sum() == 3 and "< ecg> < eos>." in text_of(processor, ids)
 
 
+@pytest.mark.slow
 def test_given_recordings_are_measured(measured_pair):
     """With the same numbers as by hand."""
     _, processor, _ = measured_pair
@@ -241,6 +242,7 @@ def test_asking_about_files_measures_them(measured_pair):
 # --- the store --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recording_is_measured_once(tmp_path, monkeypatch):
     cohort = SyntheticCohort(3, records_per_patient=1)
     first, second, third = cohort.records

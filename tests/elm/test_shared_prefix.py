@@ -234,6 +234,7 @@ def test_packed_rows_under_the_conditions_of_training_keep_their_order_and_lengt
     assert as_dataset(rows)["length"][0] == 10_000 + words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_through_trl_gives_the_weights_of_one_question_per_row(make_pair, source, tmp_path, checkpointing):
     """Two steps over the same questions: all that were packed into a batch, alone."""

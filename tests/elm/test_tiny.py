@@ -24,6 +24,7 @@ def questions(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "model_type"), [("tiny", "ecg_melp"), ("tiny-heartlang", "ecg_heartlang"), ("tiny-cnn", "ecg_cnn")]
 )

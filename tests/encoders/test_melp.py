@@ -294,6 +294,7 @@ def test_new_weights_have_the_spread_they_are_meant_to():
         assert weights[name].std().item() == pytest.approx(std, rel=0.03), name
 
 
+@pytest.mark.slow
 def test_learns_from_scratch():
     """A tiny one tells fast from slow within seconds of AdamW."""
     rng = np.random.default_rng(0)

@@ -503,6 +503,7 @@ def test_new_weights_have_the_spread_they_are_meant_to():
     assert all(weight.isfinite().all() for weight in weights.values())
 
 
+@pytest.mark.slow
 def test_the_trainer_trains_and_evaluates_it(tmp_path):
     given = batch(8)
     rows = [dict(zip(given, values)) for values in zip(*given.values())]

@@ -168,6 +168,7 @@ def test_report_holds_what_readers_rely_on(cohort, oracle, tmp_path):
         assert line["correct"] == (line["parsed"] is not None and set(line["parsed"]) == answer_set(line["answer"]))
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_it_ends_with_the_same_bytes(cohort, oracle, tmp_path, picture):
     out = tmp_path / "out"
 

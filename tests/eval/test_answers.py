@@ -326,6 +326,7 @@ def test_the_name_tells_what_answers_depend_on(make_model, recordings):
     assert len(names) == 6
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_asked_with_its_own_caches(pair, recordings, rows, tmp_path, monkeypatch):
     """Altered recordings apart, by the version of the alterations; answers may be as long as the longest right one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -21,6 +21,7 @@ def verdicts():
     return {name: [verdict[name] for verdict in told] for name in ANSWERERS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answerer", "allowed", "at_least"),
     [

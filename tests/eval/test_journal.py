@@ -209,6 +209,7 @@ def test_a_full_disk_is_said_with_the_file_and_asking_goes_on_from_there(tmp_pat
         assert journal.batches("real") == [[entry]]
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(tmp_path):
     code = f"from eval.audit.journal import Journal\nJournal({str(tmp_path)!r}, {{}})"
     with Journal(tmp_path, {}) as journal:

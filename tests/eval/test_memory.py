@@ -73,6 +73,7 @@ def inputs_of(lines):
         yield line["question"], *{"zero": ["zeros"] * len(ecgs), "none": []}.get(line["condition"], ecgs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 1, 3, 7])
 def test_interrupted_it_asks_together_what_it_would_have_asked_together(cohort, tmp_path, left):
     whole = run(Recognizing(by_batch=True), cohort, tmp_path)

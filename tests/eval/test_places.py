@@ -58,6 +58,7 @@ def test_a_model_that_cannot_be_written_wants_another_place(saved, capsys):
     assert state_of(saved) == before and not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_no_verdict(saved, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(http, "WAIT", (0.0, 0.0))
     server = ["--server", "http://127.0.0.1:9/v1", "--served_name", "ecg"]

@@ -172,6 +172,7 @@ def test_an_encoder_that_has_seen_the_corpus_is_warned_of(task, cnn, tmp_path, c
     assert any("may have seen the test records" in note for note in numbers["notes"])
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_told_beside_random_weights(task, cnn, tmp_path):
     protocol = Protocol((100.0,), finetune=Finetuning(epochs=15, learning_rate=1e-2), random_seeds=1, draws=100)
     numbers = measure({"cnn": cnn}, task, task, tmp_path, protocol)
@@ -297,6 +298,7 @@ def arguments(ptbxl, folder, *more):
             str(folder / "cache"), "--output", str(folder / "out"), "--random_seeds", "1", *more]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--finetune", "--epochs", "2", "--percent", "100"]])
 def test_the_command_writes_the_same_bytes_twice(more, ptbxl, tmp_path, capsys):
     torch.manual_seed(3)

@@ -53,6 +53,7 @@ def tiny_job():
     return sft.job(melp_config(), records=2, questions=3)
 
 
+@pytest.mark.slow
 def test_all_ways_of_training_learn_the_same(tiny_job, tmp_path):
     """Every step is on all six questions: whatever their order, the losses of the three ways are equal."""
     before = {name: value.clone() for name, value in tiny_job.model.state_dict().items()}
@@ -66,6 +67,7 @@ def test_all_ways_of_training_learn_the_same(tiny_job, tmp_path):
     assert all((value == before[name]).all() for name, value in tiny_job.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_cached_ways_never_run_the_encoder_and_the_other_one_always_does(tiny_job, tmp_path, monkeypatch):
     store, _ = sft.fill(tiny_job, tmp_path / "cache")
     seen = []

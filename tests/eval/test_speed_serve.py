@@ -99,6 +99,7 @@ def run(server, *options):
     speed.main(["serve", "--url", f"http://127.0.0.1:{server.server_port}/v1", "--repeats", "2", *options])
 
 
+@pytest.mark.slow
 def test_ratios_stand_beside_both_times(server, capsys):
     run(server, "--chats", "8", "--tokens", "5", "--soak", "28")
     told, chats, waits, soak, memory = capsys.readouterr().out.splitlines()

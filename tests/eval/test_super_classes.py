@@ -168,6 +168,7 @@ def test_folds_and_patients_that_overlap_are_refused(ptbxl, questions):
     assert super_classes.folds_of(across) is None, "a split across the folds has no held-out fold"
 
 
+@pytest.mark.slow
 def test_the_audit_holds_it(ptbxl, questions, tmp_path):
     read = oracle(ptbxl.labels("super_class"))
 
@@ -187,6 +188,7 @@ def test_the_audit_holds_it(ptbxl, questions, tmp_path):
     assert "super_classes" not in few, "of a sample it would be another number under the same name"
 
 
+@pytest.mark.slow
 def test_the_command_asks_about_other_recordings(ptbxl, questions, tmp_path, monkeypatch, capsys):
     asked = []
 

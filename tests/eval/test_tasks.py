@@ -282,6 +282,7 @@ def test_real_labels_are_those_of_the_published_splits_record_by_record(real, ta
             assert made.labels[record] == {label for label in made.classes if rows[record][label] == "1"}, record
 
 
+@pytest.mark.slow
 def test_real_labels_are_the_same_from_the_statements_alone(real, tmp_path):
     """The table as its makers publish it has no label columns: what `scp_codes` says, where it is known."""
     with (real / "ptbxl_database.csv").open(newline="") as file:

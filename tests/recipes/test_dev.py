@@ -28,7 +28,7 @@ CONFIGS = [
 ]
 
 
-QUICK = ("tiny_cpu", "ecg_qa_llama_1b", "grid_tiny")  # the default job, a published language model, a grid
+QUICK = ("tiny_cpu", "ecg_qa_llama_1b")  # the default job, a published language model
 
 
 @pytest.mark.parametrize(

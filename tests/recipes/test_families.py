@@ -15,6 +15,7 @@ from helpers.runs import example_of
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3-multimodal", "gpt2", "gpt-neox")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3", "opt", *OTHERS])
 def test_a_run_from_a_language_model_of_each_family(name, train, tmp_path):
     kind = families.KINDS[name]

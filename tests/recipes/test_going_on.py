@@ -17,6 +17,7 @@ def cut(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "trainer_state.json"])
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(name, trained, train, tmp_path, caplog):
     """Of the last one, that is: it was damaged before the model was saved."""
@@ -36,6 +37,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(name, trained, t
     assert record["steps"] == {"align": 2, "sft": 6} and record["model"]["lora_dropout"] == 0
 
 
+@pytest.mark.slow
 def test_an_encoder_goes_on_from_the_checkpoint_before_a_damaged_one(pretrain, tmp_path, caplog):
     whole, folder = pretrain.trained("vqhbr"), tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -91,6 +93,7 @@ def test_fewer_rows_than_a_batch_are_refused_where_none_would_be_trained_on(trai
         train(tmp_path / "run", dataloader_drop_last=True, per_device_train_batch_size=5000)
 
 
+@pytest.mark.slow
 def test_noise_changes_what_is_learned(trained, train, tmp_path):
     """`neftune_noise_alpha` reaches the embeddings of a model with LoRA on it."""
     train(tmp_path / "noisy", neftune_noise_alpha=50)

@@ -109,6 +109,7 @@ def test_each_loss_trains_by_itself(alone, train, tmp_path):
     assert any(name.startswith("encoder.ecg_encoder.") for name in changed)
 
 
+@pytest.mark.slow
 def test_it_learns_whose_report_is_whose(train, tmp_path):
     """Of the recordings it is shown: 16 in a batch, each four dozen times."""
     more = {"per_device_train_batch_size": 16, "max_steps": 80, "warmup_steps": 20, "learning_rate": 3e-3}

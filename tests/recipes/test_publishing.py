@@ -9,6 +9,7 @@ import elm
 SMALL = {"align_steps": 0, "max_steps": 2, "save_steps": 1}
 
 
+@pytest.mark.slow
 def test_a_run_ends_on_the_hub(logged_in, train, tmp_path):
     folder = tmp_path / "model"
     hub_settings = {"push_to_hub": True, "hub_model_id": "owner/model", "hub_private_repo": True}

@@ -33,6 +33,7 @@ def trained(folder, train):
     return folder
 
 
+@pytest.mark.slow
 def test_the_loss_falls(trained):
     first, last = losses(trained)[:3], losses(trained)[-3:]
     assert sum(last) < 0.8 * sum(first)

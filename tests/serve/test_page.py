@@ -338,6 +338,7 @@ def test_an_upload_in_which_nothing_can_be_read_is_refused(shelf, tmp_path):
     assert "no model can read this recording: Flat: I, II" in Tags(facts_html(None, session.notes[0])).words
 
 
+@pytest.mark.slow
 def test_the_slider_of_the_page_moves_what_is_asked_about(shelf):
     """The events of the page, as Gradio calls them."""
     pytest.importorskip("gradio")
