@@ -153,6 +153,7 @@ def text_files_without_encoding(tree):
             yield node.lineno
 
 
+@pytest.mark.slow
 def test_text_is_utf8_on_every_machine():
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"

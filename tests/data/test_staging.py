@@ -315,6 +315,7 @@ def test_a_checked_header_means_what_it_meant(data, here, tmp_path):
     assert (ecg.leads, ecg.fs) == (expected.leads, expected.fs)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_changed_there_is_a_recording_or_a_message(data, here):

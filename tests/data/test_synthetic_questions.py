@@ -324,6 +324,7 @@ def test_load_questions_finds_sets_by_name_and_names_mistakes():
         load_questions("synthetic", held_out="train")
 
 
+@pytest.mark.slow
 def test_pairs_take_the_place_of_single_questions_about_two_ecgs():
     """The same words and answers, about training patients alone; what is held out, and all else, stays as it is."""
     plain, pairs = synthetic.load(), synthetic.load(pairs=1000)
@@ -342,6 +343,7 @@ def test_pairs_take_the_place_of_single_questions_about_two_ecgs():
     assert {tuple(row["ecgs"]) for row in other.train} != {tuple(row["ecgs"]) for row in pairs.train}
 
 
+@pytest.mark.slow
 def test_pairs_show_what_they_show_in_fixed_shares():
     """Else "yes, it is new" could be told from the second ECG alone, and "in both" would hardly be learned."""
     questions, shown = synthetic.load(pairs=2000), {"verify": Counter(), "query": Counter()}

@@ -14,6 +14,8 @@ from data.support import translate as module
 from data.support.translate import translate
 from helpers import hub_server
 
+pytestmark = pytest.mark.slow  # a translator is made for them
+
 WORDS = {
     "sinusrhythmus": "rhythm", "linkstyp": "left", "rechtstyp": "right", "infarkt": "infarct", "alt": "old",
     "normal": "normal", "ekg": "ecg", "schenkelblock": "block",

@@ -227,6 +227,7 @@ def test_training_on_zeros_tells_nothing(measured_pair, source, tmp_path):
     assert build_collator(ElmArguments(cache_dir=str(tmp_path)), model, processor, questions).measured is None
 
 
+@pytest.mark.slow
 def test_asking_about_files_measures_them(measured_pair):
     model, processor, _ = measured_pair
     cohort = SyntheticCohort(1, records_per_patient=1)

@@ -161,6 +161,7 @@ def planned(*words):
     return planning.plan(*run, plan_args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "in_4_bits"),
     [("ecg_qa_llama_1b", 0), ("ecg_qa_llama_3b", 0), ("ecg_qa_llama_8b_qlora", 6_979_321_856)],

@@ -205,6 +205,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(cohort, oracle, tmp_pa
         assert (tmp_path / "whole" / name).read_bytes() == (out / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_scored_again_without_a_model(cohort, sure, tmp_path, monkeypatch):
     report = run("models/x", responder=sure, questions=cohort.questions, out=tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -263,6 +264,7 @@ def test_the_whole_audit_of_a_simulated_cohort(tmp_path):
     assert len(planted) == 25 * sum(len(doses.values) for doses in DOSES)
 
 
+@pytest.mark.slow
 def test_the_text_only_model_stands_beside_every_number(cohort, oracle, blind, tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")

@@ -182,6 +182,7 @@ def test_a_planted_class_is_learned_and_the_encoder_stays_as_it_is(tmp_path):
     assert found.rates == pytest.approx({"layer 0": 5e-3 * 0.75**2, "layer 1": 5e-3 * 0.75, "head": 5e-3})
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores_and_dropout_is_active_in_training(tmp_path):
     state = torch.random.get_rng_state()
     pair = make("ecg_melp", **MELP, dropout=0.0, dropout_input=0.0, attention_dropout=0.0)

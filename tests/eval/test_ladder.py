@@ -142,6 +142,7 @@ def test_a_planted_signal_is_found_on_its_way(found, questions, answers):
     assert found["fraction_read"] == pytest.approx((told["answer"] - 0.5) / (told["encoder"] - 0.5), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_no_token_carries_is_lost_at_the_projector(climb, make_model, store, questions):
     blind = climb(no_projector=True, answers=said(make_model, store, questions.test, no_projector=True))
     told = {rung: of["auroc"] for rung, of in blind["rungs"].items()}

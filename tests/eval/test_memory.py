@@ -57,6 +57,7 @@ def run(responder, cohort, folder):
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_an_audit_without_a_memory(cohort, tmp_path):
     plain, recognizing = Reader(), Recognizing()
     files = run(plain, cohort, tmp_path)

@@ -343,6 +343,7 @@ def test_what_cannot_be_done_is_an_error_in_words(given, message, ptbxl, tmp_pat
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_transfer_between_corpora(ptbxl, tmp_path, capsys):
     root, rng = tmp_path / "cpsc", np.random.default_rng(1)
     names = [f"A{i:04d}" for i in range(30)]

@@ -124,6 +124,7 @@ def test_intervals_are_sound_for_any_answers(items, random):
     assert interval(items) == pytest.approx((low, high), nan_ok=True)  # the order of answers says nothing
 
 
+@pytest.mark.slow
 def test_robust_intervals_hold_the_mean_of_flip_pairs_and_the_bootstrap_is_too_wide():
     rng, patients, held, wider = np.random.default_rng(3), 60, [], []
     for _ in range(150):
@@ -372,6 +373,7 @@ def test_mcnemar_counts_are_whole(counts):
         mcnemar_p(*counts)
 
 
+@pytest.mark.slow
 def test_holm_adjusts_the_tests_that_were_done():
     rng = np.random.default_rng(13)
     for count in (1, 2, 12):

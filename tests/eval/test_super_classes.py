@@ -111,6 +111,7 @@ def macro(numbers, who, what="auroc"):
     return numbers["macro"][who][what]["value"]
 
 
+@pytest.mark.slow
 def test_who_reads_is_told_from_who_guesses(measured):
     read, guessed = measured["oracle"], measured["blind"]
     assert macro(read, "model") == macro(read, "model", "balanced_accuracy") == 1.0
@@ -145,6 +146,7 @@ def test_differences_are_paired(measured):
         assert low == pytest.approx(1 - areas[1], abs=1e-6) and high == pytest.approx(1 - areas[0], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_cnn_is_the_same_each_time_and_leaves_the_generator_alone(ptbxl, monkeypatch):
     monkeypatch.setattr(reference, "EPOCHS", 2)
     records = ptbxl.records[:40]

@@ -91,6 +91,7 @@ def test_the_numbers_of_a_perfect_reader_and_of_a_guesser():
     assert weigh(made(np.ones(800, bool), without=False)).breaks is None
 
 
+@pytest.mark.slow
 def test_intervals_know_that_every_ecg_is_in_two_pairs():
     """A yes/no question whose answers change with the ECG but not with the finding: the gap is 2 * accuracy - 1."""
     rng, gaps, widths, rejected = np.random.default_rng(0), [], [], []

@@ -28,7 +28,7 @@ CONFIGS = [
 ]
 
 
-QUICK = ("tiny_cpu", "ecg_qa_llama_1b")  # the default job, a published language model
+QUICK = ("tiny_cpu",)  # the default job
 
 
 @pytest.mark.parametrize(

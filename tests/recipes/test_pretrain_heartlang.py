@@ -18,6 +18,7 @@ def trained(pretrain):
     return {stage: pretrain.trained(stage) for stage in ("vqhbr", "sentence")}
 
 
+@pytest.mark.slow
 def test_each_stage_leaves_an_encoder(trained):
     vqhbr, tokenizer = load_encoder(trained["vqhbr"])
     encoder, words = load_encoder(trained["sentence"])

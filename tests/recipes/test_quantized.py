@@ -52,6 +52,7 @@ def test_it_resumes_from_its_checkpoints(trained, train, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_an_align_checkpoint_holds_the_projector_alone(trained):
     held = load_file(trained / "checkpoints" / "align" / "checkpoint-2" / "model.safetensors")
     assert held and all(name.startswith("model.projector.") for name in held)

@@ -42,6 +42,7 @@ def words_and_rows(folder, parts):
     return base, table[:start], table[start : start + count]
 
 
+@pytest.mark.slow
 def test_the_recipe_leaves_a_plain_language_model(trained, parts):
     before, after, rows = words_and_rows(trained, parts)
     assert torch.equal(before, after)

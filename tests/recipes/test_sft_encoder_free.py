@@ -11,6 +11,7 @@ from recipes import sft_ecg_byte, sft_encoder_free
 from recipes.sft_llava import DEFAULT_CONFIG, parse
 
 
+@pytest.mark.slow
 def test_the_layer_over_patches_is_trained_and_saved(train, tmp_path):
     settings = {"encoder": "ecg_patch", "encoder_args": json.dumps({"patch_size": 100, "hidden_size": 16})}
     train(tmp_path / "model", **settings, train_encoder=True, projector_type="linear", reports_in_sft=True)

@@ -221,6 +221,7 @@ def wfdb_files(folder, record="rec"):
     return [(f"{record}.{suffix}", (folder / f"{record}.{suffix}").read_bytes()) for suffix in ("hea", "dat")]
 
 
+@pytest.mark.slow
 def test_an_upload_is_read_and_not_kept(desk, tmp_path):
     pytest.importorskip("gradio")
     from serve.page.place import taken
