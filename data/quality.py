@@ -27,6 +27,7 @@ USUAL = 10.0  # s of a diagnostic recording
 HIGHEST = 20.0  # mV from the middle of a lead; the highest QRS complexes of an adult stay below 10
 SHORT_GAP = 0.2  # s of a lead that a straight line may bridge and the recording still be good
 _ALIKE = 0.5  # of noise: power per Hz at 25 to 100 Hz, relative to that at 1 to 15 Hz, where a heart is
+_MORE = 2.0  # times the noise power of leads that show a heart, to call another lead noise
 _IMPULSIVE = 6.0  # kurtosis: more is not noise
 _UNLIKE = 0.3  # of limb leads that contradict each other: what is left over, relative to the leads themselves
 
@@ -136,7 +137,7 @@ def _silent(signal: Array, fs: float, names: Sequence[str], span: Array) -> dict
     for row in np.flatnonzero(deviation <= FLAT / 2).tolist():
         if np.ptp(np.fft.irfft(spectrum[row] * band, signal.shape[1])) < FLAT:
             found.setdefault(names[row], "Only drift or hum")
-    for row in np.flatnonzero(_is_noisy(power, frequency)).tolist():
+    for row in _noisy(power, frequency, [name not in found for name in names]):
         if _is_even(signal[row], frequency):
             found.setdefault(names[row], "Noise alone")
     return {name: found[name] for name in names if name in found}
@@ -150,16 +151,23 @@ def _spectrum(signal: Array) -> NDArray[np.complex128]:
     return np.fft.rfft((signal - slope) * np.hanning(signal.shape[1]), axis=1)
 
 
-def _is_noisy(power: Array, frequency: Array) -> NDArray[np.bool_]:
-    """Leads whose power does not fall from the frequencies of a heart to those above."""
+def _noisy(power: Array, frequency: Array, live: Sequence[bool]) -> list[int]:
+    """Leads whose power does not fall from the frequencies of a heart to those above.
+
+    Where other `live` leads do show a heart, only those with more noise than these have: a lead across the heart's axis
+    shows little of it, and may be lost in the noise of a sound recording.
+    """
     highest = min(100.0, 0.9 * float(frequency[-1]))
     heart = (frequency >= 1) & (frequency <= 15)
     above = (frequency >= min(25.0, 0.7 * highest)) & (frequency <= highest)
     if not (heart.any() and above.any()):  # the sampling rate is too low to tell
-        return np.zeros(len(power), dtype=np.bool_)
+        return []
     # The median over lines of hum; that of noise's power per line is ln 2 of its mean.
     noise = np.median(power[:, above], axis=1) / np.log(2)
-    return np.asarray(noise > _ALIKE * power[:, heart].mean(axis=1), dtype=np.bool_)
+    is_noisy = noise > _ALIKE * power[:, heart].mean(axis=1)
+    others = noise[~is_noisy & np.array(live)]
+    usual = float(np.median(others)) if len(others) else 0.0
+    return np.flatnonzero(is_noisy & (noise > _MORE * usual)).tolist()
 
 
 def _is_even(row: Array, frequency: Array) -> bool:

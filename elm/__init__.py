@@ -5,11 +5,15 @@ Names are imported when they are first used, so that `python -m elm.ask --help` 
 """
 
 import importlib
+import logging
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or "transformers" in sys.modules:
     from elm.auto import EcgCollator, ElmConfig, ElmForConditionalGeneration, ElmModel, ElmProcessor, load
+
+# It warns at its import of a 4-bit kernel that nothing here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __all__ = ["EcgCollator", "ElmConfig", "ElmForConditionalGeneration", "ElmModel", "ElmProcessor", "load"]
 

@@ -1,6 +1,5 @@
 """What a training shows: a bar for each stage on a terminal, a few lines elsewhere."""
 
-import logging
 import os
 import sys
 import time
@@ -16,11 +15,10 @@ SECONDS = 120.0  # between two lines of a stage, where no terminal shows a bar
 
 
 def quiet() -> None:
-    """Leave out bars of loading and saving, and warnings of a 4-bit kernel and of tokenizers' threads, unused both."""
+    """Leave out bars of loading and saving, and a warning of tokenizers' threads, which are not used."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hide_bars_of_datasets()
     hide_bars_of_transformers()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def show(trainer: Trainer, name: str) -> None:

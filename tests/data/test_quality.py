@@ -219,3 +219,13 @@ def test_real_recordings_are_readable_and_their_limb_leads_agree():
     notes = {path.stem: read_ecg(path).meta["quality"] for path in paths}
     assert {record for record, quality in notes.items() if quality.grade != "good"} == {"JS20008"}
     assert notes["JS20008"].notes[0].startswith("Flat: ")
+
+
+def test_a_lead_that_shows_little_is_not_noise_alone(ecg):
+    """Across the heart's axis: all leads have the same noise, and this one no more than that."""
+    same = noise(1, ecg.signal.shape) * 0.03 / noise(1, ecg.signal.shape).std()
+    signal = ecg.signal + same
+    signal[8] = same[8]
+    assert not any("Noise" in note for note in judged(signal, ecg.fs).notes)
+    signal[8] *= 5
+    assert "Noise alone: V3." in judged(signal, ecg.fs).notes
