@@ -77,6 +77,11 @@ class EcgQa:
     cache: Path | str | None = None  # folder for translations; `root/cache` by default
     rate: int | None = None  # Hz, at which PTB-XL's records are read from their folder: 100 (default) or 500
 
+    @property
+    def folder(self) -> Path:
+        """`root`, as a path."""
+        return Path(self.root).expanduser()
+
     @cached_property
     def corpus(self) -> type[CorpusFolder]:
         """The class of the recordings."""
@@ -123,7 +128,7 @@ class EcgQa:
         """The recordings, which must be those of `source`."""
         recordings, corpus = self.recordings, self.corpus
         if recordings is None or isinstance(recordings, (str, Path)):
-            return corpus(recordings or Path(self.root) / self.source, self.rate or corpus.rates[0])
+            return corpus(recordings or self.folder / self.source, self.rate or corpus.rates[0])
         if not isinstance(recordings, corpus):
             raise ValueError(
                 f"source is {self.source!r}, but the recordings are of {recordings.root}: pass those it asks about"
@@ -207,7 +212,7 @@ def _split_questions(settings: EcgQa, recordings: CorpusFolder) -> tuple[list[Ro
         dropped: Counter[str] = Counter()
         before = {training: len(some) for training, some in rows.items()}
         for wording in ("template", "paraphrased") if settings.version == "both" else (settings.version,):
-            for published, question in read_questions(Path(settings.root) / name / settings.source / wording):
+            for published, question in read_questions(settings.folder / name / settings.source / wording):
                 row = row_of(f"{name}/{wording}/{published}", question, recordings.patient_of)
                 if all(row["patient_ids"]):
                     training, reason = settings.place(row, published, recordings.fold_of)
@@ -233,7 +238,7 @@ def _report_rows(
     """Rows that ask for the report of each training and each test record, and notes on where the reports came from."""
 
     def translated(texts: Iterable[str]) -> dict[str, str]:
-        return translate(texts, settings.translator or "", settings.cache or Path(settings.root) / "cache")
+        return translate(texts, settings.translator or "", settings.cache or settings.folder / "cache")
 
     def ask(rows: Sequence[Row], folds: Collection[int], kinds: Sequence[str]) -> tuple[list[Row], list[str]]:
         if settings.split_kind == "own":

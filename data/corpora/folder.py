@@ -28,7 +28,7 @@ class CorpusFolder(Corpus):
 
     def __init__(self, root: Path | str, rate: int | None = None) -> None:
         self.check_rate(rate)
-        self.root, self.rate = Path(root), rate or self.rates[0]
+        self.root, self.rate = Path(root).expanduser(), rate or self.rates[0]
 
     @classmethod
     def check_rate(cls, rate: int | None) -> None:

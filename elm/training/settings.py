@@ -109,7 +109,7 @@ def for_dev(arguments: ElmArguments, training_args: SFTConfig) -> tuple[ElmArgum
     What else `--dev` means is in `elm.training.dev`: flags, few questions, small parts.
     """
     settings = as_mapping("dataset_args", arguments.dataset_args)
-    missing = "root" in settings and not Path(settings["root"]).is_dir()
+    missing = "root" in settings and not Path(settings["root"]).expanduser().is_dir()
     if missing:
         logger.warning("--dev: there is no %s, so simulated ECGs stand in for %s", settings["root"], arguments.dataset)
     if missing or arguments.dataset == "synthetic":

@@ -202,6 +202,11 @@ def test_recordings_may_be_given_by_their_folder(loaded, tmp_path):
         assert again.train == loaded.train and again.source["1"].record_id == "1"
 
 
+def test_the_folder_may_be_below_the_home_folder(loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load("~", sets=["ecgqa"]).train == loaded.train
+
+
 def test_folds_and_versions_are_the_callers(tmp_path, ptbxl):
     write_questions(tmp_path, version="paraphrased")
     other = load(tmp_path, ptbxl, sets=["ecgqa"], version="paraphrased", train_folds=[9], test_folds=[8])

@@ -513,7 +513,7 @@ def test_when_the_engine_dies_so_does_the_server(documented, make_ecg):
         list(pieces)
     waiting[0].join(60)
     assert statuses == [500]
-    assert documented.process.wait(60) == 1
+    assert documented.process.wait(60) == 2
     assert "error: the engine died" in documented.log.read_text()
     with pytest.raises(ServerError, match="Is the server running"):
         chat.ask(make_ecg(1), "Is this?")
