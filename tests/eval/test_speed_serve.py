@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import subprocess
@@ -26,7 +27,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.known, self.again, self.lenient, self.lost, self.count = set(), 0, None, 0, 0
+        self.known, self.again, self.lenient, self.lost, self.numbers = set(), 0, None, 0, itertools.count(1)
 
     def handle_error(self, request, client_address):
         """Clients that hang up are part of these tests."""
@@ -69,12 +70,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.count += 1
+        number = next(server.numbers)  # one each: requests come in several threads
         refused = server.refusal(body)
         if refused and refused[1] != server.lenient:
             self.begin(refused[0])
             return
-        if server.count == server.lost:
+        if number == server.lost:
             return
         ecg = json.dumps(body["messages"])
         server.again += bool(body.get("stream")) and ecg in server.known
@@ -128,7 +129,7 @@ def test_a_server_that_takes_what_it_must_not_fails_the_soak(server, kind):
 def test_a_lost_reply_fails_the_soak(server):
     server.lost = 1
     while server.lost <= 10:  # the first good request is among the first ones
-        server.count = 0
+        server.numbers = itertools.count(1)
         try:
             serve.soak(at(server), serve.ecgs_without_end(), 28)
         except RuntimeError as error:
