@@ -130,7 +130,7 @@ KINDS = {
 }  # fmt: skip
 
 # For fixtures: what the others show besides these, their tables and names of layers, waits for the slow tests.
-QUICK = ("llama-3.2", "qwen3", "gemma2", "gpt2", "opt")
+QUICK = ("llama-3.2", "gemma2", "gpt2")
 EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in KINDS]
 
 
