@@ -1,4 +1,4 @@
-# make check      before a commit: lint, types, layers and the fast tests; four to five minutes on two cores
+# make check      before a commit: lint, types, layers and the fast tests; three to five minutes on two cores
 # make test-all   every test that needs neither a GPU, vLLM nor a browser
 # make e2e        the default recipe with its audit, the gate, one question, and vLLM if there is one
 #
