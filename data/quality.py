@@ -127,7 +127,7 @@ def _impossible(signal: Array, names: Sequence[str]) -> str:
 
 def _silent(signal: Array, fs: float, names: Sequence[str], span: Array) -> dict[str, str]:
     """Leads in which there is no heart: flat ones, and those that hold only noise, drift or hum."""
-    found = {name: "Flat" for name, mv in zip(names, span) if mv < FLAT}
+    silent = {name: "Flat" for name, mv in zip(names, span) if mv < FLAT}
     spectrum = _spectrum(signal)
     frequency: Array = np.asarray(np.fft.rfftfreq(signal.shape[1], 1 / fs), dtype=np.float64)
     power: Array = spectrum.real**2 + spectrum.imag**2
@@ -136,11 +136,11 @@ def _silent(signal: Array, fs: float, names: Sequence[str], span: Array) -> dict
     deviation = np.sqrt(2 * power[:, band].sum(axis=1)) / signal.shape[1]
     for row in np.flatnonzero(deviation <= FLAT / 2).tolist():
         if np.ptp(np.fft.irfft(spectrum[row] * band, signal.shape[1])) < FLAT:
-            found.setdefault(names[row], "Only drift or hum")
-    for row in _noisy(power, frequency, [name not in found for name in names]):
+            silent.setdefault(names[row], "Only drift or hum")
+    for row in _noisy(power, frequency, [name not in silent for name in names]):
         if _is_even(signal[row], frequency):
-            found.setdefault(names[row], "Noise alone")
-    return {name: found[name] for name in names if name in found}
+            silent.setdefault(names[row], "Noise alone")
+    return {name: silent[name] for name in names if name in silent}
 
 
 def _spectrum(signal: Array) -> NDArray[np.complex128]:

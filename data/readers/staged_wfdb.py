@@ -93,8 +93,8 @@ def _leads(signals: Sequence[Signal], stated: object) -> list[str]:
     each = "it" if len(signals) == 1 else f"each of the {count}"
     how = f"say which lead {each} is, in their order, and {NO_LEAD} for one that is none"
     if isinstance(stated, list) and chosen is None:
-        if known := [lead for lead in by_file if lead not in (None, NO_LEAD)]:
-            words = f"the file says {', '.join(map(str, known))}, you say {', '.join(stated)}"
+        if in_file := [lead for lead in by_file if lead not in (None, NO_LEAD)]:
+            words = f"the file says {', '.join(map(str, in_file))}, you say {', '.join(stated)}"
             raise UploadError(f"leads: {words}: one is wrong, so decide")
         raise WordsNeeded(f"leads: {len(stated)} names for {count}: {how}")
     leads = chosen or by_file

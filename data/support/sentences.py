@@ -67,7 +67,7 @@ def sentence_of(error: BaseException, smaller: str = "") -> str | None:
     """
     names = _names(error)
     words = " ".join(str(error).split()) or type(error).__name__
-    if names & _MEMORY or (isinstance(error, RuntimeError) and any(known in words for known in _NO_MEMORY)):
+    if names & _MEMORY or (isinstance(error, RuntimeError) and any(phrase in words for phrase in _NO_MEMORY)):
         return f"not enough memory ({words}): {smaller or 'end other programs, or take a machine with more'}"
     if (rust := re.search(r"\(os error (\d+)\)", words)) and not isinstance(error, OSError):  # as safetensors has them
         return _of_system(OSError(int(rust[1]), os.strerror(int(rust[1])), _file_of(error)), words)

@@ -50,10 +50,10 @@ def parse(
         if stages is not None and stage not in stages:
             raise ValueError(f"{path}: there is no stage {stage!r}: {', '.join(stages) or 'this recipe has none'}")
         parser.checked(_mapping(settings, f"{path}, stage {stage}"), f"{path}, stage {stage}")
-    asked = vars(parser.parse_known_args(words)[0])
-    if asked.get("stage") in by_stage:
-        parser.take(by_stage[asked["stage"]], f"{path}, stage {asked['stage']}")
-    words = dev.flags(bool(asked.get("dev")), bool(asked.get("plan")), more_for_dev) + words
+    flags = vars(parser.parse_known_args(words)[0])
+    if flags.get("stage") in by_stage:
+        parser.take(by_stage[flags["stage"]], f"{path}, stage {flags['stage']}")
+    words = dev.flags(bool(flags.get("dev")), bool(flags.get("plan")), more_for_dev) + words
     *settings, unknown = parser.parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )

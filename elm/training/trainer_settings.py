@@ -157,8 +157,8 @@ def _refuse_unread(args: TrainingArguments, name: str, settings: Mapping[str, ob
     def with_changes(**changes: object) -> Mapping[str, object]:
         other = copy.copy(args)
         vars(other).update(changes)
-        made: Mapping[str, object] = Trainer.get_optimizer_cls_and_kwargs(other)[1]
-        return made
+        keywords: Mapping[str, object] = Trainer.get_optimizer_cls_and_kwargs(other)[1]
+        return keywords
 
     plain = with_changes(optim_args=None)
     for argument in (args.optim_args or "").replace(" ", "").split(","):
